@@ -1,0 +1,36 @@
+"""Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
+
+from pyro_ilvae import diagnostics, infer, likelihoods
+from pyro_ilvae.convex import ICNN
+from pyro_ilvae.decoders import InverseLipschitzDecoder, ProjectedDecoder
+from pyro_ilvae.encoders import ConvEncoder, MLPEncoder
+from pyro_ilvae.frames import principal_frame
+from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, anneal, schedules
+from pyro_ilvae.io_pyro import from_pyro_svi
+from pyro_ilvae.maps import BrenierMap, BrenierTransform
+from pyro_ilvae.models import VAE
+from pyro_ilvae.networks import MLPDecoder, mlp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ICNN",
+    "VAE",
+    "AnnealedELBO",
+    "BrenierMap",
+    "BrenierTransform",
+    "ConvEncoder",
+    "InverseLipschitzDecoder",
+    "InverseLipschitzScheduler",
+    "MLPDecoder",
+    "MLPEncoder",
+    "ProjectedDecoder",
+    "anneal",
+    "diagnostics",
+    "from_pyro_svi",
+    "infer",
+    "likelihoods",
+    "mlp",
+    "principal_frame",
+    "schedules",
+]

@@ -1,0 +1,130 @@
+"""Amortised networks for guides: from a datum to the location and the positive scale of its latent variable."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_ilvae import _checks
+from pyro_ilvae.networks import mlp
+
+# A scale of exactly zero, which softplus reaches in float32, has no log density.
+_SMALLEST_SCALE = 1e-6
+
+
+class MLPEncoder(PyroModule):
+    r"""A multilayer perceptron giving the location and scale of :math:`q(z \mid x) = N(\mu(x), \operatorname{diag}
+    \sigma(x)^2)`.
+
+    .. math:: (m, r) = \operatorname{MLP}(x), \qquad \mu = m, \qquad \sigma = \operatorname{softplus}(r + c) > 0,
+
+    with :math:`c = \log(e - 1)`, so that the guide starts near the scale of a standard normal prior.
+
+    Args:
+        event_shape: the shape of one datum.
+        latent_dim: the dimension :math:`K` of the latent variable.
+        hidden_features: the widths of the hidden layers.
+
+    Raises:
+        ValueError: for widths below 1, and from ``forward`` for data of another shape.
+
+    Example:
+        >>> loc, scale = MLPEncoder(event_shape=(8, 8), latent_dim=2)(torch.zeros(5, 8, 8))
+        >>> loc.shape, bool((scale > 0).all())
+        (torch.Size([5, 2]), True)
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        latent_dim: int,
+        hidden_features: Sequence[int] = (512, 512),
+    ) -> None:
+        super().__init__()
+        self.event_shape = _checks.event_shape(event_shape)
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.network = mlp(
+            self.event_shape.numel(), _checks.widths("hidden_features", hidden_features), 2 * self.latent_dim
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
+        batch_shape = _batch_shape(x, self.event_shape)
+        output = self.network(_as_input(x, self).reshape((*batch_shape, -1)))
+        return _location_and_scale(output)
+
+
+class ConvEncoder(PyroModule):
+    r"""A small convolutional network giving the location and scale of :math:`q(z \mid x)` for images.
+
+    Each convolution (kernel 3, stride 2) halves height and width; a multilayer perceptron reads the last feature map.
+    Location and scale are formed as in :class:`MLPEncoder`.
+
+    Args:
+        event_shape: the shape (H, W) or (C, H, W) of one image.
+        latent_dim: the dimension :math:`K` of the latent variable.
+        channels: the channels of the convolutions.
+        hidden_features: the widths of the perceptron's hidden layers.
+
+    Raises:
+        ValueError: for another number of dimensions, widths below 1, and from ``forward`` for data of another shape.
+
+    Example:
+        >>> loc, scale = ConvEncoder(event_shape=(28, 28), latent_dim=2)(torch.zeros(5, 28, 28))
+        >>> loc.shape, bool((scale > 0).all())
+        (torch.Size([5, 2]), True)
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dim: int,
+        channels: Sequence[int] = (32, 64),
+        hidden_features: Sequence[int] = (256,),
+    ) -> None:
+        super().__init__()
+        self.event_shape = _checks.event_shape(event_shape)
+        if len(self.event_shape) not in (2, 3):
+            raise ValueError(f"Expected event_shape (H, W) or (C, H, W), got {tuple(self.event_shape)}")
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self._image_shape = (1, *self.event_shape)[-3:]
+        depths = [self._image_shape[0], *_checks.widths("channels", channels)]
+        layers: list[nn.Module] = []
+        for shallow, deep in pairwise(depths):
+            convolution = PyroModule[nn.Conv2d](shallow, deep, 3, stride=2, padding=1)  # type: ignore[call-arg]
+            layers += [convolution, PyroModule[nn.Softplus]()]
+        self.convolutions = PyroModule[nn.Sequential](*layers)  # type: ignore[arg-type]
+        height, width = (math.ceil(size / 2 ** len(channels)) for size in self._image_shape[1:])
+        self.network = mlp(
+            depths[-1] * height * width, _checks.widths("hidden_features", hidden_features), 2 * self.latent_dim
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
+        batch_shape = _batch_shape(x, self.event_shape)
+        features = self.convolutions(_as_input(x, self).reshape((-1, *self._image_shape)))
+        return _location_and_scale(self.network(features.flatten(1)).reshape((*batch_shape, -1)))
+
+
+def _batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
+    split = x.dim() - len(event_shape)
+    if split < 0 or x.shape[split:] != event_shape:
+        expected = ", ".join(["...", *map(str, event_shape)])
+        raise ValueError(f"Expected x of shape ({expected}), got {tuple(x.shape)}")
+    return x.shape[:split]
+
+
+def _as_input(x: Tensor, module: nn.Module) -> Tensor:
+    # Counts and binary data come as integers; a network's weights are floating point.
+    if x.is_floating_point():
+        return x
+    return x.to(next(module.parameters()).dtype)
+
+
+def _location_and_scale(output: Tensor) -> tuple[Tensor, Tensor]:
+    loc, raw = output.chunk(2, dim=-1)
+    return loc, F.softplus(raw + math.log(math.e - 1)) + _SMALLEST_SCALE

@@ -1,0 +1,149 @@
+"""Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
+
+from collections.abc import Callable
+from typing import Self, TypeAlias
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_ilvae import _checks
+
+
+class IdentityFrame(PyroModule):
+    """The frame [I; 0], which puts the latent coordinates on the first K of D coordinates.
+
+    Args:
+        features: the dimension D.
+        latent_dim: the dimension K.
+    """
+
+    def __init__(self, features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.features = features
+        self.latent_dim = latent_dim
+
+    def embed(self, u: Tensor) -> Tensor:
+        """Q u of shape (..., D), for ``u`` of shape (..., K)."""
+        return F.pad(u, (0, self.features - self.latent_dim))
+
+    def coordinates(self, y: Tensor) -> Tensor:
+        """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
+        return y[..., : self.latent_dim]
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The product ``weight`` Q of shape (..., K), for ``weight`` of shape (..., D)."""
+        return weight[..., : self.latent_dim]
+
+
+class OrthonormalFrame(PyroModule):
+    """A frame Q given by its matrix, which is a buffer: it is saved with the module and never trained.
+
+    Args:
+        matrix: Q of shape (D, K), with orthonormal columns.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.features, self.latent_dim = matrix.shape
+        self.register_buffer("matrix", matrix.detach().clone().to(torch.get_default_dtype()))
+
+    matrix: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Conversions of dtype and device; what single precision rounded off is orthonormalised in double."""
+        before = self.matrix.dtype
+        super()._apply(fn, recurse)
+        if self.matrix.dtype != before and self.matrix.device.type != "meta":
+            self.matrix = _orthonormalise(self.matrix)
+        return self
+
+    def embed(self, u: Tensor) -> Tensor:
+        """Q u of shape (..., D), for ``u`` of shape (..., K)."""
+        return u @ self.matrix.mT
+
+    def coordinates(self, y: Tensor) -> Tensor:
+        """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
+        return y @ self.matrix
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The product ``weight`` Q of shape (..., K), for ``weight`` of shape (..., D)."""
+        return weight @ self.matrix
+
+
+Frame: TypeAlias = IdentityFrame | OrthonormalFrame
+
+
+def make_frame(frame: str | Tensor, features: int, latent_dim: int) -> Frame:
+    """The frame that a decoder's ``frame`` argument asks for: "identity", "random" or a (D, K) tensor."""
+    if latent_dim > features:
+        raise ValueError(
+            f"Expected latent_dim <= {features}, the number of entries of event_shape, got {latent_dim}: a map into "
+            "fewer dimensions cannot be inverse Lipschitz"
+        )
+    if isinstance(frame, Tensor):
+        return OrthonormalFrame(_orthonormal(frame, features, latent_dim))
+    if frame == "identity":
+        return IdentityFrame(features, latent_dim)
+    if frame == "random":
+        return OrthonormalFrame(torch.linalg.qr(torch.randn(features, latent_dim)).Q)
+    raise ValueError(f"Expected frame to be 'identity', 'random' or a ({features}, {latent_dim}) tensor, got {frame!r}")
+
+
+def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
+    r"""The leading principal directions of a data sample, the natural frame of a decoder for these data.
+
+    .. math:: \operatorname{argmax}_{Q^\top Q = I} \operatorname{tr}(Q^\top S Q), \qquad
+        S = \tfrac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top.
+
+    Args:
+        x: a data sample of shape (N, \*event_shape), N > ``latent_dim``.
+        latent_dim: the number :math:`K` of directions.
+
+    Returns:
+        :math:`Q` of shape (D, K), D the number of entries of a datum: orthonormal columns, largest variance first,
+        each with its largest entry positive so that the sign is reproducible.
+
+    Raises:
+        ValueError: if ``x`` has too few data or dimensions, or is not finite.
+
+    Example:
+        >>> x = torch.randn(1000, 5) * torch.tensor([0.1, 3.0, 0.1, 2.0, 0.1])
+        >>> principal_frame(x, latent_dim=2).abs().round().int().T.tolist()
+        [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0]]
+    """
+    _checks.positive_int("latent_dim", latent_dim)
+    if x.dim() < 2 or x.shape[0] <= latent_dim or x[0].numel() < latent_dim:
+        raise ValueError(
+            f"Expected x of shape (N, *event_shape) with N > {latent_dim} data of at least {latent_dim} entries, "
+            f"got {tuple(x.shape)}"
+        )
+    flat = x.reshape(len(x), -1).to(torch.get_default_dtype())
+    if not flat.isfinite().all():
+        raise ValueError("Expected x to be finite, got NaN or infinity")
+    directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh[:latent_dim].mT
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return directions * torch.sign(largest)
+
+
+def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:
+    if matrix.shape != (features, latent_dim):
+        raise ValueError(f"Expected frame of shape ({features}, {latent_dim}), got {tuple(matrix.shape)}")
+    matrix = matrix.detach().to(torch.get_default_dtype())
+    gram = matrix.mT @ matrix
+    error = (gram - torch.eye(latent_dim, dtype=gram.dtype, device=gram.device)).abs().max()
+    # NaN fails the comparison too.
+    if not error <= 1e-4:
+        raise ValueError(
+            f"Expected frame with orthonormal columns, got one with |Q^T Q - I| up to {float(error):.2g}; "
+            "torch.linalg.qr(frame).Q orthonormalises it"
+        )
+    # A user's rounding up to the tolerance would otherwise enter the constant.
+    return _orthonormalise(matrix)
+
+
+def _orthonormalise(matrix: Tensor) -> Tensor:
+    """The orthonormal columns next to the almost orthonormal ones of ``matrix``, up to its own precision."""
+    q, r = torch.linalg.qr(matrix.double())
+    return (q * torch.sign(r.diagonal())).to(matrix.dtype)

@@ -1,0 +1,16 @@
+"""Inference: annealing handlers, schedules and ELBO objectives for plain ``pyro.infer.SVI``."""
+
+from pyro_ilvae.infer import schedules
+from pyro_ilvae.infer.annealing import AnnealMessenger, anneal
+from pyro_ilvae.infer.elbo import AnnealedELBO, NonFiniteLossError
+from pyro_ilvae.infer.schedules import InverseLipschitzScheduler, Schedule
+
+__all__ = [
+    "AnnealMessenger",
+    "AnnealedELBO",
+    "InverseLipschitzScheduler",
+    "NonFiniteLossError",
+    "Schedule",
+    "anneal",
+    "schedules",
+]

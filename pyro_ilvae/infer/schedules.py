@@ -1,0 +1,245 @@
+"""Schedules: pure functions of the step, with a position that the training loop moves and a checkpoint saves."""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from pyro_ilvae import _checks
+
+
+class Schedule:
+    r"""A pure function of the step together with the current step.
+
+    Only :meth:`step` moves it, so that evaluating a loss never advances a schedule.
+
+    Args:
+        function: the value at a step 0, 1, 2, ...; any picklable callable can be saved with the schedule.
+
+    Example:
+        >>> beta = linear(0.0, 1.0, num_steps=4)
+        >>> [beta.at(step) for step in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+        >>> beta.step()
+        >>> beta.value, beta.state_dict()
+        (0.25, {'num_steps_taken': 1})
+    """
+
+    def __init__(self, function: Callable[[int], float]) -> None:
+        self.function = function
+        self.num_steps_taken = 0
+
+    def at(self, step: int) -> float:
+        """The value at ``step``, whatever the current step is."""
+        return self.function(step)
+
+    @property
+    def value(self) -> float:
+        """The value at the current step."""
+        return self.at(self.num_steps_taken)
+
+    def step(self) -> None:
+        """Move to the next step."""
+        self.num_steps_taken += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, for a checkpoint."""
+        return {"num_steps_taken": self.num_steps_taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Return to a position that was saved."""
+        self.num_steps_taken = int(state["num_steps_taken"])
+
+
+def constant(value: float) -> Schedule:
+    """The same value at every step.
+
+    Example:
+        >>> constant(0.5).at(1000)
+        0.5
+    """
+    return Schedule(partial(_ramp, start=value, end=value, num_steps=1, shape=_linear))
+
+
+def linear(start: float, end: float, num_steps: int, *, planned_steps: int | None = None) -> Schedule:
+    r"""A straight line, constant afterwards.
+
+    .. math:: v(t) = v_0 + (v_1 - v_0) p, \qquad p = \min(t / T, 1).
+
+    Args:
+        start: the value :math:`v_0` at step 0.
+        end: the value :math:`v_1` from step :math:`T` on.
+        num_steps: the number :math:`T` of steps.
+        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+
+    Example:
+        >>> linear(1.0, 0.0, num_steps=2).at(1)
+        0.5
+    """
+    return _build(start, end, num_steps, planned_steps, _linear)
+
+
+def cosine(start: float, end: float, num_steps: int, *, planned_steps: int | None = None) -> Schedule:
+    r"""Half a cosine wave, flat at both ends, constant afterwards.
+
+    .. math:: v(t) = v_0 + (v_1 - v_0) \tfrac{1}{2}(1 - \cos \pi p), \qquad p = \min(t / T, 1).
+
+    Args:
+        start: the value :math:`v_0` at step 0.
+        end: the value :math:`v_1` from step :math:`T` on.
+        num_steps: the number :math:`T` of steps.
+        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+
+    Example:
+        >>> round(cosine(0.0, 1.0, num_steps=2).at(1), 12)
+        0.5
+    """
+    return _build(start, end, num_steps, planned_steps, _cosine)
+
+
+def exponential(start: float, end: float, num_steps: int, *, planned_steps: int | None = None) -> Schedule:
+    r"""A geometric path between two positive values, constant afterwards.
+
+    .. math:: v(t) = v_0 (v_1 / v_0)^p, \qquad p = \min(t / T, 1).
+
+    Args:
+        start: the value :math:`v_0 > 0` at step 0.
+        end: the value :math:`v_1 > 0` from step :math:`T` on.
+        num_steps: the number :math:`T` of steps.
+        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+
+    Raises:
+        ValueError: also if a value is 0, which a geometric path never reaches.
+
+    Example:
+        >>> round(exponential(0.01, 1.0, num_steps=2).at(1), 12)
+        0.1
+    """
+    if not (start > 0 and end > 0):
+        raise ValueError(f"Expected start and end of an exponential schedule to be > 0, got {start!r} and {end!r}")
+    return _build(start, end, num_steps, planned_steps, _exponential)
+
+
+def cyclical(
+    start: float,
+    end: float,
+    num_steps: int,
+    *,
+    num_cycles: int = 4,
+    ramp: float = 0.5,
+    planned_steps: int | None = None,
+) -> Schedule:
+    r"""Linear ramps that start over in each cycle, each followed by a plateau; the end value afterwards.
+
+    .. math:: v(t) = v_0 + (v_1 - v_0) \min(\tau / R, 1), \qquad \tau = (M t / T) \bmod 1.
+
+    Args:
+        start: the value :math:`v_0` at the start of each cycle.
+        end: the value :math:`v_1` on the plateaus and from step :math:`T` on.
+        num_steps: the number :math:`T` of steps.
+        num_cycles: the number :math:`M` of cycles.
+        ramp: the part :math:`R \in (0, 1]` of a cycle spent on the ramp.
+        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+
+    References:
+        Fu et al. 2019, Cyclical annealing schedule, https://arxiv.org/abs/1903.10145
+
+    Example:
+        >>> beta = cyclical(0.0, 1.0, num_steps=8, num_cycles=2)
+        >>> [beta.at(step) for step in range(9)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    """
+    _checks.positive_int("num_cycles", num_cycles)
+    if not 0 < ramp <= 1:
+        raise ValueError(f"Expected ramp in (0, 1], got {ramp!r}")
+    return _build(start, end, num_steps, planned_steps, partial(_cyclical, num_cycles=num_cycles, ramp=ramp))
+
+
+class _HasInverseLipschitz(Protocol):
+    inverse_lipschitz: float
+
+
+class InverseLipschitzScheduler:
+    r"""Sets the inverse Lipschitz constant of a decoder to the value of a schedule, at once and at each step.
+
+    Starting large forces information into the latent variable and lowering L gives flexibility back; starting at 0
+    does the reverse. The guarantee holds at every step with the constant of that step.
+
+    Args:
+        decoder: a decoder or map whose ``inverse_lipschitz`` can be set.
+        schedule: the constant L as a function of the step.
+
+    Raises:
+        ValueError: if the decoder has no such constant.
+
+    Example:
+        >>> from pyro_ilvae import BrenierMap
+        >>> brenier = BrenierMap(2)
+        >>> scheduler = InverseLipschitzScheduler(brenier, linear(4.0, 1.0, num_steps=3))
+        >>> constants = [brenier.inverse_lipschitz]
+        >>> for _ in range(3):
+        ...     scheduler.step()
+        ...     constants.append(brenier.inverse_lipschitz)
+        >>> constants
+        [4.0, 3.0, 2.0, 1.0]
+    """
+
+    def __init__(self, decoder: _HasInverseLipschitz, schedule: Schedule) -> None:
+        if not hasattr(decoder, "inverse_lipschitz"):
+            raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}")
+        self.decoder = decoder
+        self.schedule = schedule
+        self.decoder.inverse_lipschitz = schedule.value
+
+    def step(self) -> None:
+        """Move the schedule to its next step and set the constant."""
+        self.schedule.step()
+        self.decoder.inverse_lipschitz = self.schedule.value
+
+    def state_dict(self) -> dict[str, int]:
+        """The position of the schedule, for a checkpoint."""
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Return to a position that was saved, and set the constant."""
+        self.schedule.load_state_dict(state)
+        self.decoder.inverse_lipschitz = self.schedule.value
+
+
+_Shape = Callable[[float, float, float], float]
+
+
+def _build(start: float, end: float, num_steps: int, planned_steps: int | None, shape: _Shape) -> Schedule:
+    _checks.positive_int("num_steps", num_steps)
+    for name, value in (("start", start), ("end", end)):
+        if not math.isfinite(value):
+            raise ValueError(f"Expected {name} to be finite, got {value!r}")
+    if planned_steps is not None and num_steps > _checks.positive_int("planned_steps", planned_steps):
+        reached = _ramp(planned_steps, start=start, end=end, num_steps=num_steps, shape=shape)
+        warnings.warn(
+            f"The schedule takes {num_steps} steps and the training {planned_steps}: it stops at {reached:.3g} and "
+            f"never settles at {end:g}.",
+            stacklevel=3,
+        )
+    return Schedule(partial(_ramp, start=start, end=end, num_steps=num_steps, shape=shape))
+
+
+def _ramp(step: int, *, start: float, end: float, num_steps: int, shape: _Shape) -> float:
+    return end if step >= num_steps else shape(start, end, step / num_steps)
+
+
+def _linear(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * progress
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * 0.5 * (1 - math.cos(math.pi * progress))
+
+
+def _exponential(start: float, end: float, progress: float) -> float:
+    return start * (end / start) ** progress
+
+
+def _cyclical(start: float, end: float, progress: float, *, num_cycles: int, ramp: float) -> float:
+    return start + (end - start) * min((num_cycles * progress) % 1 / ramp, 1.0)

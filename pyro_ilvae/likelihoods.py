@@ -1,0 +1,229 @@
+r"""Likelihoods: from natural parameters eta to a Pyro distribution over data.
+
+Each is called as ``likelihood(eta, x=None)`` and returns a distribution whose batch shape ends in the shape of one
+datum; any callable of that form can take its place. ``support`` is what data are checked against on entry.
+"""
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+
+
+class Normal(PyroModule):
+    r"""Independent Normal noise around the decoder's output.
+
+    .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
+
+    Args:
+        scale: the standard deviation :math:`\sigma`, or where its estimate starts.
+        estimate: "fixed"; "learned", one scalar trained with the rest; or "optimal", the maximum likelihood value
+            :math:`\sigma^2 = \operatorname{mean} (x - \eta)^2` over each training batch (sigma-VAE [1]). The last one
+            is remembered as a running average, which is used whenever no gradient is asked for, in ``eval()`` mode
+            and without data, so that evaluation does not depend on how data are batched.
+
+    Raises:
+        ValueError: for a scale that is not positive, or another ``estimate``.
+
+    References:
+        [1] Rybkin, Daniilidis & Levine 2021, Simple and effective VAE training with calibrated decoders,
+        https://arxiv.org/abs/2006.13202
+
+    Example:
+        >>> likelihood = Normal(scale=0.1)
+        >>> likelihood(torch.zeros(5, 8)).scale.unique()
+        tensor([0.1000])
+    """
+
+    support = constraints.real
+    _momentum = 0.05
+
+    def __init__(self, scale: float = 1.0, estimate: Literal["fixed", "learned", "optimal"] = "fixed") -> None:
+        super().__init__()
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"Expected scale to be a finite number > 0, got {scale!r}")
+        if estimate not in ("fixed", "learned", "optimal"):
+            raise ValueError(f"Expected estimate to be 'fixed', 'learned' or 'optimal', got {estimate!r}")
+        self.estimate = estimate
+        log_scale = torch.tensor(math.log(scale))
+        if estimate == "learned":
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+        self.register_buffer("num_updates", torch.tensor(0))
+
+    log_scale: Tensor
+    num_updates: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        r"""The standard deviation :math:`\sigma` in use without data, a tensor of shape ()."""
+        return self.log_scale.exp()
+
+    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape``; ``x`` serves the optimal scale only."""
+        scale = self.scale
+        if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
+            # At its optimum the scale has no first-order effect on the loss, so no gradient flows through it.
+            log_scale = 0.5 * (x - eta.detach()).square().mean().clamp(min=1e-12).log()
+            weight = 1.0 if self.num_updates == 0 else self._momentum
+            self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
+            self.num_updates += 1
+            scale = log_scale.exp()
+        return dist.Normal(eta, scale)
+
+
+class Bernoulli(PyroModule):
+    r"""Binary data, :math:`p(x_d = 1 \mid \eta) = 1 / (1 + e^{-\eta_d})`.
+
+    Example:
+        >>> Bernoulli()(torch.zeros(2)).mean
+        tensor([0.5000, 0.5000])
+    """
+
+    support = constraints.boolean
+
+    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
+        return dist.Bernoulli(logits=eta)
+
+
+class ContinuousBernoulli(PyroModule):
+    r"""Intensities in [0, 1], :math:`p(x_d \mid \eta) \propto e^{\eta_d x_d}`.
+
+    References:
+        Loaiza-Ganem & Cunningham 2019, The continuous Bernoulli, https://arxiv.org/abs/1907.06845
+
+    Example:
+        >>> ContinuousBernoulli()(torch.zeros(2)).mean
+        tensor([0.5000, 0.5000])
+    """
+
+    support = constraints.unit_interval
+
+    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
+        return dist.ContinuousBernoulli(logits=eta)
+
+
+class Categorical(PyroModule):
+    r"""One of C categories, :math:`p(x = c \mid \eta) \propto e^{\eta_c}`, with C the last dimension of eta.
+
+    The softmax ignores a shift of all entries of eta, so the inverse Lipschitz constant of the decoder carries over to
+    the probabilities only in the other C - 1 directions.
+
+    Args:
+        num_categories: the number :math:`C`, the last entry of the decoder's ``event_shape``.
+
+    Example:
+        >>> Categorical(num_categories=4)(torch.zeros(10, 3, 4)).batch_shape
+        torch.Size([10, 3])
+    """
+
+    def __init__(self, num_categories: int) -> None:
+        super().__init__()
+        self.num_categories = _checks.positive_int("num_categories", num_categories)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The integers 0 ... C - 1."""
+        return constraints.integer_interval(0, self.num_categories - 1)
+
+    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape[:-1]``; ``x`` is not used."""
+        _checks.last_dim("eta", eta, self.num_categories)
+        return dist.Categorical(logits=eta)
+
+
+class Poisson(PyroModule):
+    r"""Counts with rate :math:`e^{\eta_d}`.
+
+    Example:
+        >>> Poisson()(torch.zeros(2)).mean
+        tensor([1., 1.])
+    """
+
+    support = constraints.nonnegative_integer
+
+    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
+        return dist.Poisson(eta.exp())
+
+
+class NegativeBinomial(PyroModule):
+    r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
+
+    Args:
+        total_count: the number :math:`r > 0`, or where its estimate starts.
+        estimate: "fixed" or "learned", one scalar trained with the rest.
+
+    Raises:
+        ValueError: for a ``total_count`` that is not positive, or another ``estimate``.
+
+    Example:
+        >>> NegativeBinomial(total_count=3.0, estimate="fixed")(torch.zeros(2)).mean
+        tensor([3., 3.])
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, total_count: float = 1.0, estimate: Literal["fixed", "learned"] = "learned") -> None:
+        super().__init__()
+        if not (math.isfinite(total_count) and total_count > 0):
+            raise ValueError(f"Expected total_count to be a finite number > 0, got {total_count!r}")
+        if estimate not in ("fixed", "learned"):
+            raise ValueError(f"Expected estimate to be 'fixed' or 'learned', got {estimate!r}")
+        log_total_count = torch.tensor(math.log(total_count))
+        if estimate == "learned":
+            self.log_total_count = nn.Parameter(log_total_count)
+        else:
+            self.register_buffer("log_total_count", log_total_count)
+
+    log_total_count: Tensor
+
+    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
+        return dist.NegativeBinomial(self.log_total_count.exp(), logits=eta)
+
+
+_HINTS = {
+    "Bernoulli": "; binarise the data or use ContinuousBernoulli for intensities",
+    "ContinuousBernoulli": "; divide intensities by their largest possible value",
+}
+
+
+def check_support(likelihood: object, x: Tensor, site: str) -> None:
+    """Raise a ValueError that names the ``site`` and the offending range if ``x`` is not in the likelihood's support.
+
+    A likelihood without a ``support`` is asked for finite data only.
+    """
+    name = type(likelihood).__name__
+    if not x.isfinite().all():
+        raise ValueError(
+            f"Expected finite data at site '{site}', got {int((~x.isfinite()).sum())} NaN or infinite values"
+        )
+    support = getattr(likelihood, "support", None)
+    if support is None:
+        return
+    valid = support.check(x)
+    if not valid.all():
+        low, high = x[~valid].min().item(), x[~valid].max().item()
+        raise ValueError(
+            f"Expected data at site '{site}' in the support of {name}, {support}, got {int((~valid).sum())} values "
+            f"outside it, from {low:g} to {high:g}{_HINTS.get(name, '')}"
+        )
+
+
+def expectation(distribution: TorchDistribution) -> Tensor:
+    """The mean of a likelihood's distribution; for categories, whose mean is not defined, their probabilities."""
+    if isinstance(distribution, dist.Categorical):
+        probabilities: Tensor = distribution.probs
+        return probabilities
+    mean: Tensor = distribution.mean
+    return mean

@@ -1,0 +1,5 @@
+"""Ready models, each with its guide in one PyroModule."""
+
+from pyro_ilvae.models.vae import VAE
+
+__all__ = ["VAE"]

@@ -1,0 +1,229 @@
+"""The variational autoencoder: a Pyro model and its amortised guide in one PyroModule."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+from pyro_ilvae.likelihoods import Bernoulli, check_support, expectation
+
+
+class VAE(PyroModule):
+    r"""A variational autoencoder, with the decoder deciding what can collapse.
+
+    .. math:: z_n \sim N(0, I_K), \qquad x_n \mid z_n \sim p(x \mid \eta = f(z_n)), \qquad
+        q(z_n \mid x_n) = N(\mu(x_n), \operatorname{diag} \sigma(x_n)^2),
+
+    for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``. An ordinary VAE has a plain
+    decoder, LIDVAE an inverse Lipschitz one with L = 0, IL-LIDVAE one with L > 0: the class is the same.
+
+    Several models of one class in one process share names in Pyro's global param store: call
+    ``pyro.clear_param_store()`` before fitting the next one, or ``pyro.settings.set(module_local_params=True)`` first.
+
+    Args:
+        decoder: the map :math:`f` from (..., K) to natural parameters (..., \*event_shape).
+        encoder: a module from (..., \*data shape) to the location and scale of z, each (..., K).
+        likelihood: from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`.
+        data_size: the number N of data in the data set. Batches are then scaled by N / batch size, so that the ELBO
+            of a random batch is unbiased for that of the data set. If None, the batch is the data set.
+        latent_dim: the dimension :math:`K`, where neither decoder nor encoder has the attribute.
+        event_shape: the shape of the natural parameters of one datum, where the decoder lacks the attribute.
+
+    Raises:
+        ValueError: if the parts disagree on a dimension, and from ``model`` and ``guide`` for data of another shape or
+            dtype, outside the likelihood's support (naming the site), or for more data than ``data_size``.
+
+    References:
+        Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
+        https://arxiv.org/abs/2304.12770
+
+    Example:
+        >>> import pyro
+        >>> from pyro.infer import SVI, TraceMeanField_ELBO
+        >>> from pyro_ilvae import InverseLipschitzDecoder, MLPEncoder, likelihoods
+        >>> x = torch.rand(100, 8)
+        >>> vae = VAE(
+        ...     decoder=InverseLipschitzDecoder(2, event_shape=8, inverse_lipschitz=0.5, hidden_features=(32,)),
+        ...     encoder=MLPEncoder(event_shape=8, latent_dim=2, hidden_features=(32,)),
+        ...     likelihood=likelihoods.Normal(0.1, estimate="learned"),
+        ...     data_size=len(x),
+        ... )
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+        >>> losses = [svi.step(batch) for batch in x.split(20)]
+        >>> vae.encode(x)[0].shape, vae.reconstruct(x).shape, vae.sample_prior(3).shape
+        (torch.Size([100, 2]), torch.Size([100, 8]), torch.Size([3, 8]))
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        encoder: nn.Module,
+        likelihood: Callable[..., TorchDistribution],
+        data_size: int | None = None,
+        *,
+        latent_dim: int | None = None,
+        event_shape: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        dims = {
+            "the argument latent_dim": latent_dim,
+            "decoder.latent_dim": getattr(decoder, "latent_dim", None),
+            "encoder.latent_dim": getattr(encoder, "latent_dim", None),
+        }
+        self.latent_dim: int = _agreed("latent_dim", dims)
+        shapes = {
+            "the argument event_shape": None if event_shape is None else _checks.event_shape(event_shape),
+            "decoder.event_shape": getattr(decoder, "event_shape", None),
+        }
+        self.event_shape: torch.Size = _agreed("event_shape", shapes)
+        self.data_size = None if data_size is None else _checks.positive_int("data_size", data_size)
+        self.decoder = decoder
+        self.encoder = encoder
+        self.likelihood = likelihood
+        self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
+        self.register_buffer("_prior_scale", torch.ones(self.latent_dim), persistent=False)
+
+    _prior_loc: Tensor
+    _prior_scale: Tensor
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+        r"""The generative model, conditioned on ``x`` where it is given.
+
+        Args:
+            x: a batch of data of shape (N, \*data shape), or None for a draw from the prior predictive.
+            num_data: the number of data to draw if ``x`` is None.
+
+        Returns:
+            The value of site ``x``: the data, or the draw.
+        """
+        plate = self._data_plate(x, num_data)
+        with plate:
+            z = pyro.sample("z", self._prior())
+        # Outside the plate, so that a prior on a weight is global and not one for each datum.
+        distribution = self._likelihood(self.decoder(z), x)
+        if x is not None and isinstance(self.likelihood, Bernoulli):
+            x = x.to(self._prior_loc.dtype)  # PyTorch's density takes no booleans or integers.
+        with plate:
+            value: Tensor = pyro.sample("x", distribution, obs=x)
+        return value
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+        """The amortised posterior, with the arguments of :meth:`model`; without data it is the prior.
+
+        Returns:
+            The value of site ``z``.
+        """
+        plate = self._data_plate(x, num_data)
+        fn = self._prior() if x is None else dist.Normal(*self.encoder(x)).to_event(1)
+        with plate:
+            value: Tensor = pyro.sample("z", fn)
+        return value
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        r"""Location and scale of q(z | x), each of shape (N, K), for ``x`` of shape (N, \*data shape).
+
+        Args:
+            x: the data.
+            batch_size: the number of data encoded at a time; all at once if None.
+        """
+        self._check_data(x)
+        parts = [self.encoder(batch) for batch in _batches(x, batch_size)]
+        return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+        r"""The mean :math:`E[x \mid z]` at the posterior mean of z, for ``x`` of shape (N, \*data shape).
+
+        For categories these are their probabilities, with one dimension more.
+
+        Args:
+            x: the data.
+            batch_size: the number of data treated at a time; all at once if None.
+        """
+        self._check_data(x)
+        parts = [
+            expectation(self.likelihood(self.decoder(self.encoder(batch)[0]))) for batch in _batches(x, batch_size)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
+        r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
+
+        Args:
+            num_samples: the number of draws.
+            batch_size: the number drawn at a time; all at once if None.
+            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
+        """
+        _checks.positive_int("num_samples", num_samples)
+        z = self._prior().expand([num_samples]).sample()
+        parts = []
+        for batch in _batches(z, batch_size):
+            distribution = self.likelihood(self.decoder(batch))
+            parts.append(expectation(distribution) if mean else distribution.sample())
+        return torch.cat(parts)
+
+    def _prior(self) -> TorchDistribution:
+        return dist.Normal(self._prior_loc, self._prior_scale).to_event(1)
+
+    def _likelihood(self, eta: Tensor, x: Tensor | None) -> TorchDistribution:
+        split = eta.dim() - len(self.event_shape)
+        if split < 1 or eta.shape[split:] != self.event_shape:
+            expected = ", ".join(["...", *map(str, self.event_shape)])
+            raise ValueError(f"Expected decoder to return shape ({expected}), got {tuple(eta.shape)}")
+        distribution = self.likelihood(eta, x)
+        data_shape = distribution.batch_shape[split:]
+        if x is not None and x.shape[1:] != data_shape:
+            expected = ", ".join(["N", *map(str, data_shape)])
+            raise ValueError(f"Expected data at site 'x' of shape ({expected}), got {tuple(x.shape)}")
+        return distribution.to_event(len(data_shape))
+
+    def _data_plate(self, x: Tensor | None, num_data: int) -> pyro.plate:
+        if x is None:
+            return pyro.plate("data", _checks.positive_int("num_data", num_data))
+        self._check_data(x)
+        if self.data_size is None or self.data_size == len(x):
+            return pyro.plate("data", len(x))
+        if self.data_size < len(x):
+            raise ValueError(f"Expected at most data_size = {self.data_size} data at site 'x', got {len(x)}")
+        # Indices stand for the caller's random batch; drawing them here would cost a permutation of all data.
+        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
+
+    def _check_data(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"Expected data at site 'x' as a tensor of shape (N, ...) with N >= 1, got {got}")
+        if x.is_floating_point() and x.dtype != self._prior_loc.dtype:
+            raise ValueError(
+                f"Expected data at site 'x' of dtype {self._prior_loc.dtype}, as the model, got {x.dtype}; convert "
+                "one, for example with x.float() or vae.double()"
+            )
+        check_support(self.likelihood, x, "x")
+
+
+def _agreed(name: str, values: dict[str, Any]) -> Any:
+    """The one value that all who name it agree on."""
+    named = {source: value for source, value in values.items() if value is not None}
+    if not named:
+        raise ValueError(f"Expected {name} as an argument, got None and a decoder without this attribute")
+    first, *others = named.values()
+    if any(other != first for other in others):
+        raise ValueError(
+            f"Expected one {name}, got " + ", ".join(f"{source} = {value}" for source, value in named.items())
+        )
+    return first
+
+
+def _batches(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
+    if batch_size is None:
+        return (x,)
+    return x.split(_checks.positive_int("batch_size", batch_size))

@@ -1,0 +1,192 @@
+"""Laws of the decoders: the constant of the whole, over random weights, pairs near and far, and every frame."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from objects import DECODERS, EVENT, INVERSE_LIPSCHITZ_DECODERS, LATENT, ConvBackbone, jacobian, perturb
+
+from pyro_ilvae import InverseLipschitzDecoder, ProjectedDecoder, mlp, principal_frame
+
+NAMES = list(INVERSE_LIPSCHITZ_DECODERS)
+
+
+def build(name, constant, seed, amount):
+    torch.manual_seed(seed)
+    return perturb(INVERSE_LIPSCHITZ_DECODERS[name](constant).double(), amount)
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 0.5, 2.0]),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+)
+def test_inverse_lipschitz_inequality(name, constant, seed, amount, distance):
+    decoder = build(name, constant, seed, amount)
+    z = torch.randn(100, LATENT, dtype=torch.float64)
+    step = distance * torch.randn(100, LATENT, dtype=torch.float64)
+    difference = (decoder(z + step) - decoder(z)).flatten(1).norm(dim=-1)
+    assert (difference >= constant * step.norm(dim=-1) * (1 - 1e-6)).all()
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from([0.3, 1.0, 4.0]),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 0.5, 2.0]),
+)
+def test_singular_values_of_the_jacobian(name, constant, seed, amount):
+    decoder = build(name, constant, seed, amount)
+    z = torch.randn(10, LATENT, dtype=torch.float64)
+    values = torch.linalg.svdvals(jacobian(lambda point: decoder(point).flatten(-2), z))
+    assert values.min() >= constant * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["identity", "random"])
+def test_bound_is_sharp_where_the_nonlinear_part_vanishes(kind):
+    decoder = InverseLipschitzDecoder(LATENT, EVENT, 0.5, (8,), kind).double()
+    with torch.no_grad():
+        for brenier in (decoder.inner, decoder.outer):
+            brenier.icnn.output_weight_raw.fill_(-1e3)
+    z, other = torch.randn(2, 20, LATENT, dtype=torch.float64)
+    ratio = (decoder(z) - decoder(other)).flatten(1).norm(dim=-1) / (z - other).norm(dim=-1)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 0.5), rtol=1e-6, atol=0)
+
+
+@given(st.integers(0, 2**31), st.sampled_from(["identity", "random"]), st.booleans())
+def test_folded_frame_is_the_composition_written_out(seed, frame, skips):
+    torch.manual_seed(seed)
+    decoder = InverseLipschitzDecoder(LATENT, EVENT, (0.4, 1.5), (16, 12), frame, input_skips=skips)
+    decoder = perturb(decoder.double(), 0.5)
+    z = torch.randn(7, LATENT, dtype=torch.float64)
+    matrix = decoder.frame.embed(torch.eye(LATENT, dtype=torch.float64)).mT
+    expected = decoder.outer(decoder.inner(z) @ matrix.mT).reshape(7, *EVENT)
+    torch.testing.assert_close(decoder(z), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_projection_keeps_the_backbone_outside_the_frame():
+    backbone = mlp(LATENT, (16,), 8)
+    decoder = ProjectedDecoder(backbone, LATENT, EVENT, 2.0).double()
+    z = torch.randn(7, LATENT, dtype=torch.float64)
+    eta = decoder(z).flatten(1)
+    q = decoder.frame.matrix
+    torch.testing.assert_close(eta @ q, decoder.map(z))
+    torch.testing.assert_close(eta - eta @ q @ q.mT, backbone(z) - backbone(z) @ q @ q.mT)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 0.5, 3.0])
+def test_composition_has_exactly_the_constant_asked_for(constant):
+    decoder = InverseLipschitzDecoder(LATENT, EVENT, constant, (8,))
+    assert math.isclose(decoder.inverse_lipschitz, constant, rel_tol=1e-15)
+    assert math.isclose(decoder.inner.inverse_lipschitz, math.sqrt(constant))
+
+
+def test_pair_of_constants():
+    decoder = InverseLipschitzDecoder(LATENT, EVENT, (0.5, 2.0), (8,))
+    assert (decoder.inner.inverse_lipschitz, decoder.outer.inverse_lipschitz) == (0.5, 2.0)
+    assert decoder.inverse_lipschitz == 1.0
+    decoder.inverse_lipschitz = 4.0
+    assert (decoder.inner.inverse_lipschitz, decoder.outer.inverse_lipschitz) == (1.0, 4.0)
+    decoder.inverse_lipschitz = 0.0
+    assert decoder.inverse_lipschitz == 0.0
+    decoder.inverse_lipschitz = 9.0
+    assert (decoder.inner.inverse_lipschitz, decoder.outer.inverse_lipschitz) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constant_can_be_set_and_is_saved(name):
+    decoder = INVERSE_LIPSCHITZ_DECODERS[name]()
+    decoder.inverse_lipschitz = 2.5
+    other = INVERSE_LIPSCHITZ_DECODERS[name]()
+    other.load_state_dict(decoder.state_dict())
+    assert math.isclose(other.inverse_lipschitz, 2.5, rel_tol=1e-15)
+    z = torch.randn(4, LATENT)
+    torch.testing.assert_close(other(z), decoder(z), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("batch_shape", [(), (1,), (5,), (2, 5), (3, 1, 2)])
+def test_batch_shapes(name, batch_shape):
+    decoder = DECODERS[name]()
+    z = torch.randn(*batch_shape, LATENT)
+    eta = decoder(z)
+    assert eta.shape == batch_shape + EVENT
+    flat = torch.stack([decoder(point) for point in z.reshape(-1, LATENT)]).reshape(eta.shape)
+    torch.testing.assert_close(eta, flat, rtol=1e-4, atol=1e-5)
+
+
+def test_output_starts_at_order_one():
+    for width, features in ((64, 64), (512, 784), (512, 3072)):
+        decoder = InverseLipschitzDecoder(16, features, 1.0, (width, width))
+        assert 0.3 < decoder(torch.randn(64, 16)).square().mean().sqrt() < 3
+
+
+def test_principal_frame_spans_the_data():
+    basis = torch.linalg.qr(torch.randn(8, 2)).Q
+    x = torch.randn(500, 2) * torch.tensor([3.0, 1.0]) @ basis.mT + 5
+    frame = principal_frame(x.reshape(500, *EVENT), 2)
+    torch.testing.assert_close(frame.mT @ frame, torch.eye(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(frame @ frame.mT, basis @ basis.mT, rtol=0, atol=1e-4)
+    coordinates = (x - x.mean(0)) @ frame
+    assert coordinates[:, 0].var() > coordinates[:, 1].var()
+    torch.testing.assert_close(principal_frame(x, 2), frame)
+
+
+@pytest.mark.parametrize("build", [InverseLipschitzDecoder, lambda *a, **k: ProjectedDecoder(ConvBackbone(), *a, **k)])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latent_dim": 9}, "Expected latent_dim <= 8"),
+        ({"latent_dim": 0}, "latent_dim to be an int >= 1"),
+        ({"event_shape": ()}, "event_shape"),
+        ({"event_shape": (4, 0)}, "event_shape"),
+        ({"inverse_lipschitz": -0.1}, "inverse_lipschitz to be a finite number >= 0, got -0.1"),
+        ({"inverse_lipschitz": float("nan")}, "inverse_lipschitz"),
+        ({"inverse_lipschitz": float("inf")}, "inverse_lipschitz"),
+        ({"frame": "principal"}, "Expected frame to be 'identity', 'random' or"),
+        ({"frame": torch.ones(8, 3)}, "Expected frame with orthonormal columns"),
+        ({"frame": torch.full((8, 3), float("nan"))}, "Expected frame with orthonormal columns"),
+        ({"frame": torch.eye(3)}, r"Expected frame of shape \(8, 3\), got \(3, 3\)"),
+        ({"hidden_features": (0,)}, "hidden_features"),
+    ],
+)
+def test_refuses(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**({"latent_dim": LATENT, "event_shape": EVENT} | arguments))
+
+
+def test_composition_refuses_three_constants():
+    with pytest.raises(ValueError, match="a number or a pair of numbers"):
+        InverseLipschitzDecoder(LATENT, EVENT, (1.0, 1.0, 1.0))
+
+
+def test_refuses_backbones():
+    with pytest.raises(ValueError, match=r"Expected backbone to be a torch\.nn\.Module"):
+        ProjectedDecoder(lambda z: z, LATENT, EVENT)
+    decoder = ProjectedDecoder(mlp(LATENT, (4,), 5), LATENT, EVENT)
+    with pytest.raises(ValueError, match=r"Expected backbone to return shape \(2, 8\) or \(2, 4, 2\), got \(2, 5\)"):
+        decoder(torch.zeros(2, LATENT))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_refuses_wrong_width(name):
+    with pytest.raises(ValueError, match=r"Expected z of shape \(..., 3\), got \(5, 4\)"):
+        DECODERS[name]()(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 8), "with N > 3 data of at least 3 entries"),
+        (torch.zeros(8), "of shape"),
+        (torch.zeros(20, 2), "of at least 3 entries"),
+        (torch.full((20, 8), float("nan")), "Expected x to be finite"),
+    ],
+)
+def test_principal_frame_refuses(x, message):
+    with pytest.raises(ValueError, match=message):
+        principal_frame(x, 3)

@@ -1,0 +1,254 @@
+"""Diagnostics of collapse against closed forms, on models where every number is known."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch.distributions import Normal, kl_divergence
+
+from pyro_ilvae import anneal
+from pyro_ilvae.diagnostics import active_units, collapse_summary, evidence, kl_per_dimension
+
+W = torch.tensor([[2.0, 0.0, 0.3], [0.0, 1.0, 0.5]])  # K = 2 to D = 3
+NOISE = 0.7
+LOADING = torch.tensor([1.5, -0.5, 0.0])
+SCALE = torch.tensor([0.3, 0.8, 1.0])
+N = 60
+
+
+def linear_model(x, data_size=None):
+    """Probabilistic PCA: x = W^T z + noise, for which everything is Gaussian."""
+    with pyro.plate("data", data_size or len(x), subsample=torch.arange(len(x))):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ W, NOISE).to_event(1), obs=x)
+
+
+def exact_guide(x, data_size=None):
+    precision = torch.eye(2) + W @ W.mT / NOISE**2
+    loc = torch.linalg.solve(precision, W @ x.mT / NOISE**2).mT
+    with pyro.plate("data", data_size or len(x), subsample=torch.arange(len(x))):
+        pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+def mean_field_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, None] * LOADING, SCALE).to_event(1))
+
+
+def expected_kl(x):
+    return kl_divergence(Normal(x[:, None] * LOADING, SCALE.expand(len(x), 3)), Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 7, 1000])
+def test_kl_is_analytic(batch_size):
+    x = torch.randn(N)
+    kl = kl_per_dimension(model, mean_field_guide, x, batch_size=batch_size)
+    assert kl.estimator == "analytic"
+    torch.testing.assert_close(kl.values, expected_kl(x))
+
+
+def test_kl_is_sampled_where_there_is_no_formula():
+    def student_prior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(5.0, torch.zeros(3), 1.0).to_event(1))
+
+    x = torch.randn(4)
+    kl = kl_per_dimension(student_prior, mean_field_guide, x, num_samples=20000)
+    assert kl.estimator == "sampled"
+    grid = torch.linspace(-12, 12, 20001, dtype=torch.float64)[:, None, None]
+    q = Normal((x[:, None] * LOADING).double(), SCALE.double().expand(4, 3))
+    integrand = q.log_prob(grid).exp() * (q.log_prob(grid) - dist.StudentT(5.0).log_prob(grid))
+    torch.testing.assert_close(kl.values, torch.trapezoid(integrand, grid, dim=0).float(), atol=0.03, rtol=0)
+
+
+def test_kl_ignores_subsampling_and_handlers_around_the_call():
+    x = torch.randn(N)
+
+    def scaled(x):
+        with pyro.plate("data", 100 * len(x), subsample=torch.arange(len(x))):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    with anneal(beta=0.1), poutine.trace() as outer:
+        kl = kl_per_dimension(scaled, mean_field_guide_scaled, x)
+    torch.testing.assert_close(kl.values, expected_kl(x))
+    assert not [name for name, site in outer.trace.nodes.items() if site["type"] == "sample"]
+
+
+def mean_field_guide_scaled(x):
+    with pyro.plate("data", 100 * len(x), subsample=torch.arange(len(x))):
+        pyro.sample("z", dist.Normal(x[:, None] * LOADING, SCALE).to_event(1))
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_active_units(batch_size):
+    x = torch.randn(N)
+    units = active_units(model, mean_field_guide, x, batch_size=batch_size)
+    torch.testing.assert_close(units.variances, LOADING**2 * x.var())
+    assert units.active.tolist() == [True, True, False]
+    assert units.num_active == 2
+    assert active_units(model, mean_field_guide, x, threshold=1.0).active.tolist() == [True, False, False]
+
+
+def test_active_units_by_draws_where_the_mean_has_no_formula():
+    def flow_guide(x):
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(x[:, None] * LOADING, SCALE).to_event(1)
+            transform = dist.transforms.AffineTransform(0.0, 2.0, event_dim=1)
+            pyro.sample("z", dist.TransformedDistribution(base, [transform]))
+
+    x = torch.randn(N)
+    units = active_units(model, flow_guide, x, num_samples=2000)
+    torch.testing.assert_close(units.variances, 4 * LOADING**2 * x.var(), rtol=0.03, atol=5e-3)
+
+
+@pytest.mark.parametrize("data_size", [None, 1000])
+@pytest.mark.parametrize(("batch_size", "samples_per_pass"), [(None, 100), (7, 3)])
+def test_evidence_is_exact_at_the_exact_posterior(data_size, batch_size, samples_per_pass):
+    x = torch.randn(N, 3)
+    covariance = W.mT @ W + NOISE**2 * torch.eye(3)
+    marginal = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x)
+    bounds = evidence(
+        lambda batch: linear_model(batch, data_size),
+        lambda batch: exact_guide(batch, data_size),
+        x,
+        num_samples=10,
+        batch_size=batch_size,
+        samples_per_pass=samples_per_pass,
+    )
+    torch.testing.assert_close(bounds.log_likelihood, marginal, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bounds.elbo, marginal, atol=1e-4, rtol=1e-4)
+
+
+def prior_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def test_bounds_are_ordered_and_tighten():
+    x = torch.randn(N, 3)
+    covariance = W.mT @ W + NOISE**2 * torch.eye(3)
+    marginal = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x).mean()
+    few = evidence(linear_model, prior_guide, x, num_samples=5)
+    many = evidence(linear_model, prior_guide, x, num_samples=5000)
+    assert many.elbo.mean() < few.log_likelihood.mean() < many.log_likelihood.mean() < marginal + 0.05
+    # Averaging before the log-sum-exp, a mistake that is seen in the wild, would give the ELBO here.
+    torch.testing.assert_close(many.log_likelihood.mean(), marginal, atol=0.05, rtol=0)
+    elbo = -Trace_ELBO(num_particles=5000, vectorize_particles=True).loss(linear_model, prior_guide, x) / N
+    assert many.elbo.mean() == pytest.approx(elbo, abs=0.2)
+
+
+def test_evidence_respects_masks():
+    x = torch.randn(N, 3)
+    mask = torch.rand(N) > 0.5
+
+    def masked(batch):
+        with pyro.plate("data", len(batch)), poutine.mask(mask=mask):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ W, NOISE).to_event(1), obs=batch)
+
+    def masked_guide(batch):
+        with poutine.mask(mask=mask):
+            exact_guide(batch)
+
+    log_likelihood = evidence(masked, masked_guide, x, num_samples=3).log_likelihood
+    assert not log_likelihood[~mask].any()
+    torch.testing.assert_close(
+        log_likelihood[mask], evidence(linear_model, exact_guide, x).log_likelihood[mask], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_summary():
+    x = torch.randn(N)
+    summary = collapse_summary(model, mean_field_guide, x, batch_size=13)
+    assert isinstance(summary, xr.Dataset)
+    assert summary.verdict.values.tolist() == ["active", "active", "collapsed"]
+    kl = expected_kl(x).double()
+    assert summary.kl.values == pytest.approx(kl.mean(0).numpy(), rel=1e-5)
+    assert summary.kl_se.values == pytest.approx((kl.std(0) / math.sqrt(N)).numpy(), rel=1e-4)
+    assert float(summary.kl_total) == pytest.approx(float(kl.sum(-1).mean()), rel=1e-5)
+    assert summary.collapsed_fraction.values[2] == 1
+    assert int(summary.active_units) == 2
+    assert summary.elbo < summary.log_likelihood
+    assert summary.kl.dims == ("z_dim",)
+    assert summary.attrs["num_data"] == N
+    text = str(summary)
+    assert "verdict" in text
+    assert "collapsed" in text
+
+
+def test_summary_calls_a_unit_weak_that_moves_little_but_is_not_the_prior():
+    def still_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), torch.tensor([0.5, 1.0, 0.1])).to_event(1).expand([len(x)]))
+
+    summary = collapse_summary(model, still_guide, torch.randn(N))
+    assert summary.verdict.values.tolist() == ["weak", "collapsed", "weak"]
+
+
+def test_scalar_sites_and_several_arguments():
+    def scalar_model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x + z, 1.0), obs=y)
+
+    def scalar_guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((y - x) / 2, 0.5**0.5))
+
+    x, y = torch.randn(2, N)
+    summary = collapse_summary(scalar_model, scalar_guide, (x, y), batch_size=10)
+    assert summary.sizes["z_dim"] == 1
+    expected = dist.Normal(x, 2**0.5).log_prob(y).mean()
+    assert float(summary.log_likelihood) == pytest.approx(float(expected), abs=1e-5)
+
+
+def global_model(x):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(a, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def global_guide(x):
+    pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+X = torch.randn(5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kl_per_dimension(model, mean_field_guide, X, site="y"), r"latent site of the guide, one of \['z'\]"),
+        (lambda: kl_per_dimension(model, mean_field_guide, X, site="x"), "got 'x'"),
+        (lambda: kl_per_dimension(linear_model, exact_guide, torch.randn(5, 3)), "site 'z' to factorise"),
+        (lambda: kl_per_dimension(global_model, global_guide, X, site="a"), "site 'a' of the guide in a plate over"),
+        (lambda: evidence(global_model, global_guide, X), "site 'a' of the guide in a plate over the 5 data"),
+        (lambda: evidence(model, lambda x: None, X), "latent site of the model in the guide, got none for 'z'"),
+        (lambda: active_units(model, mean_field_guide, X[:1]), "at least two data"),
+        (lambda: active_units(model, mean_field_guide, X, threshold=-1.0), "threshold"),
+        (lambda: collapse_summary(model, mean_field_guide, X, delta=2.0), r"delta in \[0, 1\]"),
+        (lambda: collapse_summary(model, mean_field_guide, X, epsilon=-1.0), "epsilon"),
+        (lambda: collapse_summary(model, mean_field_guide, X, num_samples=0), "num_samples"),
+        (lambda: collapse_summary(model, mean_field_guide, X, batch_size=0), "batch_size"),
+        (lambda: kl_per_dimension(model, mean_field_guide, (X, X[:2])), r"one length >= 1, got lengths \[5, 2\]"),
+        (lambda: kl_per_dimension(model, mean_field_guide, X[:0]), "one length >= 1"),
+        (lambda: kl_per_dimension(model, mean_field_guide, [1.0]), "a tensor or a tuple of tensors, got list"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
