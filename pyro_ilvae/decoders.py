@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.frames import make_frame
 from pyro_ilvae.maps import BrenierMap
+from pyro_ilvae.networks import unused
 
 _INITIAL_SCALE = 0.3
 
@@ -154,7 +155,7 @@ class ProjectedDecoder(PyroModule):
         self.frame = make_frame(frame, self.event_shape.numel(), self.latent_dim)
         self.map = BrenierMap(self.latent_dim, inverse_lipschitz, hidden_features, activation, input_skips)
         self.map.icnn.reset_parameters(gradient_scale=_INITIAL_SCALE)
-        self.backbone = backbone
+        self.backbone = unused(backbone)
 
     @property
     def inverse_lipschitz(self) -> float:

@@ -2,16 +2,31 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 
+T = TypeVar("T")
+
 # PyroModule[...] makes classes at run time, which type checkers cannot follow.
 _Linear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
 _Softplus: type[nn.Softplus] = PyroModule[nn.Softplus]  # type: ignore[assignment]
 _Sequential: type[nn.Sequential] = PyroModule[nn.Sequential]  # type: ignore[assignment]
+
+
+def unused(module: T) -> T:
+    """The module itself, ready to become a part of another one although it may have been called by itself.
+
+    Pyro asserts that a part was never called on its own, since its parameters would have two names in the global
+    store. The first of them is never read again once the part belongs to a whole.
+    """
+    for part in module.modules() if isinstance(module, nn.Module) else ():
+        if isinstance(part, PyroModule) and not part._pyro_context.active:
+            part._pyro_context.used = False
+    return module
 
 
 def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> nn.Sequential:

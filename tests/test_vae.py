@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_ilvae import VAE, ConvEncoder, MLPDecoder, MLPEncoder, likelihoods
+from pyro_ilvae import VAE, ConvEncoder, MLPDecoder, MLPEncoder, ProjectedDecoder, likelihoods, mlp
 
 X = torch.randn(12, *EVENT)
 
@@ -52,6 +52,26 @@ def test_every_parameter_is_trained_and_evaluation_needs_no_gradients(name):
     assert not [key for key, value in vae.named_parameters() if torch.equal(before[key], value)]
     with torch.inference_mode():
         assert svi.evaluate_loss(X) > 0
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_parts_may_have_been_tried_out_before(name, local_params):
+    backbone = mlp(LATENT, (4,), 8)
+    backbone(torch.zeros(1, LATENT))
+    decoder = DECODERS[name]() if name != "projected-mlp" else ProjectedDecoder(backbone, LATENT, EVENT)
+    encoder, likelihood = MLPEncoder(EVENT, LATENT, (4,)), likelihoods.Normal(0.5, "learned")
+    likelihood(decoder(encoder(X)[0]))
+    vae = VAE(decoder, encoder, likelihood)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    before = {key: value.clone() for key, value in vae.named_parameters()}
+    Trace_ELBO()(vae.model, vae.guide)(X).backward()
+    optimizer.step()
+    assert not [key for key, value in vae.named_parameters() if torch.equal(before[key], value)]
+    if not local_params:
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        before = {key: value.clone() for key, value in vae.named_parameters()}
+        svi.step(X)
+        assert not [key for key, value in vae.named_parameters() if torch.equal(before[key], value)]
 
 
 def test_plain_modules_are_trained_too():

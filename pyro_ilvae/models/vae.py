@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.likelihoods import Bernoulli, check_support, expectation
+from pyro_ilvae.networks import unused
 
 
 class VAE(PyroModule):
@@ -83,9 +84,9 @@ class VAE(PyroModule):
         }
         self.event_shape: torch.Size = _agreed("event_shape", shapes)
         self.data_size = None if data_size is None else _checks.positive_int("data_size", data_size)
-        self.decoder = decoder
-        self.encoder = encoder
-        self.likelihood = likelihood
+        self.decoder = unused(decoder)
+        self.encoder = unused(encoder)
+        self.likelihood = unused(likelihood)
         self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
         self.register_buffer("_prior_scale", torch.ones(self.latent_dim), persistent=False)
 
