@@ -41,7 +41,8 @@ format: $(INSTALLED)
 
 tutorials: $(INSTALLED)
 	mkdir -p tutorials/output
-	$(BIN)/jupytext --to ipynb --execute --output tutorials/output/quickstart.ipynb tutorials/quickstart.py
+	MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupytext --to ipynb --execute --run-path . \
+		--output tutorials/output/quickstart.ipynb tutorials/quickstart.py
 
 clean:
 	rm -rf $(VENV) tutorials/output .pytest_cache .mypy_cache .ruff_cache .hypothesis

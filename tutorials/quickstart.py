@@ -2,6 +2,10 @@
 # jupyter:
 #   jupytext:
 #     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
 
 # %% [markdown]
@@ -28,7 +32,7 @@ import torch
 from joblib import Parallel, delayed
 from pyro.infer import SVI, TraceMeanField_ELBO
 from sklearn.datasets import load_digits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_ilvae import (
     VAE,
