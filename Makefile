@@ -9,12 +9,13 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format tutorials clean
+.PHONY: help demo test lint format bench tutorials clean
 
 help:
 	@echo "make demo       install, then run tutorials/quickstart.py (about 3 minutes)"
 	@echo "make test       install, then run all checks"
 	@echo "make tutorials  execute the tutorials into notebooks under tutorials/output"
+	@echo "make bench      what the guarantee costs, against a plain decoder and a public one's way to write it"
 	@echo "make lint       ruff and mypy;  make format  ruff format;  make clean  remove what make made"
 	@echo "PYTHON=python3.12 selects the interpreter, VENV=DIR the virtual environment ($(VENV))"
 
@@ -38,6 +39,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py
 
 tutorials: $(INSTALLED)
 	mkdir -p tutorials/output
