@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from operator import index
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 
 
 def positive_int(name: str, value: int) -> int:
     """Return ``value`` if it is an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    # SupportsIndex rather than int, for the integers of NumPy.
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1:
         raise ValueError(f"Expected {name} to be an int >= 1, got {value!r}")
-    return value
+    return index(value)
 
 
 def widths(name: str, value: Sequence[int]) -> tuple[int, ...]:
@@ -22,16 +25,13 @@ def widths(name: str, value: Sequence[int]) -> tuple[int, ...]:
 
 def event_shape(value: int | Sequence[int]) -> torch.Size:
     """Return ``value`` as the shape of one datum."""
-    sizes = (value,) if isinstance(value, int) else value
+    sizes = (value,) if isinstance(value, SupportsIndex) else value
     return torch.Size(widths("event_shape", sizes))
 
 
 def constant(name: str, value: float) -> float:
     """Return ``value`` as a finite, non-negative float."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"Expected {name} to be a finite number >= 0, got {value!r}") from None
+    number = float(value) if isinstance(value, SupportsFloat) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"Expected {name} to be a finite number >= 0, got {value!r}")
     return number

@@ -16,6 +16,14 @@ from pyro_ilvae.frames import Frame
 _PROBE_SIZE = 256
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, where draws of a random weight may have batch dimensions that go with those of x."""
+    if weight.dim() == 2 and (bias is None or bias.dim() == 1):
+        return F.linear(x, weight, bias)
+    product = (x.unsqueeze(-2) @ weight.mT).squeeze(-2)
+    return product if bias is None else product + bias
+
+
 def _inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
@@ -192,9 +200,9 @@ class ICNN(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         r"""The potential :math:`\psi(x)`, of shape (...), for ``x`` of shape (..., D)."""
         _checks.last_dim("x", x, self.in_features)
-        preactivations, _ = self._forward_sweep(x @ self.input_weight.mT)
+        preactivations, _ = self._forward_sweep(_linear(x, self.input_weight))
         last = self._activations[-1].value(preactivations[-1])
-        return last @ F.softplus(self.output_weight_raw) + x @ self.slope
+        return (last * F.softplus(self.output_weight_raw)).sum(-1) + (x * self.slope).sum(-1)
 
     @pyro_method
     def gradient(self, x: Tensor) -> Tensor:
@@ -207,7 +215,7 @@ class ICNN(PyroModule):
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
-        return self._gradient(x @ input_weight.mT, input_weight)
+        return self._gradient(_linear(x, input_weight), input_weight)
 
     @pyro_method
     def gradient_in_frame(self, u: Tensor, frame: Frame) -> Tensor:
@@ -216,7 +224,7 @@ class ICNN(PyroModule):
         The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so that only the way out is D wide.
         """
         input_weight = self.input_weight
-        return self._gradient(u @ frame.fold(input_weight).mT, input_weight)
+        return self._gradient(_linear(u, frame.fold(input_weight)), input_weight)
 
     @pyro_method
     def hessian(self, x: Tensor) -> Tensor:
@@ -229,9 +237,9 @@ class ICNN(PyroModule):
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
-        preactivations, weights = self._forward_sweep(x @ input_weight.mT)
+        preactivations, weights = self._forward_sweep(_linear(x, input_weight))
         adjoints, _ = self._reverse_sweep(preactivations, weights)
-        skips = input_weight.split(self.hidden_features if self.input_skips else self.hidden_features[:1])
+        skips = input_weight.split(self.hidden_features if self.input_skips else self.hidden_features[:1], dim=-2)
         total = x.new_zeros(())
         factor = skips[0]
         activations = self._activations
@@ -254,13 +262,13 @@ class ICNN(PyroModule):
     def _forward_sweep(self, products: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Pre-activations s_1 ... s_n and hidden weights W_2 ... W_n, from the stacked products A x."""
         inputs = self._input_terms(products)
-        biases = self.bias.split(self.hidden_features)
+        biases = self.bias.split(self.hidden_features, dim=-1)
         weights: list[Tensor] = [layer.weight for layer in self.hidden_weights]  # type: ignore[misc]
         preactivations = [inputs[0] + biases[0]]
         activations = self._activations
         for i, weight in enumerate(weights):
             hidden = activations[i].value(preactivations[-1])
-            preactivations.append(F.linear(hidden, weight, biases[i + 1]) + inputs[i + 1])
+            preactivations.append(_linear(hidden, weight, biases[i + 1]) + inputs[i + 1])
         return preactivations, weights
 
     def _reverse_sweep(self, preactivations: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -269,11 +277,11 @@ class ICNN(PyroModule):
         adjoints = [F.softplus(self.output_weight_raw)]
         deltas = [adjoints[0] * activations[-1].derivative(preactivations[-1])]
         for i in range(len(weights) - 1, -1, -1):
-            adjoints.append(deltas[-1] @ weights[i])
+            adjoints.append(_linear(deltas[-1], weights[i].mT))
             deltas.append(adjoints[-1] * activations[i].derivative(preactivations[i]))
         return adjoints[::-1], deltas[::-1]
 
     def _gradient(self, products: Tensor, input_weight: Tensor) -> Tensor:
         _, deltas = self._reverse_sweep(*self._forward_sweep(products))
         stacked = torch.cat(deltas, dim=-1) if self.input_skips else deltas[0]
-        return stacked @ input_weight + self.slope
+        return _linear(stacked, input_weight.mT, self.slope)

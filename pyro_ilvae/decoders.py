@@ -98,7 +98,7 @@ class InverseLipschitzDecoder(PyroModule):
         r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K)."""
         _checks.last_dim("z", z, self.latent_dim)
         eta: Tensor = self.outer(self.inner(z), frame=self.frame)
-        return eta.reshape(z.shape[:-1] + self.event_shape)
+        return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 
 class ProjectedDecoder(PyroModule):
@@ -178,9 +178,9 @@ class ProjectedDecoder(PyroModule):
                 f"Expected backbone to return shape ({len(flat)}, {features}) or "
                 f"{(len(flat), *self.event_shape)}, got {tuple(h.shape)}"
             )
-        h = h.reshape(len(flat), features)
-        eta: Tensor = h + self.frame.embed(self.map(flat) - self.frame.coordinates(h))
-        return eta.reshape(z.shape[:-1] + self.event_shape)
+        h = h.reshape((*z.shape[:-1], features))
+        eta: Tensor = h + self.frame.embed(self.map(z) - self.frame.coordinates(h))
+        return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 
 def _split(value: float | tuple[float, float], ratio: float) -> tuple[float, float]:

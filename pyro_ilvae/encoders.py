@@ -1,7 +1,7 @@
 """Amortised networks for guides: from a datum to the location and the positive scale of its latent variable."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -28,6 +28,7 @@ class MLPEncoder(PyroModule):
         event_shape: the shape of one datum.
         latent_dim: the dimension :math:`K` of the latent variable.
         hidden_features: the widths of the hidden layers.
+        input_transform: what is done to the data first, elementwise; ``torch.log1p`` suits counts.
 
     Raises:
         ValueError: for widths below 1, and from ``forward`` for data of another shape.
@@ -43,8 +44,10 @@ class MLPEncoder(PyroModule):
         event_shape: int | Sequence[int],
         latent_dim: int,
         hidden_features: Sequence[int] = (512, 512),
+        input_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.input_transform = input_transform
         self.event_shape = _checks.event_shape(event_shape)
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
         self.network = mlp(
@@ -54,7 +57,7 @@ class MLPEncoder(PyroModule):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
         batch_shape = _batch_shape(x, self.event_shape)
-        output = self.network(_as_input(x, self).reshape((*batch_shape, -1)))
+        output = self.network(_as_input(x, self, self.input_transform).reshape((*batch_shape, -1)))
         return _location_and_scale(output)
 
 
@@ -69,6 +72,7 @@ class ConvEncoder(PyroModule):
         latent_dim: the dimension :math:`K` of the latent variable.
         channels: the channels of the convolutions.
         hidden_features: the widths of the perceptron's hidden layers.
+        input_transform: what is done to the data first, elementwise; ``torch.log1p`` suits counts.
 
     Raises:
         ValueError: for another number of dimensions, widths below 1, and from ``forward`` for data of another shape.
@@ -85,8 +89,10 @@ class ConvEncoder(PyroModule):
         latent_dim: int,
         channels: Sequence[int] = (32, 64),
         hidden_features: Sequence[int] = (256,),
+        input_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.input_transform = input_transform
         self.event_shape = _checks.event_shape(event_shape)
         if len(self.event_shape) not in (2, 3):
             raise ValueError(f"Expected event_shape (H, W) or (C, H, W), got {tuple(self.event_shape)}")
@@ -106,7 +112,7 @@ class ConvEncoder(PyroModule):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
         batch_shape = _batch_shape(x, self.event_shape)
-        features = self.convolutions(_as_input(x, self).reshape((-1, *self._image_shape)))
+        features = self.convolutions(_as_input(x, self, self.input_transform).reshape((-1, *self._image_shape)))
         return _location_and_scale(self.network(features.flatten(1)).reshape((*batch_shape, -1)))
 
 
@@ -118,11 +124,11 @@ def _batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
     return x.shape[:split]
 
 
-def _as_input(x: Tensor, module: nn.Module) -> Tensor:
+def _as_input(x: Tensor, module: nn.Module, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
     # Counts and binary data come as integers; a network's weights are floating point.
-    if x.is_floating_point():
-        return x
-    return x.to(next(module.parameters()).dtype)
+    if not x.is_floating_point():
+        x = x.to(next(module.parameters()).dtype)
+    return x if transform is None else transform(x)
 
 
 def _location_and_scale(output: Tensor) -> tuple[Tensor, Tensor]:

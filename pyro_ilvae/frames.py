@@ -119,7 +119,9 @@ def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
             f"Expected x of shape (N, *event_shape) with N > {latent_dim} data of at least {latent_dim} entries, "
             f"got {tuple(x.shape)}"
         )
-    flat = x.reshape(len(x), -1).to(torch.get_default_dtype())
+    flat = x.reshape(len(x), -1)
+    if not flat.is_floating_point():
+        flat = flat.to(torch.get_default_dtype())
     if not flat.isfinite().all():
         raise ValueError("Expected x to be finite, got NaN or infinity")
     directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh[:latent_dim].mT

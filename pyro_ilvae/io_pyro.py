@@ -1,7 +1,7 @@
 """Conversion of Pyro's variational fits to ArviZ, for any Pyro model and guide."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,11 +11,11 @@ import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer import SVI
-from pyro.poutine.messenger import Messenger, unwrap
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae._modes import evaluation_mode
 
 Function: TypeAlias = Callable[..., Any]
 
@@ -94,7 +94,7 @@ def from_pyro_svi(
     _checks.positive_int("batch_size", batch_size)
     chunks: dict[str, dict[str, list[np.ndarray]]] = {}
     forked = torch.random.fork_rng(range(torch.cuda.device_count()), enabled=seed is not None)
-    with torch.no_grad(), _evaluation_mode(model, guide), forked:
+    with torch.no_grad(), evaluation_mode(model, guide), forked:
         if seed is not None:
             torch.manual_seed(seed)
         sampler = _Sampler(model, guide, model_args, dict(model_kwargs or {}))
@@ -315,21 +315,6 @@ def _model_and_guide(svi_or_pair: Any) -> tuple[Function, Function]:
     if isinstance(svi_or_pair, tuple) and len(svi_or_pair) == 2 and all(map(callable, svi_or_pair)):
         return svi_or_pair
     raise TypeError(f"Expected an SVI object or a (model, guide) pair of callables, got {svi_or_pair!r}")
-
-
-@contextmanager
-def _evaluation_mode(*functions: Function) -> Iterator[None]:
-    """Keeps dropout out of the draws, and the draws out of the running statistics of batch normalisation."""
-    owners = [getattr(unwrap(function), "__self__", unwrap(function)) for function in functions]
-    modules = [module for owner in owners if isinstance(owner, nn.Module) for module in owner.modules()]
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, training in zip(modules, modes, strict=True):
-            module.training = training
 
 
 def _is_data(node: Any) -> bool:

@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson
 
 
 class Normal(PyroModule):
@@ -72,10 +73,11 @@ class Normal(PyroModule):
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
             # At its optimum the scale has no first-order effect on the loss, so no gradient flows through it.
             log_scale = 0.5 * (x - eta.detach()).square().mean().clamp(min=1e-12).log()
-            weight = 1.0 if self.num_updates == 0 else self._momentum
-            self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
-            self.num_updates += 1
             scale = log_scale.exp()
+            if log_scale.isfinite():  # a step that will be refused must not enter the average
+                weight = 1.0 if self.num_updates == 0 else self._momentum
+                self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
+                self.num_updates += 1
         return dist.Normal(eta, scale)
 
 
@@ -109,7 +111,7 @@ class ContinuousBernoulli(PyroModule):
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return dist.ContinuousBernoulli(logits=eta)
+        return NaturalContinuousBernoulli(eta)
 
 
 class Categorical(PyroModule):
@@ -153,7 +155,7 @@ class Poisson(PyroModule):
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return dist.Poisson(eta.exp())
+        return NaturalPoisson(eta)
 
 
 class NegativeBinomial(PyroModule):

@@ -67,11 +67,12 @@ class BrenierMap(PyroModule):
         # A Python float stays exact when the module changes its dtype.
         self._inverse_lipschitz = _checks.constant("inverse_lipschitz", value)
 
-    def get_extra_state(self) -> dict[str, float]:
-        return {"inverse_lipschitz": self._inverse_lipschitz}
+    def get_extra_state(self) -> Tensor:
+        # A tensor, because some checkpoints hold nothing else.
+        return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
 
-    def set_extra_state(self, state: dict[str, float]) -> None:
-        self.inverse_lipschitz = state["inverse_lipschitz"]
+    def set_extra_state(self, state: Tensor) -> None:
+        self.inverse_lipschitz = float(state)
 
     def forward(self, z: Tensor, frame: Frame | None = None) -> Tensor:
         r"""The map at ``z`` of shape (..., D), of the same shape.
@@ -225,9 +226,10 @@ class BrenierTransform(TransformModule):
         return self.brenier_map.inverse(y)
 
     def _state(self) -> list[Any]:
-        # Optimisers and load_state_dict change parameters in place, which their versions count.
+        # Optimisers and load_state_dict change parameters in place, which their versions count. A point drawn without
+        # gradients has none with respect to the parameters, which the inverse does have.
         versions = [(id(parameter), parameter._version) for parameter in self.brenier_map.parameters()]
-        return [self.brenier_map.inverse_lipschitz, *versions]
+        return [self.brenier_map.inverse_lipschitz, torch.is_grad_enabled(), *versions]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The log determinant, of shape (...), at ``x`` of shape (..., D); ``y`` is not used."""

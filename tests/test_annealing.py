@@ -209,11 +209,17 @@ def test_named_sites_whose_density_is_elsewhere_are_refused(build):
     proposal = build(two_latents)
     with pytest.raises(ValueError, match=r"Expected sites whose density is their own, got \['z'\].*auxiliary"):
         annealed(AnnealedELBO(Trace_ELBO(), beta=0.5, sites=["z"]), two_latents, proposal)
+    with pytest.raises(ValueError, match="Expected sites whose density is their own"):
+        anneal(proposal, beta=0.5, sites=["z"])(X)
 
 
 def test_unknown_sites_are_refused():
     with pytest.raises(ValueError, match=r"latent sites of model or guide, got \['y'\]; the latent sites are \['z'\]"):
         annealed(AnnealedELBO(Trace_ELBO(), beta=0.5, sites=["y", "z"]))
+    with pytest.raises(ValueError, match=r"got \['typo'\]"):
+        anneal(model, beta=0.5, sites=["typo"])(X)
+    with pytest.raises(ValueError, match=r"got \['typo'\]"), anneal(beta=0.5, sites=["typo"]):
+        model(X)
     with pytest.raises(ValueError, match=r"got \['x'\]"):
         annealed(AnnealedELBO(Trace_ELBO(), beta={"x": 0.5}))
 
@@ -330,6 +336,11 @@ def test_loss_that_is_not_finite_stops_with_step_site_and_state(validate):
     torch.set_rng_state(rng_state)
     poutine.trace(guide).get_trace(X)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_error_survives_the_way_back_from_another_process():
+    error = pickle.loads(pickle.dumps(NonFiniteLossError("Expected", 3, "x")))
+    assert (str(error), error.step, error.site) == ("Expected", 3, "x")
 
 
 def test_gradient_that_is_not_finite_stops_before_the_optimiser():

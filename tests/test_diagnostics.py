@@ -8,7 +8,8 @@ import pytest
 import torch
 import xarray as xr
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from torch.distributions import Normal, kl_divergence
 
 from pyro_ilvae import anneal
@@ -194,6 +195,50 @@ def test_summary_calls_a_unit_weak_that_moves_little_but_is_not_the_prior():
 
     summary = collapse_summary(model, still_guide, torch.randn(N))
     assert summary.verdict.values.tolist() == ["weak", "collapsed", "weak"]
+
+
+@pytest.mark.parametrize("build", [AutoNormal, AutoMultivariateNormal, AutoDelta])
+def test_guides_whose_density_is_elsewhere_are_refused(build):
+    def scalar_model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(N)
+    guide = build(scalar_model)
+    guide(x)
+    for measure in (kl_per_dimension, active_units):
+        with pytest.raises(ValueError, match="Expected a guide that samples site 'z' from its own distribution"):
+            measure(scalar_model, guide, x)
+
+
+def test_guide_with_parameters_of_its_own():
+    def scalar_model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = AutoNormalMessenger(scalar_model)
+    x = torch.randn(N)
+    svi = SVI(scalar_model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(5):
+        svi.step(x)
+    kl = kl_per_dimension(scalar_model, guide, x)
+    draws = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].sample((20_000,))
+    expected = kl_divergence(Normal(draws.mean(0), draws.std(0)), Normal(0.0, 1.0))
+    torch.testing.assert_close(kl.values.mean(), expected.mean(), atol=0.05, rtol=0)
+    assert not kl.values.requires_grad
+    assert not active_units(scalar_model, guide, x).variances.requires_grad
+
+
+@pytest.mark.parametrize(("delta", "verdict"), [(0.0, "active"), (0.3, "active"), (0.7, "collapsed")])
+def test_delta_is_the_part_of_the_data_that_may_differ(delta, verdict):
+    def half_guide(x):
+        with pyro.plate("data", len(x)):
+            loc = torch.where(torch.arange(len(x)) % 2 == 0, 3.0, 0.0)
+            pyro.sample("z", dist.Normal(loc[:, None].expand(-1, 3), 1.0).to_event(1))
+
+    assert collapse_summary(model, half_guide, torch.randn(N), delta=delta).verdict[0] == verdict
 
 
 def test_scalar_sites_and_several_arguments():

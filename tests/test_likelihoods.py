@@ -90,6 +90,27 @@ def test_optimal_scale_is_not_moved_by_evaluation():
     assert torch.equal(vae.likelihood.log_scale, before)
 
 
+def test_optimal_scale_is_a_running_average_without_a_graph():
+    likelihood = likelihoods.Normal(1.0, "optimal")
+    logs = []
+    for scale in (1.0, 3.0):
+        eta = torch.zeros(1000, requires_grad=True)
+        x = scale * torch.randn(1000)
+        likelihood(eta, x)
+        logs.append(x.square().mean().log() / 2)
+    torch.testing.assert_close(likelihood.log_scale, logs[0] + 0.05 * (logs[1] - logs[0]))
+    assert not likelihood.log_scale.requires_grad
+
+
+def test_optimal_scale_survives_a_step_that_is_refused():
+    likelihood = likelihoods.Normal(1.0, "optimal")
+    likelihood(torch.zeros(4), torch.ones(4))
+    before = likelihood.scale.item()
+    with pyro.validation_enabled(False):
+        likelihood(torch.full((4,), float("nan")), torch.ones(4))
+    assert likelihood.scale.item() == before
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

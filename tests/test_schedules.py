@@ -86,6 +86,8 @@ def test_scheduler_sets_the_constant(decoder):
         (lambda: schedules.cyclical(0.0, 1.0, 3, ramp=0.0), r"ramp in \(0, 1\]"),
         (lambda: InverseLipschitzScheduler(MLPDecoder(2, 4), schedules.constant(1.0)), "inverse_lipschitz to set"),
         (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.constant(-1.0)), "inverse_lipschitz"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), 0.5), "Expected a Schedule, got 0.5"),
+        (lambda: schedules.linear(0.0, 1.0, 3).at(-1), "step >= 0"),
     ],
 )
 def test_refuses(build, message):

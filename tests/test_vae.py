@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from objects import DECODERS, EVENT, INVERSE_LIPSCHITZ_DECODERS, LATENT
+from objects import DECODERS, EVENT, LATENT
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -15,6 +16,7 @@ from pyro.nn import PyroSample
 from pyro.poutine.util import prune_subsample_sites
 
 from pyro_ilvae import VAE, ConvEncoder, MLPDecoder, MLPEncoder, ProjectedDecoder, likelihoods, mlp
+from pyro_ilvae.diagnostics import collapse_summary
 
 X = torch.randn(12, *EVENT)
 
@@ -157,25 +159,49 @@ def test_dtypes(name, dtype):
     assert all(value.dtype == dtype for value in (*vae.encode(x), vae.reconstruct(x), vae.sample_prior(3)))
 
 
-@pytest.mark.parametrize("name", INVERSE_LIPSCHITZ_DECODERS)
-def test_prior_on_a_decoder_weight(name):
-    """A Bayesian weight keeps the guarantee, because positivity is a function of the raw weight."""
+def parameter_of(decoder, name):
+    """The module that holds a parameter of the decoder's (outer) ICNN, and the parameter's name in it."""
+    icnn = decoder.map.icnn if hasattr(decoder, "map") else decoder.outer.icnn
+    return (icnn.hidden_weights[0], "raw") if name == "raw" else (icnn, name)
+
+
+@pytest.mark.parametrize("name", ["composition-identity", "composition-random", "projected-mlp", "projected-conv"])
+@pytest.mark.parametrize("weight", ["input_weight", "bias", "raw", "output_weight_raw", "slope"])
+def test_prior_on_a_decoder_weight(name, weight):
     vae = vae_with(name)
-    icnn = vae.decoder.map.icnn if hasattr(vae.decoder, "map") else vae.decoder.outer.icnn
-    shape = icnn.input_weight.shape
-    icnn.input_weight = PyroSample(dist.Normal(0.0, 1.0).expand(shape).to_event(2))
-    model = poutine.condition(vae.model, data={"z": torch.randn(12, LATENT)})
-    guide = AutoNormal(model)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    losses = [svi.step(X) for _ in range(5)]
-    assert torch.tensor(losses).isfinite().all()
-    [weight_site] = [key for key in guide.median(X) if key.endswith("input_weight")]
-    assert guide.median(X)[weight_site].shape == shape
-    draws = Predictive(model, guide=guide, num_samples=3)(X)
-    assert draws[weight_site].squeeze().shape == (3, *shape)
+    module, attribute = parameter_of(vae.decoder, weight)
+    shape = getattr(module, attribute).shape
+    setattr(module, attribute, PyroSample(dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape))))
+    guide = AutoNormal(vae.model)
+    svi = SVI(vae.model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    assert torch.tensor([svi.step(X) for _ in range(3)]).isfinite().all()
+    [site] = [key for key in guide.median(X) if key.endswith(attribute)]
+    assert guide.median(X)[site].shape == shape
+    vectorized = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    assert torch.tensor(vectorized.loss(vae.model, guide, X)).isfinite()
+    for parallel in (False, True):
+        draws = Predictive(vae.model, guide=guide, num_samples=5, parallel=parallel)(X)
+        assert draws[site].numel() == 5 * shape.numel()
+        assert draws["x"].numel() == 5 * X.numel()
+
+
+@pytest.mark.parametrize("weight", ["input_weight", "bias", "raw", "output_weight_raw", "slope"])
+def test_batched_weights_are_a_loop_over_them(weight):
+    """Draws of a weight along the left dimensions, as of vectorised particles, with a dimension 1 for the plate."""
+    for name in ("composition-random", "projected-mlp"):
+        decoder = DECODERS[name]().double()
+        module, attribute = parameter_of(decoder, weight)
+        values = torch.randn(5, 1, *getattr(module, attribute).shape, dtype=torch.float64)
+        z = torch.randn(5, 7, LATENT, dtype=torch.float64)
+        setattr(module, attribute, PyroSample(lambda self, values=values: values))
+        batched = decoder(z)
+        for i in range(5):
+            setattr(module, attribute, PyroSample(lambda self, value=values[i, 0]: value))
+            torch.testing.assert_close(batched[i], decoder(z[i]), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@torch.no_grad()
 def test_minibatch_elbo_is_unbiased_for_the_data_set(elbo):
     vae = vae_with(data_size=len(X)).double()
     x = X.double()
@@ -217,6 +243,8 @@ def test_methods_do_not_depend_on_the_batch_size(batch_size):
         (likelihoods.Poisson(), torch.randint(9, (12, *EVENT))),
         (likelihoods.NegativeBinomial(), torch.randint(9, (12, *EVENT)).float()),
         (likelihoods.ContinuousBernoulli(), torch.rand(12, *EVENT)),
+        (likelihoods.ContinuousBernoulli(), torch.randint(2, (12, *EVENT))),
+        (likelihoods.Normal(), torch.rand(12, *EVENT) > 0.5),
         (likelihoods.Categorical(2), torch.randint(2, (12, 4))),
         (lambda eta, x=None: dist.StudentT(4.0, eta, 0.5), X),
     ],
@@ -233,6 +261,7 @@ def test_every_likelihood_trains(likelihood, x):
     ("x", "message"),
     [
         (X.double(), "Expected data at site 'x' of dtype torch.float32, as the model, got torch.float64"),
+        (X.to(torch.complex64), "of dtype torch.float32, as the model, got torch.complex64"),
         (X[0], r"Expected x of shape \(..., 4, 2\), got \(4, 2\)|Expected data at site 'x'"),
         (X[:, :3], r"Expected x of shape \(..., 4, 2\), got \(12, 3, 2\)"),
         (X[:0], "with N >= 1"),
@@ -275,3 +304,36 @@ def test_model_names_the_shape_that_its_likelihood_expects():
 def test_refuses(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_methods_run_in_evaluation_mode():
+    encoder = MLPEncoder(EVENT, LATENT, (16,))
+    encoder.network.insert(1, torch.nn.BatchNorm1d(16))
+    encoder.network.insert(2, torch.nn.Dropout(0.5))
+    vae = vae_with(encoder=encoder)
+    before = copy.deepcopy(vae.state_dict())
+    for whole, again in zip(vae.encode(X), vae.encode(X), strict=True):
+        assert torch.equal(whole, again)
+    vae.reconstruct(X)
+    collapse_summary(vae.model, vae.guide, X, num_samples=2)
+    assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
+    assert all(module.training for module in vae.modules())
+
+
+def test_a_second_model_under_the_names_of_the_first_is_told():
+    for expectation in (warnings.catch_warnings(), pytest.warns(UserWarning, match="another model's 'decoder.")):
+        vae = vae_with()
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        with expectation:
+            svi.step(X)
+
+
+def test_large_counts_train():
+    x = torch.distributions.NegativeBinomial(0.2, logits=torch.tensor(9.0)).sample((12, *EVENT))
+    for likelihood in (likelihoods.Poisson(), likelihoods.NegativeBinomial()):
+        pyro.clear_param_store()
+        encoder = MLPEncoder(EVENT, LATENT, (16,), input_transform=torch.log1p)
+        vae = VAE(DECODERS["projected-mlp"](), encoder, likelihood)
+        svi = SVI(vae.model, vae.guide, pyro.optim.ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+        losses = [svi.step(x) for _ in range(100)]
+        assert losses[-1] < losses[0]

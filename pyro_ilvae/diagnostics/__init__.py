@@ -1,4 +1,4 @@
-"""Diagnostics of posterior collapse, for any Pyro model and guide whose latent variables are local to the data."""
+"""Diagnostics of posterior collapse, for Pyro models and guides whose latent variables are local to the data."""
 
 from pyro_ilvae.diagnostics.collapse import ActiveUnits, KLPerDimension, active_units, kl_per_dimension
 from pyro_ilvae.diagnostics.evidence import Evidence, evidence

@@ -11,6 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae._modes import evaluation_mode
 
 Data: TypeAlias = Tensor | tuple[Tensor, ...]
 Stochastic: TypeAlias = Callable[..., Any]
@@ -40,7 +41,7 @@ def guide_and_model_trace(
         return particles(fn)  # type: ignore[no-any-return]
 
     # Blocked, so that nothing around the call (a trace, a scale, an annealing) sees or changes the sites.
-    with torch.no_grad(), poutine.block():
+    with torch.no_grad(), poutine.block(), evaluation_mode(model, guide):
         guide_trace = poutine.trace(run(guide)).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(run(model), trace=guide_trace)).get_trace(*args)
     return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)

@@ -88,13 +88,14 @@ def kl_per_dimension(
         guide_trace, model_trace = guide_and_model_trace(model, guide, args)
         q = _factors(local_site(guide_trace, site, len(args[0]), "guide"))
         p = _factors(local_site(model_trace, site, len(args[0]), "model"))
-        try:
-            divergence = torch.distributions.kl_divergence(q, p)
-            estimators.add("analytic")
-        except NotImplementedError:
-            draws = q.sample(torch.Size([num_samples]))
-            divergence = (q.log_prob(draws) - p.log_prob(draws)).mean(0)
-            estimators.add("sampled")
+        with torch.no_grad():
+            try:
+                divergence = torch.distributions.kl_divergence(q, p)
+                estimators.add("analytic")
+            except NotImplementedError:
+                draws = q.sample(torch.Size([num_samples]))
+                divergence = (q.log_prob(draws) - p.log_prob(draws)).mean(0)
+                estimators.add("sampled")
         values.append(divergence.expand(q.batch_shape))
     return KLPerDimension(torch.cat(values), "sampled" if "sampled" in estimators else "analytic")
 
@@ -153,10 +154,12 @@ def active_units(
     for args in data_batches(data, batch_size):
         guide_trace, _ = guide_and_model_trace(model, guide, args)
         fn = local_site(guide_trace, site, len(args[0]), "guide")["fn"]
-        try:
-            mean = fn.mean
-        except NotImplementedError:
-            mean = fn.sample(torch.Size([num_samples])).mean(0)
+        _refuse_delta(fn, site)
+        with torch.no_grad():
+            try:
+                mean = fn.mean
+            except NotImplementedError:
+                mean = fn.sample(torch.Size([num_samples])).mean(0)
         means.append(mean)
     posterior_means = torch.cat(means)
     if len(posterior_means) < 2:
@@ -165,9 +168,22 @@ def active_units(
     return ActiveUnits(variances, float(threshold), variances > threshold)
 
 
+def _refuse_delta(fn: Any, site: str) -> None:
+    """Raise where the guide's distribution says nothing: its density is at another site, or it is a point."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, dist.Delta):
+        raise ValueError(
+            f"Expected a guide that samples site '{site}' from its own distribution, got a Delta, as of AutoDelta and "
+            "of guides such as AutoNormal that transform an auxiliary site; write the guide by hand or use "
+            "AutoNormalMessenger"
+        )
+
+
 def _factors(site: Any) -> TorchDistribution:
     """The site's distribution with its dimensions as batch dimensions."""
     fn = site["fn"]
+    _refuse_delta(fn, site["name"])
     while isinstance(fn, dist.Independent | torch.distributions.Independent):
         fn = fn.base_dist
     if fn.event_shape:

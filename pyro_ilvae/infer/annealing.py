@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from numbers import Real
+from typing import Any, Self, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -21,7 +22,7 @@ def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
     if isinstance(value, Tensor):
         valid = value.dim() == 0 and bool(torch.isfinite(value) & (value >= 0))
     else:
-        valid = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0
+        valid = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value) and value >= 0
     if not valid:
         raise ValueError(f"Expected {name} to be a finite number >= 0 or a Schedule of such, got {value!r}")
     return value
@@ -43,7 +44,8 @@ class AnnealMessenger(Messenger):
         sites: the names of the sites to scale; all latent sites if None. Not to be given with a mapping.
 
     Raises:
-        ValueError: for a weight that is negative or not finite.
+        ValueError: for a weight that is negative or not finite; and when the function returns, for a name that was no
+            latent site in it, or whose density is that of an auxiliary site (as in guides such as AutoNormal).
     """
 
     def __init__(self, beta: Beta | Mapping[str, Beta], sites: Iterable[str] | None = None) -> None:
@@ -80,10 +82,19 @@ class AnnealMessenger(Messenger):
                 self._delta_sites.add(name)
             msg["scale"] = msg["scale"] * current_beta(self.betas[name], f"beta of site '{name}'")
 
-    def check_sites(self) -> None:
+    def __enter__(self) -> Self:
+        for names in (self.latent_sites, self._delta_sites, self._auxiliary_sites):
+            names.clear()
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None and self.betas is not None:
+            self._check_sites()
+
+    def _check_sites(self) -> None:
         """Raise a ValueError if a named site was never scaled, or had its density elsewhere."""
-        if self.betas is None:
-            return
+        assert self.betas is not None
         missing = set(self.betas) - self.latent_sites
         if missing:
             raise ValueError(

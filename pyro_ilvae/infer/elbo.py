@@ -42,9 +42,12 @@ class NonFiniteLossError(ValueError):
     """
 
     def __init__(self, message: str, step: int | None, site: str | None) -> None:
-        super().__init__(message)
+        super().__init__(message, step, site)
         self.step = step
         self.site = site
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class AnnealedELBO(ELBO):
@@ -167,15 +170,14 @@ class AnnealedELBO(ELBO):
             if "share a common" in str(error):
                 raise ValueError(
                     "Expected sites enumerated in the model to have the scale of the sites that depend on them, got "
-                    "another beta for some of them: leave these sites out with sites=[...], or enumerate them in the "
-                    "guide"
+                    "another beta for some of them: let sites=[...] name all of these or none, or enumerate them in "
+                    "the guide"
                 ) from error
             # Pyro's validation stops at NaN in a distribution's arguments, without the name of the site.
             site = "invalid values" in str(error) and _first_non_finite_site(rng_state, model, guide, *args, **kwargs)
             if not site:
                 raise
-            raise self._non_finite_loss("none", site) from error
-        messenger.check_sites()
+            raise self._non_finite_loss("invalid arguments of a distribution", site) from error
         return loss
 
     def _check_loss(

@@ -32,6 +32,8 @@ class Schedule:
 
     def at(self, step: int) -> float:
         """The value at ``step``, whatever the current step is."""
+        if step < 0:
+            raise ValueError(f"Expected step >= 0, got {step}")
         return self.function(step)
 
     @property
@@ -187,7 +189,10 @@ class InverseLipschitzScheduler:
 
     def __init__(self, decoder: _HasInverseLipschitz, schedule: Schedule) -> None:
         if not hasattr(decoder, "inverse_lipschitz"):
-            raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}")
+            hint = "; use its decoder" if hasattr(decoder, "decoder") else ""
+            raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}{hint}")
+        if not isinstance(schedule, Schedule):
+            raise ValueError(f"Expected a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number")
         self.decoder = decoder
         self.schedule = schedule
         self.decoder.inverse_lipschitz = schedule.value

@@ -1,7 +1,8 @@
 """The variational autoencoder: a Pyro model and its amortised guide in one PyroModule."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,8 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae.likelihoods import Bernoulli, check_support, expectation
+from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae.likelihoods import Categorical, check_support, expectation
 from pyro_ilvae.networks import unused
 
 
@@ -25,7 +27,7 @@ class VAE(PyroModule):
     decoder, LIDVAE an inverse Lipschitz one with L = 0, IL-LIDVAE one with L > 0: the class is the same.
 
     Several models of one class in one process share names in Pyro's global param store: call
-    ``pyro.clear_param_store()`` before fitting the next one, or ``pyro.settings.set(module_local_params=True)`` first.
+    ``pyro.clear_param_store()`` before fitting the next one with SVI. A warning says so where it was forgotten.
 
     Args:
         decoder: the map :math:`f` from (..., K) to natural parameters (..., \*event_shape).
@@ -104,13 +106,12 @@ class VAE(PyroModule):
         Returns:
             The value of site ``x``: the data, or the draw.
         """
+        x = self._checked(x)
         plate = self._data_plate(x, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
         # Outside the plate, so that a prior on a weight is global and not one for each datum.
         distribution = self._likelihood(self.decoder(z), x)
-        if x is not None and isinstance(self.likelihood, Bernoulli):
-            x = x.to(self._prior_loc.dtype)  # PyTorch's density takes no booleans or integers.
         with plate:
             value: Tensor = pyro.sample("x", distribution, obs=x)
         return value
@@ -122,6 +123,8 @@ class VAE(PyroModule):
         Returns:
             The value of site ``z``.
         """
+        x = self._checked(x)
+        self._warn_of_another_model()
         plate = self._data_plate(x, num_data)
         fn = self._prior() if x is None else dist.Normal(*self.encoder(x)).to_event(1)
         with plate:
@@ -136,8 +139,8 @@ class VAE(PyroModule):
             x: the data.
             batch_size: the number of data encoded at a time; all at once if None.
         """
-        self._check_data(x)
-        parts = [self.encoder(batch) for batch in _batches(x, batch_size)]
+        with evaluation_mode(self):
+            parts = [self.encoder(batch) for batch in _batches(self._checked(x), batch_size)]
         return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
 
     @torch.no_grad()
@@ -150,10 +153,11 @@ class VAE(PyroModule):
             x: the data.
             batch_size: the number of data treated at a time; all at once if None.
         """
-        self._check_data(x)
-        parts = [
-            expectation(self.likelihood(self.decoder(self.encoder(batch)[0]))) for batch in _batches(x, batch_size)
-        ]
+        with evaluation_mode(self):
+            parts = [
+                expectation(self.likelihood(self.decoder(self.encoder(batch)[0])))
+                for batch in _batches(self._checked(x), batch_size)
+            ]
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -168,9 +172,10 @@ class VAE(PyroModule):
         _checks.positive_int("num_samples", num_samples)
         z = self._prior().expand([num_samples]).sample()
         parts = []
-        for batch in _batches(z, batch_size):
-            distribution = self.likelihood(self.decoder(batch))
-            parts.append(expectation(distribution) if mean else distribution.sample())
+        with evaluation_mode(self):
+            for batch in _batches(z, batch_size):
+                distribution = self.likelihood(self.decoder(batch))
+                parts.append(expectation(distribution) if mean else distribution.sample())
         return torch.cat(parts)
 
     def _prior(self) -> TorchDistribution:
@@ -191,7 +196,6 @@ class VAE(PyroModule):
     def _data_plate(self, x: Tensor | None, num_data: int) -> pyro.plate:
         if x is None:
             return pyro.plate("data", _checks.positive_int("num_data", num_data))
-        self._check_data(x)
         if self.data_size is None or self.data_size == len(x):
             return pyro.plate("data", len(x))
         if self.data_size < len(x):
@@ -199,16 +203,46 @@ class VAE(PyroModule):
         # Indices stand for the caller's random batch; drawing them here would cost a permutation of all data.
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
 
-    def _check_data(self, x: Tensor) -> None:
+    @overload
+    def _checked(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def _checked(self, x: Tensor | None) -> Tensor | None: ...
+
+    def _checked(self, x: Tensor | None) -> Tensor | None:
+        """The data, checked, and as floating point numbers unless they are categories."""
+        if x is None:
+            return None
         if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"Expected data at site 'x' as a tensor of shape (N, ...) with N >= 1, got {got}")
-        if x.is_floating_point() and x.dtype != self._prior_loc.dtype:
+        if x.is_complex() or (x.is_floating_point() and x.dtype != self._prior_loc.dtype):
             raise ValueError(
                 f"Expected data at site 'x' of dtype {self._prior_loc.dtype}, as the model, got {x.dtype}; convert "
                 "one, for example with x.float() or vae.double()"
             )
         check_support(self.likelihood, x, "x")
+        # PyTorch's densities take no booleans, and few take integers.
+        return x if isinstance(self.likelihood, Categorical) else x.to(self._prior_loc.dtype)
+
+    def _warn_of_another_model(self) -> None:
+        """Say so if SVI would train the parameters that an earlier model left under the names of this one's."""
+        if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
+            return
+        store = pyro.get_param_store()
+        for part, module in (("decoder", self.decoder), ("encoder", self.encoder)):
+            separator = "." if isinstance(module, PyroModule) else "$$$"
+            for name, parameter in module.named_parameters():
+                full_name = f"{self._pyro_name}{'.' * bool(self._pyro_name)}{part}{separator}{name}"
+                stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
+                if stored is not None and stored.unconstrained() is not parameter:
+                    warnings.warn(
+                        f"Pyro's param store holds another model's '{full_name}': SVI would train that one and leave "
+                        "this model as it is. Call pyro.clear_param_store() before fitting a new model.",
+                        stacklevel=2,
+                    )
+                    return
+                break  # one of each part tells
 
 
 def _agreed(name: str, values: dict[str, Any]) -> Any:
