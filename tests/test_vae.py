@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_ilvae import VAE, ConvEncoder, MLPDecoder, MLPEncoder, ProjectedDecoder, likelihoods, mlp
+from pyro_ilvae import VAE, AnnealedELBO, ConvEncoder, MLPDecoder, MLPEncoder, ProjectedDecoder, likelihoods, mlp
 from pyro_ilvae.diagnostics import collapse_summary
 
 X = torch.randn(12, *EVENT)
@@ -124,7 +124,7 @@ def test_without_data_guide_is_the_prior():
 @pytest.mark.parametrize("name", ["plain", "composition-random", "projected-conv"])
 def test_torch_optimiser_trains_with_global_and_local_parameters(name, local_params):
     vae = vae_with(name)
-    loss_fn = Trace_ELBO()(vae.model, vae.guide)
+    loss_fn = AnnealedELBO(Trace_ELBO(), beta=0.5)(vae.model, vae.guide)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     before = {key: value.clone() for key, value in vae.named_parameters()}
     for _ in range(2):

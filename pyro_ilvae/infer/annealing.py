@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any, Self, TypeAlias
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pyro_ilvae.infer.schedules import Schedule
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Beta: TypeAlias = float | Tensor | Schedule
 
 
@@ -108,6 +110,18 @@ class AnnealMessenger(Messenger):
                 f"functions of the auxiliary sites {sorted(uncovered)}. Anneal all latent sites (sites=None), or name "
                 "the auxiliary ones too where no other site depends on them"
             )
+
+
+@overload
+def anneal(
+    fn: None = None, beta: Beta | Mapping[str, Beta] = 1.0, sites: Iterable[str] | None = None
+) -> AnnealMessenger: ...
+
+
+@overload
+def anneal(
+    fn: Callable[P, T], beta: Beta | Mapping[str, Beta] = 1.0, sites: Iterable[str] | None = None
+) -> Callable[P, T]: ...
 
 
 def anneal(
