@@ -124,7 +124,14 @@ def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
         flat = flat.to(torch.get_default_dtype())
     if not flat.isfinite().all():
         raise ValueError("Expected x to be finite, got NaN or infinity")
-    directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh[:latent_dim].mT
+    centred = flat - flat.mean(0)
+    if len(flat) > flat.shape[1]:
+        # Of 60,000 images the scatter matrix is quick to decompose and the data matrix is not.
+        directions = (
+            torch.linalg.eigh((centred.mT @ centred).double()).eigenvectors.flip(-1)[:, :latent_dim].to(flat.dtype)
+        )
+    else:
+        directions = torch.linalg.svd(centred, full_matrices=False).Vh[:latent_dim].mT
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     return directions * torch.sign(largest)
 

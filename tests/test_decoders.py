@@ -135,6 +135,17 @@ def test_output_starts_at_order_one():
         assert 0.3 < decoder(torch.randn(64, 16)).square().mean().sqrt() < 3
 
 
+@pytest.mark.parametrize("count", [5, 8, 9, 300])
+def test_principal_frame_is_the_leading_singular_vectors(count):
+    x = torch.randn(count, *EVENT, dtype=torch.float64) * torch.tensor([3.0, 1.0])
+    flat = x.flatten(1) - x.flatten(1).mean(0)
+    expected = torch.linalg.svd(flat).Vh[:3].mT
+    frame = principal_frame(x, 3)
+    assert frame.dtype == torch.float64
+    torch.testing.assert_close(frame @ frame.mT, expected @ expected.mT)
+    assert (frame.gather(0, frame.abs().argmax(0, keepdim=True)) > 0).all()
+
+
 def test_principal_frame_spans_the_data():
     basis = torch.linalg.qr(torch.randn(8, 2)).Q
     x = torch.randn(500, 2) * torch.tensor([3.0, 1.0]) @ basis.mT + 5

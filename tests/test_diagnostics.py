@@ -131,6 +131,22 @@ def test_evidence_is_exact_at_the_exact_posterior(data_size, batch_size, samples
     torch.testing.assert_close(bounds.elbo, marginal, atol=1e-4, rtol=1e-4)
 
 
+def test_draws_in_passes_bound_the_memory_and_change_nothing(monkeypatch):
+    x = torch.randn(N, 3)
+    most = []
+
+    def model_that_looks(batch):
+        with pyro.plate("data", len(batch)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            most.append(z[..., 0].numel())
+            pyro.sample("x", dist.Normal(z @ W, NOISE).to_event(1), obs=batch)
+
+    monkeypatch.setattr("pyro_ilvae.diagnostics.evidence_bounds._MOST_PAIRS", 7 * N)
+    bounds = evidence(model_that_looks, exact_guide, x, num_samples=30)
+    assert max(most) == 7 * N
+    torch.testing.assert_close(bounds.elbo, evidence(linear_model, exact_guide, x).elbo, atol=1e-4, rtol=1e-4)
+
+
 def prior_guide(x):
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

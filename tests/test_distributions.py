@@ -66,6 +66,15 @@ def test_gradients(eta):
     assert gradcheck(draw, (eta,), atol=1e-3)
 
 
+def test_draws_move_continuously_through_zero():
+    draws = []
+    for eta in (-2e-3, 0.0, 2e-3):
+        torch.manual_seed(0)
+        draws.append(NaturalContinuousBernoulli(torch.tensor(eta)).sample((100,)))
+    assert (draws[0] - draws[1]).abs().max() < 1e-3
+    assert (draws[2] - draws[1]).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("build", CLASSES)
 def test_shapes_and_validation(build):
     fn = build(torch.zeros(4, 1)).expand((2, 4, 3)).to_event(1)

@@ -6,7 +6,7 @@ import xarray as xr
 from pyro_ilvae import _checks
 from pyro_ilvae.diagnostics._traces import Data, Stochastic
 from pyro_ilvae.diagnostics.collapse import active_units, kl_per_dimension
-from pyro_ilvae.diagnostics.evidence import evidence
+from pyro_ilvae.diagnostics.evidence_bounds import evidence
 
 
 def collapse_summary(

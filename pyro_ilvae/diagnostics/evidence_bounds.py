@@ -17,6 +17,8 @@ from pyro_ilvae.diagnostics._traces import (
     guide_and_model_trace,
 )
 
+_MOST_PAIRS = 100_000
+
 
 class Evidence(NamedTuple):
     """Two lower bounds on log p(x) for each datum in nats, of shape (N,)."""
@@ -32,7 +34,7 @@ def evidence(
     *,
     num_samples: int = 100,
     batch_size: int | None = None,
-    samples_per_pass: int = 100,
+    samples_per_pass: int | None = None,
 ) -> Evidence:
     r"""Lower bounds on the log likelihood of each datum from the same importance weights, in nats.
 
@@ -49,7 +51,8 @@ def evidence(
         data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
         num_samples: the number :math:`S` of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
-        samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else.
+        samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
+            None, as many as make at most 100,000 pairs of a draw and a datum.
 
     Returns:
         The two bounds, each of shape (N,).
@@ -76,12 +79,14 @@ def evidence(
         True
     """
     _checks.positive_int("num_samples", num_samples)
-    _checks.positive_int("samples_per_pass", samples_per_pass)
+    if samples_per_pass is not None:
+        _checks.positive_int("samples_per_pass", samples_per_pass)
     elbos, log_likelihoods = [], []
     for args in data_batches(data, batch_size):
         total, log_total = [], []
-        for start in range(0, num_samples, samples_per_pass):
-            count = min(samples_per_pass, num_samples - start)
+        step = samples_per_pass or max(1, _MOST_PAIRS // len(args[0]))
+        for start in range(0, num_samples, step):
+            count = min(step, num_samples - start)
             log_weights = _log_weights(*guide_and_model_trace(model, guide, args, count), count, len(args[0]))
             total.append(log_weights.sum(0))
             log_total.append(log_weights.logsumexp(0))
