@@ -1,0 +1,73 @@
+"""Encoders: shapes under any left batch dimensions, scales that stay positive, inputs of every kind."""
+
+import pickle
+
+import pytest
+import torch
+
+from pyro_ilvae import ConvEncoder, MLPEncoder
+
+ENCODERS = {
+    "mlp": (lambda **options: MLPEncoder((6, 5), 2, (8,), **options), (6, 5)),
+    "conv": (lambda **options: ConvEncoder((6, 5), 2, (3,), (8,), **options), (6, 5)),
+    "conv-deep": (lambda **options: ConvEncoder((2, 9, 7), 2, (3, 4, 5), (8,), **options), (2, 9, 7)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("batch_shape", [(), (1,), (4,), (3, 4), (2, 1, 3)])
+def test_batch_shapes(name, batch_shape):
+    build, event_shape = ENCODERS[name]
+    encoder = build()
+    x = torch.randn(*batch_shape, *event_shape)
+    loc, scale = encoder(x)
+    assert loc.shape == scale.shape == (*batch_shape, 2)
+    one_by_one = [encoder(datum) for datum in x.reshape(-1, *event_shape)]
+    torch.testing.assert_close(loc.reshape(-1, 2), torch.stack([one[0] for one in one_by_one]))
+    torch.testing.assert_close(scale.reshape(-1, 2), torch.stack([one[1] for one in one_by_one]))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_scale_is_positive_with_a_finite_log(name, dtype, size):
+    build, event_shape = ENCODERS[name]
+    _, scale = build().to(dtype)(size * torch.randn(50, *event_shape, dtype=dtype))
+    assert scale.dtype == dtype
+    assert scale.log().isfinite().all()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_guides_start_near_the_scale_of_the_prior(name):
+    build, event_shape = ENCODERS[name]
+    _, scale = build()(torch.rand(50, *event_shape))
+    assert 0.5 < scale.mean() < 2
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_integers_are_their_values(name, dtype):
+    build, event_shape = ENCODERS[name]
+    encoder = build()
+    x = torch.randint(2, (4, *event_shape)).to(dtype)
+    torch.testing.assert_close(encoder(x), encoder(x.float()))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_input_transform(name):
+    build, event_shape = ENCODERS[name]
+    encoder, counts = build(input_transform=torch.log1p), torch.randint(1000, (4, *event_shape))
+    expected = encoder(counts)
+    encoder.input_transform = None
+    torch.testing.assert_close(encoder(torch.log1p(counts)), expected)
+    restored = pickle.loads(pickle.dumps(build(input_transform=torch.log1p)))
+    assert restored.input_transform is torch.log1p
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_refuses_other_shapes(name):
+    build, event_shape = ENCODERS[name]
+    with pytest.raises(ValueError, match=r"Expected x of shape \(\.\.\., .*\), got"):
+        build()(torch.zeros(4, *event_shape[:-1], event_shape[-1] + 1))
+    with pytest.raises(ValueError, match="latent_dim"):
+        type(build())(event_shape, 0)
