@@ -9,6 +9,13 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 
+def innermost(distribution: Any) -> Any:
+    """The distribution under all that wraps it: event dimensions, masks, transforms."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
+
+
 class _Natural(TorchDistribution):
     """A univariate distribution with the one parameter ``eta``."""
 

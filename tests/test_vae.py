@@ -15,7 +15,17 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_ilvae import VAE, AnnealedELBO, ConvEncoder, MLPDecoder, MLPEncoder, ProjectedDecoder, likelihoods, mlp
+from pyro_ilvae import (
+    VAE,
+    AnnealedELBO,
+    ConvEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    ProjectedDecoder,
+    from_pyro_svi,
+    likelihoods,
+    mlp,
+)
 from pyro_ilvae.diagnostics import collapse_summary
 
 X = torch.randn(12, *EVENT, generator=torch.Generator().manual_seed(0))
@@ -183,6 +193,8 @@ def test_prior_on_a_decoder_weight(name, weight):
         draws = Predictive(vae.model, guide=guide, num_samples=5, parallel=parallel)(X)
         assert draws[site].numel() == 5 * shape.numel()
         assert draws["x"].numel() == 5 * X.numel()
+    fit = from_pyro_svi((vae.model, guide), model_args=(X,), num_samples=2)
+    assert fit["posterior"][site].shape == (1, 2, *shape)
 
 
 @pytest.mark.parametrize("weight", ["input_weight", "bias", "raw", "output_weight_raw", "slope"])

@@ -15,6 +15,7 @@ from pyro_ilvae.diagnostics._traces import (
     guide_and_model_trace,
     local_site,
 )
+from pyro_ilvae.distributions import innermost
 
 
 class KLPerDimension(NamedTuple):
@@ -86,8 +87,8 @@ def kl_per_dimension(
     values, estimators = [], set()
     for args in data_batches(data, batch_size):
         guide_trace, model_trace = guide_and_model_trace(model, guide, args)
-        q = _factors(local_site(guide_trace, site, len(args[0]), "guide"))
-        p = _factors(local_site(model_trace, site, len(args[0]), "model"))
+        q = _factors(local_site(guide_trace, site, len(args[0]), "guide"), "guide")
+        p = _factors(local_site(model_trace, site, len(args[0]), "model"), "model")
         with torch.no_grad():
             try:
                 divergence = torch.distributions.kl_divergence(q, p)
@@ -154,7 +155,7 @@ def active_units(
     for args in data_batches(data, batch_size):
         guide_trace, _ = guide_and_model_trace(model, guide, args)
         fn = local_site(guide_trace, site, len(args[0]), "guide")["fn"]
-        _refuse_delta(fn, site)
+        _refuse_delta(fn, site, "guide")
         with torch.no_grad():
             try:
                 mean = fn.mean
@@ -168,22 +169,20 @@ def active_units(
     return ActiveUnits(variances, float(threshold), variances > threshold)
 
 
-def _refuse_delta(fn: Any, site: str) -> None:
-    """Raise where the guide's distribution says nothing: its density is at another site, or it is a point."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    if isinstance(fn, dist.Delta):
+def _refuse_delta(fn: Any, site: str, source: str) -> None:
+    """Raise where a distribution says nothing: its density is at another site, or it is a point."""
+    if isinstance(innermost(fn), dist.Delta):
         raise ValueError(
-            f"Expected a guide that samples site '{site}' from its own distribution, got a Delta, as of AutoDelta and "
-            "of guides such as AutoNormal that transform an auxiliary site; write the guide by hand or use "
+            f"Expected a {source} that samples site '{site}' from its own distribution, got a Delta, as of AutoDelta "
+            "and of guides such as AutoNormal that transform an auxiliary site; write the guide by hand or use "
             "AutoNormalMessenger"
         )
 
 
-def _factors(site: Any) -> TorchDistribution:
+def _factors(site: Any, source: str) -> TorchDistribution:
     """The site's distribution with its dimensions as batch dimensions."""
     fn = site["fn"]
-    _refuse_delta(fn, site["name"])
+    _refuse_delta(fn, site["name"], source)
     while isinstance(fn, dist.Independent | torch.distributions.Independent):
         fn = fn.base_dist
     if fn.event_shape:

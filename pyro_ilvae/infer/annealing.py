@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ilvae.distributions import innermost
 from pyro_ilvae.infer.schedules import Schedule
 
 P = ParamSpec("P")
@@ -80,7 +81,7 @@ class AnnealMessenger(Messenger):
         if self.betas is None:
             msg["scale"] = msg["scale"] * current_beta(self.beta)
         elif name in self.betas:
-            if isinstance(_base(msg["fn"]), dist.Delta):
+            if isinstance(innermost(msg["fn"]), dist.Delta):
                 self._delta_sites.add(name)
             msg["scale"] = msg["scale"] * current_beta(self.betas[name], f"beta of site '{name}'")
 
@@ -156,9 +157,3 @@ def anneal(
     """
     messenger = AnnealMessenger(beta, sites)
     return messenger if fn is None else messenger(fn)
-
-
-def _base(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

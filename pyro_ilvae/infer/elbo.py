@@ -162,10 +162,9 @@ class AnnealedELBO(ELBO):
     ) -> Any:
         # One handler around the whole computation sees the sites of model and guide alike, also of a guide that runs
         # the model by itself (Pyro's GuideMessenger).
-        messenger = AnnealMessenger(self.beta, self.sites)
         try:
-            with messenger:
-                loss = compute(model, guide, *args, **kwargs)
+            with AnnealMessenger(self.beta, self.sites):
+                return compute(model, guide, *args, **kwargs)
         except ValueError as error:
             if "share a common" in str(error):
                 raise ValueError(
@@ -178,7 +177,6 @@ class AnnealedELBO(ELBO):
             if not site:
                 raise
             raise self._non_finite_loss("invalid arguments of a distribution", site) from error
-        return loss
 
     def _check_loss(
         self, loss: float, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any
