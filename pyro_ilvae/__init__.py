@@ -1,11 +1,12 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
 from pyro_ilvae import diagnostics, infer, likelihoods
+from pyro_ilvae.compilation import compiled
 from pyro_ilvae.convex import ICNN
 from pyro_ilvae.decoders import InverseLipschitzDecoder, ProjectedDecoder
 from pyro_ilvae.encoders import ConvEncoder, MLPEncoder
 from pyro_ilvae.frames import principal_frame
-from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, anneal, schedules
+from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, JointOptim, anneal, schedules
 from pyro_ilvae.io_pyro import from_pyro_svi
 from pyro_ilvae.maps import BrenierMap, BrenierTransform
 from pyro_ilvae.models import VAE
@@ -22,10 +23,12 @@ __all__ = [
     "ConvEncoder",
     "InverseLipschitzDecoder",
     "InverseLipschitzScheduler",
+    "JointOptim",
     "MLPDecoder",
     "MLPEncoder",
     "ProjectedDecoder",
     "anneal",
+    "compiled",
     "diagnostics",
     "from_pyro_svi",
     "infer",

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from pyro.nn import PyroModule, PyroModuleList, pyro_method
@@ -132,9 +132,8 @@ class ICNN(PyroModule):
         self._activation_names = _activation_names(activation, len(self.hidden_features))
         self.input_skips = bool(input_skips)
 
-        skipped = self.hidden_features if self.input_skips else self.hidden_features[:1]
         # One stacked matrix [A_1; A_2; ...]: the input enters, and the gradient leaves, by one product.
-        self.input_weight = nn.Parameter(torch.empty(sum(skipped), in_features))
+        self.input_weight = nn.Parameter(torch.empty(sum(self._skipped_features), in_features))
         self.bias = nn.Parameter(torch.empty(sum(self.hidden_features)))
         self.hidden_weights = PyroModuleList(
             [
@@ -168,8 +167,9 @@ class ICNN(PyroModule):
 
         probe = torch.randn_like(self.input_weight[:1].expand(_PROBE_SIZE, -1))
         probe *= norm / math.sqrt(self.in_features)
-        inputs = self._input_terms(probe @ self.input_weight.mT)
-        hidden = activations[0].value(inputs[0] + biases[0])
+        products = probe @ self.input_weight.mT
+        skips = products.split(self._skipped_features, dim=-1)
+        hidden = activations[0].value(skips[0] + biases[0])
         for i, layer in enumerate(self.hidden_weights, start=1):
             raw: Tensor = layer.raw  # type: ignore[assignment]
             weight = _log_normal_like(raw)
@@ -178,11 +178,11 @@ class ICNN(PyroModule):
             raw.copy_(_inverse_softplus(weight))
             terms = hidden @ weight.mT
             biases[i].copy_(-terms.mean(0))
-            hidden = activations[i].value(terms + inputs[i] + biases[i])
+            hidden = activations[i].value(terms + biases[i] + (skips[i] if self.input_skips else 0.0))
 
         weight = torch.full_like(self.output_weight_raw, 1 / len(self.output_weight_raw))
         self.output_weight_raw.copy_(_inverse_softplus(weight))
-        gradient = self._gradient(probe @ self.input_weight.mT, self.input_weight)
+        gradient = self._gradient(products + self._input_bias(), self.input_weight)
         scale = gradient_scale / gradient.std(0).square().mean().sqrt().clamp(min=1e-12)
         self.output_weight_raw.copy_(_inverse_softplus(weight * scale))
         self.slope.copy_(-scale * gradient.mean(0))
@@ -200,7 +200,7 @@ class ICNN(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         r"""The potential :math:`\psi(x)`, of shape (...), for ``x`` of shape (..., D)."""
         _checks.last_dim("x", x, self.in_features)
-        preactivations, _ = self._forward_sweep(_linear(x, self.input_weight))
+        preactivations, _ = self._forward_sweep(_linear(x, self.input_weight, self._input_bias()))
         last = self._activations[-1].value(preactivations[-1])
         return (last * F.softplus(self.output_weight_raw)).sum(-1) + (x * self.slope).sum(-1)
 
@@ -215,7 +215,7 @@ class ICNN(PyroModule):
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
-        return self._gradient(_linear(x, input_weight), input_weight)
+        return self._gradient(_linear(x, input_weight, self._input_bias()), input_weight)
 
     @pyro_method
     def gradient_in_frame(self, u: Tensor, frame: Frame) -> Tensor:
@@ -224,7 +224,7 @@ class ICNN(PyroModule):
         The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so that only the way out is D wide.
         """
         input_weight = self.input_weight
-        return self._gradient(_linear(u, frame.fold(input_weight)), input_weight)
+        return self._gradient(_linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
 
     @pyro_method
     def hessian(self, x: Tensor) -> Tensor:
@@ -237,9 +237,9 @@ class ICNN(PyroModule):
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
-        preactivations, weights = self._forward_sweep(_linear(x, input_weight))
-        adjoints, _ = self._reverse_sweep(preactivations, weights)
-        skips = input_weight.split(self.hidden_features if self.input_skips else self.hidden_features[:1], dim=-2)
+        preactivations, weights = self._forward_sweep(_linear(x, input_weight, self._input_bias()))
+        adjoints = [adjoint for adjoint, _ in self._reverse_sweep(list(preactivations), list(weights))][::-1]
+        skips = input_weight.split(self._skipped_features, dim=-2)
         total = x.new_zeros(())
         factor = skips[0]
         activations = self._activations
@@ -253,35 +253,41 @@ class ICNN(PyroModule):
             total = total + (factor.mT * curvature) @ factor
         return 0.5 * (total + total.mT)
 
-    def _input_terms(self, products: Tensor) -> list[Tensor | float]:
-        """The terms A_i x of the hidden layers, from their stacked product."""
-        if self.input_skips:
-            return list(products.split(self.hidden_features, dim=-1))
-        return [products] + [0.0] * (len(self.hidden_features) - 1)
+    @property
+    def _skipped_features(self) -> tuple[int, ...]:
+        """The widths of the hidden layers that see the input."""
+        return self.hidden_features if self.input_skips else self.hidden_features[:1]
 
-    def _forward_sweep(self, products: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Pre-activations s_1 ... s_n and hidden weights W_2 ... W_n, from the stacked products A x."""
-        inputs = self._input_terms(products)
-        biases = self.bias.split(self.hidden_features, dim=-1)
+    def _input_bias(self) -> Tensor:
+        """The biases of the hidden layers that see the input."""
+        return self.bias if self.input_skips else self.bias[..., : self.hidden_features[0]]
+
+    def _forward_sweep(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Pre-activations s_1 ... s_n and hidden weights W_2 ... W_n, from the stacked A x + b of the input."""
+        skips = inputs.split(self._skipped_features, dim=-1)
         weights: list[Tensor] = [layer.weight for layer in self.hidden_weights]  # type: ignore[misc]
-        preactivations = [inputs[0] + biases[0]]
-        activations = self._activations
-        for i, weight in enumerate(weights):
-            hidden = activations[i].value(preactivations[-1])
-            preactivations.append(_linear(hidden, weight, biases[i + 1]) + inputs[i + 1])
+        preactivations = [skips[0]]
+        biases = self.bias.split(self.hidden_features, dim=-1)
+        for i, (activation, weight) in enumerate(zip(self._activations[:-1], weights, strict=True), start=1):
+            hidden = activation.value(preactivations[-1])
+            preactivations.append(_linear(hidden, weight) + (skips[i] if self.input_skips else biases[i]))
         return preactivations, weights
 
-    def _reverse_sweep(self, preactivations: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Adjoints of the hidden layers' values and of their pre-activations, first layer first."""
-        activations = self._activations
-        adjoints = [F.softplus(self.output_weight_raw)]
-        deltas = [adjoints[0] * activations[-1].derivative(preactivations[-1])]
-        for i in range(len(weights) - 1, -1, -1):
-            adjoints.append(_linear(deltas[-1], weights[i].mT))
-            deltas.append(adjoints[-1] * activations[i].derivative(preactivations[i]))
-        return adjoints[::-1], deltas[::-1]
+    def _reverse_sweep(self, preactivations: list[Tensor], weights: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Adjoints of each hidden layer's value and of its pre-activation, last layer first.
 
-    def _gradient(self, products: Tensor, input_weight: Tensor) -> Tensor:
-        _, deltas = self._reverse_sweep(*self._forward_sweep(products))
+        Empties its arguments: where no graph holds them, memory is free again as soon as it is not needed.
+        """
+        adjoint = F.softplus(self.output_weight_raw)
+        for activation in reversed(self._activations):
+            delta = adjoint * activation.derivative(preactivations.pop())
+            yield adjoint, delta
+            if weights:
+                adjoint = _linear(delta, weights.pop().mT)
+
+    def _gradient(self, inputs: Tensor, input_weight: Tensor) -> Tensor:
+        preactivations, weights = self._forward_sweep(inputs)
+        del inputs  # the pre-activations are views of it
+        deltas = [delta for _, delta in self._reverse_sweep(preactivations, weights)][::-1]
         stacked = torch.cat(deltas, dim=-1) if self.input_skips else deltas[0]
         return _linear(stacked, input_weight.mT, self.slope)

@@ -179,7 +179,7 @@ class ProjectedDecoder(PyroModule):
                 f"{(len(flat), *self.event_shape)}, got {tuple(h.shape)}"
             )
         h = h.reshape((*z.shape[:-1], features))
-        eta: Tensor = h + self.frame.embed(self.map(z) - self.frame.coordinates(h))
+        eta: Tensor = self.frame.replace(h, self.map(z))
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 

@@ -6,7 +6,6 @@ from typing import Self, TypeAlias
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyro_ilvae import _checks
 
@@ -24,9 +23,17 @@ class IdentityFrame(PyroModule):
         self.features = features
         self.latent_dim = latent_dim
 
-    def embed(self, u: Tensor) -> Tensor:
-        """Q u of shape (..., D), for ``u`` of shape (..., K)."""
-        return F.pad(u, (0, self.features - self.latent_dim))
+    def add(self, y: Tensor, u: Tensor) -> Tensor:
+        """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
+        return self.replace(y, self.coordinates(y) + u)
+
+    def replace(self, y: Tensor, u: Tensor) -> Tensor:
+        """Q u + (I - Q Q^T) y of shape (..., D): ``y`` with ``u`` in place of its coordinates in the frame."""
+        outside = y[..., self.latent_dim :]
+        if u.shape[:-1] != y.shape[:-1]:  # weights drawn from a prior bring dimensions of their own
+            batch = torch.broadcast_shapes(u.shape[:-1], y.shape[:-1])
+            u, outside = u.expand(*batch, -1), outside.expand(*batch, -1)
+        return torch.cat([u, outside], dim=-1)
 
     def coordinates(self, y: Tensor) -> Tensor:
         """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
@@ -59,9 +66,17 @@ class OrthonormalFrame(PyroModule):
             self.matrix = _orthonormalise(self.matrix)
         return self
 
-    def embed(self, u: Tensor) -> Tensor:
-        """Q u of shape (..., D), for ``u`` of shape (..., K)."""
-        return u @ self.matrix.mT
+    def add(self, y: Tensor, u: Tensor) -> Tensor:
+        """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
+        if u.shape[:-1] != y.shape[:-1]:  # weights drawn from a prior bring dimensions of their own
+            return y + u @ self.matrix.mT
+        # One pass over the D-wide result, in place of a product and a sum.
+        flat = torch.addmm(y.reshape(-1, self.features), u.reshape(-1, self.latent_dim), self.matrix.mT)
+        return flat.reshape(y.shape)
+
+    def replace(self, y: Tensor, u: Tensor) -> Tensor:
+        """Q u + (I - Q Q^T) y of shape (..., D): ``y`` with ``u`` in place of its coordinates in the frame."""
+        return self.add(y, u - self.coordinates(y))
 
     def coordinates(self, y: Tensor) -> Tensor:
         """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""

@@ -82,7 +82,7 @@ class BrenierMap(PyroModule):
         if frame is None:
             return self.icnn.gradient(z) + self._inverse_lipschitz * z
         _checks.last_dim("z", z, frame.latent_dim)
-        return self.icnn.gradient_in_frame(z, frame) + frame.embed(self._inverse_lipschitz * z)
+        return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
 
     @pyro_method
     def potential(self, z: Tensor) -> Tensor:

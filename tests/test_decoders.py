@@ -73,7 +73,7 @@ def test_folded_frame_is_the_composition_written_out(seed, frame, skips):
     decoder = InverseLipschitzDecoder(LATENT, EVENT, (0.4, 1.5), (16, 12), frame, input_skips=skips)
     decoder = perturb(decoder.double(), 0.5)
     z = torch.randn(7, LATENT, dtype=torch.float64)
-    matrix = decoder.frame.embed(torch.eye(LATENT, dtype=torch.float64)).mT
+    matrix = decoder.frame.coordinates(torch.eye(8, dtype=torch.float64))
     expected = decoder.outer(decoder.inner(z) @ matrix.mT).reshape(7, *EVENT)
     torch.testing.assert_close(decoder(z), expected, rtol=1e-9, atol=1e-9)
 

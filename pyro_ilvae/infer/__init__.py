@@ -3,12 +3,14 @@
 from pyro_ilvae.infer import schedules
 from pyro_ilvae.infer.annealing import AnnealMessenger, anneal
 from pyro_ilvae.infer.elbo import AnnealedELBO, NonFiniteLossError
+from pyro_ilvae.infer.optim import JointOptim
 from pyro_ilvae.infer.schedules import InverseLipschitzScheduler, Schedule
 
 __all__ = [
     "AnnealMessenger",
     "AnnealedELBO",
     "InverseLipschitzScheduler",
+    "JointOptim",
     "NonFiniteLossError",
     "Schedule",
     "anneal",
