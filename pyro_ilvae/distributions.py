@@ -1,9 +1,11 @@
-"""Distributions by their natural parameter, accurate where PyTorch's own forms saturate or turn NaN."""
+"""Distributions by the parameters that decoders give, where PyTorch's own forms are slow, saturate or turn NaN."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
@@ -14,6 +16,38 @@ def innermost(distribution: Any) -> Any:
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return distribution
+
+
+class IsotropicNormal(dist.Normal):
+    r"""A Normal with one scale for all entries, which enters its log density as the scalar it is.
+
+    .. math:: \log p(x \mid \mu) = -\tfrac12 (x - \mu)^2 / \sigma^2 - \log \sigma - \tfrac12 \log 2\pi.
+
+    PyTorch's form spreads the scale over all entries first, and takes that many squares and logarithms of it.
+
+    Args:
+        loc: the mean :math:`\mu`, of any shape.
+        scale: the standard deviation :math:`\sigma > 0`, of shape ().
+
+    Example:
+        >>> IsotropicNormal(torch.zeros(3), torch.tensor(2.0)).log_prob(torch.zeros(3))
+        tensor([-1.6121, -1.6121, -1.6121])
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.common_scale = scale
+        super().__init__(loc, scale, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(type(self), _instance)
+        new.common_scale = self.common_scale
+        return super().expand(batch_shape, new)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        error = (value - self.loc) / self.common_scale
+        return -0.5 * error.square() - (self.common_scale.log() + 0.5 * math.log(2 * math.pi))
 
 
 class _Natural(TorchDistribution):

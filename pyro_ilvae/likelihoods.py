@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson
+from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 
 
 class Normal(PyroModule):
@@ -78,7 +78,7 @@ class Normal(PyroModule):
                 weight = 1.0 if self.num_updates == 0 else self._momentum
                 self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
                 self.num_updates += 1
-        return dist.Normal(eta, scale)
+        return IsotropicNormal(eta, scale)
 
 
 class Bernoulli(PyroModule):
@@ -206,12 +206,13 @@ def check_support(likelihood: object, x: Tensor, site: str) -> None:
     A likelihood without a ``support`` is asked for finite data only.
     """
     name = type(likelihood).__name__
-    if not x.isfinite().all():
+    # One pass over data that are as they should be, at every step of training.
+    if not torch.stack(x.aminmax()).isfinite().all():
         raise ValueError(
             f"Expected finite data at site '{site}', got {int((~x.isfinite()).sum())} NaN or infinite values"
         )
     support = getattr(likelihood, "support", None)
-    if support is None:
+    if support is None or support is constraints.real:
         return
     valid = support.check(x)
     if not valid.all():

@@ -23,7 +23,6 @@ from pyro_ilvae import (
     mlp,
 )
 
-
 # PyTorch's compiler looks at each tensor's gradient, and its own dependencies are behind their time.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
 

@@ -5,10 +5,37 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson
+from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 
 CLASSES = [NaturalPoisson, NaturalContinuousBernoulli]
 TAILS = [-200.0, -40.0, -15.0, -1.0, -0.11, -0.09, -2e-3, -5e-4, 0.0, 5e-4, 2e-3, 0.09, 0.11, 1.0, 15.0, 40.0, 200.0]
+
+
+@pytest.mark.parametrize("scale_shape", [(), (3, 1, 1)])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_isotropic_normal_is_pytorchs(scale_shape, expanded):
+    loc = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    log_scale = torch.randn(scale_shape, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    ours, theirs = IsotropicNormal(loc, log_scale.exp()), dist.Normal(loc, log_scale.exp())
+    if expanded:
+        ours, theirs = (fn.expand([2, 3, 5, 4]).to_event(1).mask(x[..., 0] > 0) for fn in (ours, theirs))
+    assert ours.batch_shape == theirs.batch_shape
+    values = [fn.log_prob(x) for fn in (ours, theirs)]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(value.sum(), (loc, log_scale)) for value in values]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+    draws = []
+    for fn in (ours, theirs):
+        torch.manual_seed(0)
+        draws.append(fn.rsample((2,)))
+    torch.testing.assert_close(*draws)
+
+
+def test_isotropic_normal_checks_its_values():
+    fn = IsotropicNormal(torch.zeros(3), torch.tensor(1.0), validate_args=True)
+    with pytest.raises(ValueError, match="support"):
+        fn.log_prob(torch.tensor([0.0, float("nan"), 1.0]))
 
 
 @pytest.mark.parametrize("eta", [-5.0, -0.3, 0.2, 2.0])
