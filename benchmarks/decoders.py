@@ -18,8 +18,8 @@ def training_step(decoder: nn.Module, latent_dim: int, features: int, batch: int
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-4)
 
     def step() -> None:
-        loss = 0.5 * (decoder(z).flatten(1) - x).square().sum() / batch
         optimizer.zero_grad()
+        loss = 0.5 * (decoder(z).flatten(1) - x).square().sum() / batch
         loss.backward()
         optimizer.step()
 
@@ -48,6 +48,11 @@ def light(latent_dim: int, features: int, width: int = 512) -> InverseLipschitzD
     )
 
 
+def small_inner(latent_dim: int, features: int) -> InverseLipschitzDecoder:
+    """The default composition with a small inner map."""
+    return InverseLipschitzDecoder(latent_dim, features, 1.0, (512, 512), inner_hidden_features=(64, 64))
+
+
 def conv_backbone(latent_dim: int) -> nn.Module:
     """Transposed convolutions to images of 28 x 28."""
     return nn.Sequential(
@@ -74,11 +79,20 @@ def same(row: str, latent_dim: int, features: int, target: float) -> list[Line]:
     return [faster(row, "same function", "reference", compare(steps, "same function"), target)]
 
 
+COMPOSITIONS: dict[str, Callable[[int, int], nn.Module]] = {
+    "composition": InverseLipschitzDecoder,
+    "composition, small inner map": small_inner,
+    "light composition": light,
+    "projected": lambda latent_dim, features: ProjectedDecoder(
+        mlp(latent_dim, (512, 512), features), latent_dim, features
+    ),
+}
+
+
 def composition(row: str, latent_dim: int, features: int, name: str) -> list[Line]:
     # A random frame costs what a principal one does.
-    build = light if name == "light composition" else InverseLipschitzDecoder
     decoders = {
-        name: build(latent_dim, features),
+        name: COMPOSITIONS[name](latent_dim, features),
         "plain": MLPDecoder(latent_dim, features),
         "reference": ReferenceDecoder(latent_dim, features),
     }
@@ -127,10 +141,16 @@ ROWS: dict[str, Callable[[str], list[Line]]] = {
     "same-3072": lambda row: same(row, 64, 3072, 2.0),
     "composition-784": lambda row: composition(row, 32, 784, "composition"),
     "composition-3072": lambda row: composition(row, 64, 3072, "composition"),
+    "small-inner-784": lambda row: composition(row, 32, 784, "composition, small inner map"),
+    "small-inner-3072": lambda row: composition(row, 64, 3072, "composition, small inner map"),
     "light-784": lambda row: composition(row, 32, 784, "light composition"),
     "light-3072": lambda row: composition(row, 64, 3072, "light composition"),
-    "projected-784": lambda row: projected(row, lambda: mlp(32, (512, 512), 784), 32, 784),
-    "projected-3072": lambda row: projected(row, lambda: mlp(64, (512, 512), 3072), 64, 3072),
+    "projected-784": lambda row: (
+        projected(row, lambda: mlp(32, (512, 512), 784), 32, 784) + composition(row, 32, 784, "projected")[1:]
+    ),
+    "projected-3072": lambda row: (
+        projected(row, lambda: mlp(64, (512, 512), 3072), 64, 3072) + composition(row, 64, 3072, "projected")[1:]
+    ),
     "projected-conv": lambda row: projected(row, lambda: conv_backbone(32), 32, 784),
     "decode-784": lambda row: decode(row, 32, 784),
     "decode-3072": lambda row: decode(row, 64, 3072),

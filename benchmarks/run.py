@@ -10,24 +10,25 @@ import sys
 import time
 import warnings
 
+import compiled
 import decoders
+import growth
 import inverse
 import pyro
 import timing
 import torch
 import training
 
-ROWS = decoders.ROWS | training.ROWS | inverse.ROWS
+ROWS = decoders.ROWS | training.ROWS | compiled.ROWS | inverse.ROWS | growth.ROWS
 
 
 def keep_memory() -> None:
     """Start again with a C allocator that keeps freed memory.
 
     By default glibc returns a freed tensor of some megabytes to the system and pays for fresh pages the next time, up
-    to half of a step here and not the same from run to run. It ignores a second value above the one here; other
-    allocators ignore both.
+    to half of a step here and not the same from run to run. Other allocators ignore these names.
     """
-    wanted = {"MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+    wanted = {"MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_MMAP_MAX_": "0"}
     if any(name not in os.environ for name in wanted):
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted | dict(os.environ))
 

@@ -50,6 +50,20 @@ def test_hessian_is_autograd_of_the_gradient(icnn):
 
 
 @given(networks())
+def test_potential_is_its_definition(icnn):
+    x = torch.randn(10, icnn.in_features, dtype=torch.float64)
+    skips = icnn.input_weight.split(icnn.hidden_features if icnn.input_skips else icnn.hidden_features[:1])
+    biases = icnn.bias.split(icnn.hidden_features)
+    activations = [ACTIVATIONS[name].value for name in icnn._activation_names]
+    hidden = activations[0](x @ skips[0].mT + biases[0])
+    for i, layer in enumerate(icnn.hidden_weights, start=1):
+        skip = x @ skips[i].mT if icnn.input_skips else 0.0
+        hidden = activations[i](hidden @ torch.nn.functional.softplus(layer.raw).mT + skip + biases[i])
+    expected = hidden @ torch.nn.functional.softplus(icnn.output_weight_raw) + x @ icnn.slope
+    torch.testing.assert_close(icnn(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(networks())
 def test_hessian_is_positive_semi_definite(icnn):
     eigenvalues = torch.linalg.eigvalsh(icnn.hessian(torch.randn(10, icnn.in_features, dtype=torch.float64)))
     assert (eigenvalues >= -1e-10 * (1 + eigenvalues[..., -1:])).all()

@@ -63,6 +63,11 @@ def test_moves_parameters_as_pyro_does(name):
     assert_equal(actual, expected)
 
 
+def test_gradients_are_dropped_after_the_step():
+    _, vae = fit(JointOptim(torch.optim.Adam, {"lr": 0.01}), range(1))
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
 def test_arguments_may_depend_on_the_name():
     expected, _ = fit(PyroOptim(torch.optim.Adam, per_name), range(5))
     optimizer = JointOptim(torch.optim.Adam, per_name)
