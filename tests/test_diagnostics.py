@@ -9,11 +9,32 @@ import torch
 import xarray as xr
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    init_to_sample,
+)
 from torch.distributions import Normal, kl_divergence
 
 from pyro_ilvae import anneal
-from pyro_ilvae.diagnostics import active_units, collapse_summary, evidence, kl_per_dimension
+from pyro_ilvae.diagnostics import (
+    UnavailableError,
+    active_units,
+    active_units_of_draws,
+    bits_per_dimension,
+    collapse_summary,
+    collapsed_dimensions,
+    collapsed_fraction,
+    evidence,
+    kl_per_dimension,
+    perplexity,
+)
+from pyro_ilvae.diagnostics import (
+    kl_divergence as kl_divergence_of,
+)
 
 W = torch.tensor([[2.0, 0.0, 0.3], [0.0, 1.0, 0.5]])  # K = 2 to D = 3
 NOISE = 0.7
@@ -141,10 +162,98 @@ def test_draws_in_passes_bound_the_memory_and_change_nothing(monkeypatch):
             most.append(z[..., 0].numel())
             pyro.sample("x", dist.Normal(z @ W, NOISE).to_event(1), obs=batch)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics.evidence_bounds._MOST_PAIRS", 7 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 7 * N)
     bounds = evidence(model_that_looks, exact_guide, x, num_samples=30)
     assert max(most) == 7 * N
     torch.testing.assert_close(bounds.elbo, evidence(linear_model, exact_guide, x).elbo, atol=1e-4, rtol=1e-4)
+
+
+def test_kl_of_a_site_without_factors_is_that_of_its_marginals_and_in_total():
+    x = torch.randn(N, 3)
+    posterior = poutine.trace(exact_guide).get_trace(x).nodes["z"]["fn"]
+    prior = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    marginals = kl_per_dimension(linear_model, exact_guide, x)
+    expected = kl_divergence(Normal(posterior.mean, posterior.stddev), Normal(0.0, 1.0))
+    torch.testing.assert_close(marginals.values, expected)
+    total = kl_divergence_of(linear_model, exact_guide, x, num_samples=2000)
+    exact = kl_divergence(posterior, prior)
+    assert ((total.values - exact).abs() < 5 * total.standard_errors).all()
+    assert (exact > marginals.values.sum(-1)).all()  # the dependence is lost in the marginals
+
+
+def test_kl_of_a_flow():
+    x = torch.randn(N)
+    kl = kl_divergence_of(model, flow_guide, x, num_samples=3000, seed=1)
+    assert kl.estimator == "sampled"
+    exact = kl_divergence(
+        dist.MultivariateNormal((x[:, None] * LOADING) @ L.mT, L @ torch.diag(SCALE**2) @ L.mT),
+        dist.MultivariateNormal(torch.zeros(3), torch.eye(3)),
+    )
+    assert ((kl.values - exact).abs() < 5 * kl.standard_errors).all()
+    state = torch.get_rng_state()
+    again = kl_divergence_of(model, flow_guide, x, num_samples=3000, seed=1)
+    assert torch.equal(kl.values, again.values)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_standard_errors_of_the_evidence():
+    x = torch.randn(8, 3)
+    repeats = [evidence(linear_model, prior_guide, x, num_samples=400) for _ in range(200)]
+    for value, error in (("elbo", "elbo_standard_errors"), ("log_likelihood", "log_likelihood_standard_errors")):
+        spread = torch.stack([getattr(bounds, value) for bounds in repeats]).std(0)
+        stated = torch.stack([getattr(bounds, error) for bounds in repeats]).mean(0)
+        # The delta method is for many effective draws.
+        enough = torch.stack([bounds.effective_sample_sizes for bounds in repeats]).mean(0) > 20
+        assert enough.any()
+        assert ((spread / stated)[enough] > 0.7).all()
+        assert ((spread / stated)[enough] < 1.4).all()
+    sizes = evidence(linear_model, exact_guide, x, num_samples=50).effective_sample_sizes
+    torch.testing.assert_close(sizes, torch.full((8,), 50.0), rtol=1e-3, atol=0)
+    assert evidence(linear_model, exact_guide, x, num_samples=1).elbo_standard_errors.isnan().all()
+
+
+def test_active_units_of_draws():
+    means = torch.randn(200, 3) * torch.tensor([1.0, 0.3, 0.0])
+    draws = means + torch.randn(50, 200, 3)
+    units = active_units_of_draws(draws)
+    # Without the correction the sampling of the means alone, 1 / 50, would pass the threshold.
+    assert draws.mean(0).var(0)[2] > 0.01
+    assert ((units.variances - means.var(0)).abs() < 5 * (units.standard_errors + 0.002)).all()
+    assert units.active.tolist() == [True, True, False]
+    assert active_units_of_draws(torch.ones(1, 4, 2)).variances.tolist() == [0.0, 0.0]
+
+
+def test_standard_errors_of_the_variances():
+    x = torch.randn(400, 500)
+    units = [active_units_of_draws(batch[None, :, None]) for batch in x]
+    variances = torch.stack([unit.variances for unit in units])
+    errors = torch.stack([unit.standard_errors for unit in units])
+    assert float(errors.mean() / variances.std()) == pytest.approx(1.0, abs=0.2)
+
+
+def test_collapsed_fraction_is_the_distribution_function():
+    kl = torch.rand(500) * 3
+    curve = collapsed_fraction(kl)
+    torch.testing.assert_close(curve.epsilons, kl.sort().values)
+    torch.testing.assert_close(curve.fractions, torch.arange(1, 501) / 500)
+    per_dimension = collapsed_fraction(torch.rand(500, 2) * torch.tensor([1.0, 0.0]), [0.0, 0.5])
+    assert per_dimension.fractions[:, 1].tolist() == [1.0, 1.0]
+    assert abs(per_dimension.fractions[1, 0] - 0.5) < 5 * per_dimension.standard_errors[1, 0]
+
+
+def test_collapsed_dimensions():
+    kl = torch.tensor([[0.0, 0.02]] * 99 + [[1.0, 0.0]])
+    assert collapsed_dimensions(kl, epsilon=0.01, delta=0.01).tolist() == [True, False]
+    assert collapsed_dimensions(kl, epsilon=0.01, delta=0.005).tolist() == [False, False]
+
+
+def test_units_of_the_evidence():
+    log_likelihood = torch.tensor([-5.0, -7.0])
+    torch.testing.assert_close(bits_per_dimension(log_likelihood, 4), log_likelihood / -4 / math.log(2))
+    # Tokens count alike, also where one sequence is longer.
+    assert float(perplexity(log_likelihood, torch.tensor([1, 5]))) == pytest.approx(math.exp(2.0))
+    with pytest.raises(ValueError, match="num_tokens of shape"):
+        perplexity(log_likelihood, torch.tensor([3]))
 
 
 def prior_guide(x):
@@ -213,27 +322,35 @@ def test_summary_calls_a_unit_weak_that_moves_little_but_is_not_the_prior():
     assert summary.verdict.values.tolist() == ["weak", "collapsed", "weak"]
 
 
-@pytest.mark.parametrize("build", [AutoNormal, AutoMultivariateNormal, AutoDelta])
-def test_guides_whose_density_is_elsewhere_are_refused(build):
-    def scalar_model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+def scalar_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
+
+@pytest.mark.parametrize("build", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+def test_guides_whose_density_is_at_an_auxiliary_site(build):
     x = torch.randn(N)
-    guide = build(scalar_model)
+    guide = build(scalar_model, init_loc_fn=init_to_sample, init_scale=0.5)
     guide(x)
-    for measure in (kl_per_dimension, active_units):
-        with pytest.raises(ValueError, match="Expected a guide that samples site 'z' from its own distribution"):
+    with torch.no_grad():
+        loc = guide.median(x)["z"]
+    kl = kl_per_dimension(scalar_model, guide, x)
+    assert kl.estimator == "analytic"
+    torch.testing.assert_close(kl.values, kl_divergence(Normal(loc, 0.5), Normal(0.0, 1.0)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(active_units(scalar_model, guide, x).variances, loc.var(), rtol=1e-4, atol=1e-4)
+
+
+def test_points_are_refused():
+    x = torch.randn(N)
+    guide = AutoDelta(scalar_model)
+    guide(x)
+    for measure in (kl_per_dimension, kl_divergence_of, active_units):
+        with pytest.raises(UnavailableError, match="got a Delta"):
             measure(scalar_model, guide, x)
 
 
 def test_guide_with_parameters_of_its_own():
-    def scalar_model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     guide = AutoNormalMessenger(scalar_model)
     x = torch.randn(N)
     svi = SVI(scalar_model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
@@ -287,6 +404,13 @@ def global_guide(x):
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def flow_guide(x):
+    with pyro.plate("data", len(x)):
+        base = dist.Normal(x[:, None] * LOADING, SCALE).to_event(1)
+        pyro.sample("z", dist.TransformedDistribution(base, [dist.transforms.LowerCholeskyAffine(torch.zeros(3), L)]))
+
+
+L = torch.tensor([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.0, 0.3, 1.0]])
 X = torch.linspace(-1.0, 1.0, 5)
 
 
@@ -295,10 +419,11 @@ X = torch.linspace(-1.0, 1.0, 5)
     [
         (lambda: kl_per_dimension(model, mean_field_guide, X, site="y"), r"latent site of the guide, one of \['z'\]"),
         (lambda: kl_per_dimension(model, mean_field_guide, X, site="x"), "got 'x'"),
-        (lambda: kl_per_dimension(linear_model, exact_guide, torch.randn(5, 3)), "site 'z' to factorise"),
-        (lambda: kl_per_dimension(global_model, global_guide, X, site="a"), "site 'a' of the guide in a plate over"),
-        (lambda: evidence(global_model, global_guide, X), "site 'a' of the guide in a plate over the 5 data"),
-        (lambda: evidence(model, lambda x: None, X), "latent site of the model in the guide, got none for 'z'"),
+        (lambda: kl_per_dimension(model, flow_guide, X), "site 'z' to factorise"),
+        (lambda: kl_per_dimension(global_model, global_guide, X, site="a", batch_size=2), "batch_size=None for a site"),
+        (lambda: evidence(global_model, global_guide, X, batch_size=2), r"batch_size=None where data share .*\['a'"),
+        (lambda: active_units(global_model, global_guide, X, site="a"), "site 'a' of the guide in a plate over"),
+        (lambda: evidence(model, lambda x: None, X), "latent site of the model in the guide, .* got none for 'z'"),
         (lambda: active_units(model, mean_field_guide, X[:1]), "at least two data"),
         (lambda: active_units(model, mean_field_guide, X, threshold=-1.0), "threshold"),
         (lambda: collapse_summary(model, mean_field_guide, X, delta=2.0), r"delta in \[0, 1\]"),

@@ -1,36 +1,25 @@
-"""Measures of posterior collapse: KL per dimension and active units."""
+"""Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae.diagnostics._traces import (
-    Data,
-    Stochastic,
-    data_batches,
-    guide_and_model_trace,
-    local_site,
-)
-from pyro_ilvae.distributions import innermost
-
-
-class KLPerDimension(NamedTuple):
-    """KL divergences in nats, of shape (N, \\*event shape of the site), and how they were obtained."""
-
-    values: Tensor
-    estimator: str
+from pyro_ilvae._random import seeded
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches
+from pyro_ilvae.diagnostics._posteriors import UnavailableError, site_posterior
 
 
 class ActiveUnits(NamedTuple):
-    """Variances over the data of the posterior means, the threshold, and which units lie above it."""
+    """Variances over the data of the posterior means, their standard errors, the threshold, and which lie above it."""
 
     variances: Tensor
     threshold: float
     active: Tensor
+    standard_errors: Tensor
 
     @property
     def num_active(self) -> int:
@@ -38,67 +27,12 @@ class ActiveUnits(NamedTuple):
         return int(self.active.sum())
 
 
-def kl_per_dimension(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
-    *,
-    site: str = "z",
-    batch_size: int | None = None,
-    num_samples: int = 100,
-) -> KLPerDimension:
-    r"""The divergence of each latent dimension's posterior from its prior, for each datum, in nats.
+class CollapsedFraction(NamedTuple):
+    """The fraction of data at each epsilon, of shape (\\*len(epsilons), \\*unit), and its standard error."""
 
-    .. math:: \mathrm{KL}_j(x_n) = \mathrm{KL}(q(z_j \mid x_n) \,\|\, p(z_j)).
-
-    Analytic where the two distributions have a formula in PyTorch, otherwise the mean of
-    :math:`\log q(z_j \mid x_n) - \log p(z_j)` over draws of the guide.
-
-    Args:
-        model: the model, called with the data.
-        guide: its guide, in which the site factorises over its dimensions.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
-        site: the name of a latent site in a plate over the data.
-        batch_size: the number of data treated at a time; all at once if None.
-        num_samples: the number of draws where there is no formula.
-
-    Returns:
-        The divergences, of shape (N, \*event shape), and the estimator, "analytic" or "sampled".
-
-    Raises:
-        ValueError: if the site is not a latent site of both, is not local to the data or does not factorise.
-
-    References:
-        Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
-
-    Example:
-        >>> import pyro
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x * torch.tensor([1.0, 0.0]), 1.0).to_event(1))
-        >>> kl_per_dimension(model, guide, torch.full((1, 2), 3.0)).values
-        tensor([[4.5000, 0.0000]])
-    """
-    _checks.positive_int("num_samples", num_samples)
-    values, estimators = [], set()
-    for args in data_batches(data, batch_size):
-        guide_trace, model_trace = guide_and_model_trace(model, guide, args)
-        q = _factors(local_site(guide_trace, site, len(args[0]), "guide"), "guide")
-        p = _factors(local_site(model_trace, site, len(args[0]), "model"), "model")
-        with torch.no_grad():
-            try:
-                divergence = torch.distributions.kl_divergence(q, p)
-                estimators.add("analytic")
-            except NotImplementedError:
-                draws = q.sample(torch.Size([num_samples]))
-                divergence = (q.log_prob(draws) - p.log_prob(draws)).mean(0)
-                estimators.add("sampled")
-        values.append(divergence.expand(q.batch_shape))
-    return KLPerDimension(torch.cat(values), "sampled" if "sampled" in estimators else "analytic")
+    epsilons: Tensor
+    fractions: Tensor
+    standard_errors: Tensor
 
 
 def active_units(
@@ -110,13 +44,16 @@ def active_units(
     threshold: float = 0.01,
     batch_size: int | None = None,
     num_samples: int = 100,
+    seed: int | None = None,
+    plate: str | None = None,
 ) -> ActiveUnits:
     r"""The latent dimensions whose posterior mean moves with the data.
 
     .. math:: A_j = \operatorname{Var}_x(E_{q(z_j \mid x)}[z_j]), \qquad \text{active if } A_j > \text{threshold}.
 
-    The variance is the unbiased one over all data, in two passes. A mean that has no formula is estimated by draws,
-    which adds its sampling variance, Var(z_j | x) / ``num_samples``, to :math:`A_j`.
+    The variance is the unbiased one over all data, in two passes. A mean that has no formula, or that depends on other
+    latent sites, is estimated by draws, which adds its sampling variance, Var(z_j | x) / ``num_samples``, to
+    :math:`A_j`.
 
     Args:
         model: the model, called with the data.
@@ -127,18 +64,22 @@ def active_units(
         threshold: the variance above which a unit counts as active.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where the mean has no formula.
+        seed: a seed for the draws, which then leave the global random state as it was.
+        plate: the name of the plate over the data; if None, the one plate of their number.
 
     Returns:
-        The variances (in the squared units of z), the threshold and the active units, of the site's event shape.
+        The variances (in the squared units of z), the threshold, the active units, and the standard errors of the
+        variances over the data, of the site's other plates and event shape.
 
     Raises:
-        ValueError: for fewer than two data, a negative threshold, or a site that is not latent or not local.
+        ValueError: for fewer than two data, a negative threshold, or a site that is not latent, not local to the data
+            or a point in the guide.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
 
     Example:
-        >>> import pyro
+        >>> import pyro, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -146,49 +87,157 @@ def active_units(
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x * torch.tensor([1.0, 0.0]), 1.0).to_event(1))
-        >>> active_units(model, guide, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
-        ActiveUnits(variances=tensor([2., 0.]), threshold=0.01, active=tensor([ True, False]))
+        >>> units = active_units(model, guide, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+        >>> units.variances.tolist(), units.active.tolist()
+        ([2.0, 0.0], [True, False])
     """
-    _checks.constant("threshold", threshold)
     _checks.positive_int("num_samples", num_samples)
-    means = []
-    for args in data_batches(data, batch_size):
-        guide_trace, _ = guide_and_model_trace(model, guide, args)
-        fn = local_site(guide_trace, site, len(args[0]), "guide")["fn"]
-        _refuse_delta(fn, site, "guide")
-        with torch.no_grad():
-            try:
-                mean = fn.mean
-            except NotImplementedError:
-                mean = fn.sample(torch.Size([num_samples])).mean(0)
-        means.append(mean)
-    posterior_means = torch.cat(means)
-    if len(posterior_means) < 2:
-        raise ValueError("Expected at least two data for a variance over data, got 1")
-    variances = posterior_means.var(0)
-    return ActiveUnits(variances, float(threshold), variances > threshold)
+    with seeded(seed), torch.no_grad():
+        means = [_posterior_means(batch, site, num_samples) for batch in batches(model, guide, data, batch_size, plate)]
+    return _active_units(torch.cat(means), threshold)
 
 
-def _refuse_delta(fn: Any, site: str, source: str) -> None:
-    """Raise where a distribution says nothing: its density is at another site, or it is a point."""
-    if isinstance(innermost(fn), dist.Delta):
+def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUnits:
+    r"""The latent dimensions whose posterior mean moves with the data, from posterior draws of MCMC or of a guide.
+
+    .. math:: A_j = \operatorname{Var}_n(\bar z_{nj}) - \tfrac{1}{N} \sum_n \widehat{\operatorname{Var}}(\bar z_{nj}),
+        \qquad \bar z_n = \tfrac{1}{S} \sum_s z_{sn}.
+
+    The second term takes out what the sampling of each mean adds, as if draws were independent; correlated chains leave
+    some of it in, so that :math:`A_j` is then too large.
+
+    Args:
+        draws: draws of one site, of shape (S, N, \*event shape) with at least two data, as in
+            ``mcmc.get_samples()["z"]``.
+        threshold: the variance above which a unit counts as active.
+
+    Returns:
+        As :func:`active_units`.
+
+    Raises:
+        ValueError: for fewer than two data, draws that are not finite, or a negative threshold.
+
+    Example:
+        >>> draws = torch.randn(2000, 50, 2) + torch.randn(50, 2) * torch.tensor([1.0, 0.0])
+        >>> active_units_of_draws(draws).active.tolist()
+        [True, False]
+    """
+    if draws.dim() < 2:
+        raise ValueError(f"Expected draws of shape (S, N, *event shape), got {tuple(draws.shape)}")
+    if not draws.isfinite().all():
+        raise ValueError("Expected finite draws, got NaN or infinity")
+    sampling = draws.var(0).mean(0) / len(draws) if len(draws) > 1 else 0.0
+    return _active_units(draws.mean(0), threshold, sampling)
+
+
+def collapsed_fraction(kl: Tensor, epsilons: Sequence[float] | Tensor | None = None) -> CollapsedFraction:
+    r"""The fraction of data whose divergence is at most epsilon, as a curve over epsilon.
+
+    .. math:: P_x(\mathrm{KL}(x) \le \epsilon).
+
+    epsilon-posterior collapse [1] is this fraction being 1: every datum's divergence is at most epsilon. For
+    divergences per dimension it is what (epsilon, delta)-collapse [2] thresholds.
+
+    Args:
+        kl: divergences in nats, of shape (N,) for each datum or (N, \*unit) for each of its dimensions, from
+            :func:`~pyro_ilvae.diagnostics.kl_divergence` or :func:`~pyro_ilvae.diagnostics.kl_per_dimension`.
+        epsilons: where to take the curve, in nats; if None, at the divergences themselves for shape (N,), otherwise at
+            50 logarithmic steps from 0.001 to 10.
+
+    Returns:
+        The epsilons, the fractions of shape (len(epsilons), \*unit), and their standard errors over the data.
+
+    Raises:
+        ValueError: for divergences or epsilons that are not finite.
+
+    References:
+        | [1] Kinoshita et al. 2023, https://arxiv.org/abs/2304.12770
+        | [2] Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
+
+    Example:
+        >>> collapsed_fraction(torch.tensor([0.001, 0.5, 2.0, 3.0]), [0.01, 1.0]).fractions
+        tensor([0.2500, 0.5000])
+    """
+    if kl.dim() < 1 or len(kl) == 0 or kl.isnan().any():
+        raise ValueError(f"Expected kl of shape (N, ...) with N >= 1 and no NaN, got shape {tuple(kl.shape)}")
+    if epsilons is None:
+        grid = kl.sort().values if kl.dim() == 1 else torch.logspace(-3, 1, 50, dtype=kl.dtype, device=kl.device)
+    else:
+        grid = torch.as_tensor(epsilons, dtype=kl.dtype, device=kl.device).reshape(-1)
+    if not grid.isfinite().all():
+        raise ValueError("Expected finite epsilons, got NaN or infinity")
+    # One epsilon at a time: all at once would take len(epsilons) times the memory of the divergences.
+    fractions = torch.stack([(kl <= epsilon).to(kl.dtype).mean(0) for epsilon in grid])
+    return CollapsedFraction(grid, fractions, (fractions * (1 - fractions) / len(kl)).sqrt())
+
+
+def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
+    r"""The dimensions that are (epsilon, delta)-collapsed, as booleans of shape (\*unit,).
+
+    .. math:: P_x(\mathrm{KL}_j(x) < \epsilon) \ge 1 - \delta.
+
+    Args:
+        kl: divergences in nats for each datum and dimension, of shape (N, \*unit).
+        epsilon: the divergence in nats below which a datum counts as collapsed.
+        delta: the fraction of data that may lie above epsilon.
+
+    Raises:
+        ValueError: for an epsilon or delta out of range, or NaN.
+
+    References:
+        Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
+
+    Example:
+        >>> collapsed_dimensions(torch.tensor([[0.001, 0.5], [0.002, 0.001]]))
+        tensor([ True, False])
+    """
+    _checks.constant("epsilon", epsilon)
+    if not 0 <= _checks.constant("delta", delta) <= 1:
+        raise ValueError(f"Expected delta in [0, 1], got {delta!r}")
+    if kl.dim() < 2 or len(kl) == 0 or kl.isnan().any():
+        raise ValueError(f"Expected kl of shape (N, *unit) with N >= 1 and no NaN, got shape {tuple(kl.shape)}")
+    # Counted, because 1 - delta is not exact in floating point.
+    return (kl >= epsilon).sum(0) <= delta * len(kl)
+
+
+def _posterior_means(batch: Batch, name: str, num_samples: int) -> Tensor:
+    """Posterior means of a site, of shape (N, *other plates, *event)."""
+    site = batch.site(batch.guide_trace, name, "guide")
+    if not batch.is_local(site):
+        plates = [(frame.name, frame.size) for frame in site["cond_indep_stack"]]
         raise ValueError(
-            f"Expected a {source} that samples site '{site}' from its own distribution, got a Delta, as of AutoDelta "
-            "and of guides such as AutoNormal that transform an auxiliary site; write the guide by hand or use "
-            "AutoNormalMessenger"
+            f"Expected site '{name}' of the guide in a plate over the {batch.num_data} data, got plates {plates}"
         )
+    if len(batch.latent_sites) == 1:
+        means, has_formula = _means(batch, name, 1)
+        if has_formula:
+            return means[0]
+    return sum(_means(batch, name, count)[0].sum(0) for count in batch.passes(num_samples)) / num_samples  # type: ignore[return-value]
 
 
-def _factors(site: Any, source: str) -> TorchDistribution:
-    """The site's distribution with its dimensions as batch dimensions."""
-    fn = site["fn"]
-    _refuse_delta(fn, site["name"], source)
-    while isinstance(fn, dist.Independent | torch.distributions.Independent):
-        fn = fn.base_dist
-    if fn.event_shape:
-        raise ValueError(
-            f"Expected site '{site['name']}' to factorise over its dimensions, got a {type(fn).__name__} with event "
-            f"shape {tuple(fn.event_shape)}"
-        )
-    expanded: TorchDistribution = fn.expand(site["fn"].batch_shape + site["fn"].event_shape)
-    return expanded
+def _means(batch: Batch, name: str, count: int) -> tuple[Tensor, bool]:
+    """Means given each of ``count`` draws of the other sites, or draws where there is no formula for the mean."""
+    guide_trace, model_trace = batch.traces(count)
+    site = batch.site(guide_trace, name, "guide")
+    fn = site_posterior(batch, guide_trace, model_trace, name)
+    if isinstance(fn, dist.Categorical):
+        raise UnavailableError(f"Expected site '{name}' to have a mean, got categories")
+    try:
+        value, has_formula = fn.mean, True
+    except NotImplementedError:
+        value, has_formula = site["value"], False
+    values = batch.data_first(value, site, fn.event_dim)
+    return values.expand(count, *values.shape[1:]), has_formula
+
+
+def _active_units(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:
+    _checks.constant("threshold", threshold)
+    if len(means) < 2:
+        raise ValueError(f"Expected at least two data for a variance over data, got {len(means)}")
+    if not means.isfinite().all():
+        raise ValueError("Expected finite posterior means, got NaN or infinity")
+    squares = (means - means.mean(0)).square()
+    variances = squares.sum(0) / (len(means) - 1)
+    errors = squares.std(0) / len(means) ** 0.5
+    variances = variances - sampling
+    return ActiveUnits(variances, float(threshold), variances > threshold, errors)

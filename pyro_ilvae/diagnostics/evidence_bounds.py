@@ -1,30 +1,24 @@
-"""The evidence of each datum: its ELBO and its importance-weighted log likelihood."""
+"""The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
 
 import math
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae.diagnostics._traces import (
-    Data,
-    Stochastic,
-    check_local,
-    data_batches,
-    guide_and_model_trace,
-)
-
-_MOST_PAIRS = 100_000
+from pyro_ilvae._random import seeded
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, marginal, whole_data
 
 
 class Evidence(NamedTuple):
-    """Two lower bounds on log p(x) for each datum in nats, of shape (N,)."""
+    """Two lower bounds on log p(x) for each datum in nats, their Monte Carlo errors, and effective sample sizes."""
 
     elbo: Tensor
     log_likelihood: Tensor
+    elbo_standard_errors: Tensor
+    log_likelihood_standard_errors: Tensor
+    effective_sample_sizes: Tensor
 
 
 def evidence(
@@ -35,6 +29,8 @@ def evidence(
     num_samples: int = 100,
     batch_size: int | None = None,
     samples_per_pass: int | None = None,
+    seed: int | None = None,
+    plate: str | None = None,
 ) -> Evidence:
     r"""Lower bounds on the log likelihood of each datum from the same importance weights, in nats.
 
@@ -43,7 +39,9 @@ def evidence(
         \text{log\_likelihood} = \log \tfrac{1}{S} \sum_s w_s.
 
     Both are unbiased for their bounds, which satisfy elbo <= E[log_likelihood] <= log p(x); the second approaches the
-    last as S grows, from below. Scales of plates and annealing do not enter: this is about one datum.
+    last as S grows, from below. Scales of plates and annealing do not enter: this is about one datum. Discrete sites
+    that the guide does not sample are summed over. Where data share a latent site there is one evidence, that of all
+    data together.
 
     Args:
         model: the model, called with the data.
@@ -53,12 +51,17 @@ def evidence(
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 100,000 pairs of a draw and a datum.
+        seed: a seed for the draws, which then leave the global random state as it was.
+        plate: the name of the plate over the data; if None, the one plate of their number.
 
     Returns:
-        The two bounds, each of shape (N,).
+        The two bounds, their standard errors over the draws (of the second, by the delta method: it is itself unreliable
+        where the effective sample size is a few), and the effective sample size :math:`(\sum w)^2 / \sum w^2`, each of
+        shape (N,), or (1,) for all data together.
 
     Raises:
-        ValueError: if a site is not local to the data, or a latent site is missing from the guide.
+        ValueError: if a latent site is missing from the guide and cannot be summed over; for a batch size where data
+            share a latent site.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
@@ -79,33 +82,93 @@ def evidence(
         True
     """
     _checks.positive_int("num_samples", num_samples)
-    if samples_per_pass is not None:
-        _checks.positive_int("samples_per_pass", samples_per_pass)
-    elbos, log_likelihoods = [], []
-    for args in data_batches(data, batch_size):
-        total, log_total = [], []
-        step = samples_per_pass or max(1, _MOST_PAIRS // len(args[0]))
-        for start in range(0, num_samples, step):
-            count = min(step, num_samples - start)
-            log_weights = _log_weights(*guide_and_model_trace(model, guide, args, count), count, len(args[0]))
-            total.append(log_weights.sum(0))
-            log_total.append(log_weights.logsumexp(0))
-        elbos.append(torch.stack(total).sum(0) / num_samples)
-        log_likelihoods.append(torch.stack(log_total).logsumexp(0) - math.log(num_samples))
-    return Evidence(torch.cat(elbos), torch.cat(log_likelihoods))
+    parts = []
+    with seeded(seed), torch.no_grad():
+        for batch in batches(model, guide, data, batch_size, plate):
+            log_weights = torch.cat(
+                [_log_weights(batch, count, batch_size) for count in batch.passes(num_samples, samples_per_pass)]
+            )
+            parts.append(_bounds(log_weights))
+    return Evidence(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _log_weights(guide_trace: Trace, model_trace: Trace, num_particles: int, num_data: int) -> Tensor:
-    """log p(x, z) - log q(z | x), of shape (num_particles, num_data)."""
-    total: Tensor | float = 0.0
-    for sign, source, trace in ((-1.0, "guide", guide_trace), (1.0, "model", model_trace)):
-        for name, node in trace.nodes.items():
-            site: Any = node
-            if site["type"] != "sample":
-                continue
-            check_local(site, num_data, source)
-            if source == "model" and not site["is_observed"] and name not in guide_trace:
-                raise ValueError(f"Expected every latent site of the model in the guide, got none for '{name}'")
-            log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-            total = total + sign * log_prob
-    return torch.as_tensor(total).expand(num_particles, num_data)
+def bits_per_dimension(log_likelihood: Tensor, num_dimensions: int) -> Tensor:
+    r"""The code length of *discrete* data per dimension of a datum, in bits.
+
+    .. math:: -\log_2 p(x) / D.
+
+    For densities of continuous data it depends on their unit, and compares models on the same data only.
+
+    Args:
+        log_likelihood: log p(x) in nats, of any shape.
+        num_dimensions: the number :math:`D` of dimensions of a datum.
+
+    Example:
+        >>> bits_per_dimension(torch.tensor(-8 * math.log(2.0)), num_dimensions=8)
+        tensor(1.)
+    """
+    return -log_likelihood / (_checks.positive_int("num_dimensions", num_dimensions) * math.log(2.0))
+
+
+def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
+    r"""The perplexity per token of a corpus, a number without units of at least 1.
+
+    .. math:: \exp\left(-\frac{\sum_n \log p(x_n)}{\sum_n T_n}\right).
+
+    Args:
+        log_likelihood: :math:`\log p(x_n)` in nats, of shape (N,).
+        num_tokens: the numbers :math:`T_n` of tokens, of shape (N,), those that end a sequence included where the
+            model predicts them.
+
+    Raises:
+        ValueError: if the shapes differ, or there are no tokens.
+
+    Example:
+        >>> perplexity(torch.tensor([-6 * math.log(4.0), 0.0]), torch.tensor([4, 2]))
+        tensor(4.)
+    """
+    if log_likelihood.shape != num_tokens.shape:
+        raise ValueError(
+            f"Expected num_tokens of shape {tuple(log_likelihood.shape)}, as log_likelihood, got "
+            f"{tuple(num_tokens.shape)}"
+        )
+    if (num_tokens < 0).any() or not num_tokens.sum() > 0:
+        raise ValueError("Expected num_tokens >= 0 with a positive sum, got others")
+    return torch.exp(-log_likelihood.sum() / num_tokens.sum())
+
+
+def _log_weights(batch: Batch, count: int, batch_size: int | None) -> Tensor:
+    """log p(x, z) - log q(z | x), of shape (count, N), or (count, 1) where data share a latent site."""
+    guide_trace, model_trace = batch.traces(count)
+    own, joint = (
+        [node for node in trace.nodes.values() if node["type"] == "sample"] for trace in (guide_trace, model_trace)
+    )
+    shared = [site["name"] for site in [*own, *joint] if not batch.is_local(site)]
+    if not shared:
+        log_weights = marginal(batch.log_density(joint, count)) - batch.log_density(own, count)
+    elif batch_size is not None:
+        raise ValueError(f"Expected batch_size=None where data share sites, here {shared}, got {batch_size}")
+    else:
+        log_weights = whole_data(batch, joint, count) - whole_data(batch, own, count)
+    if log_weights.isnan().any():
+        raise ValueError(
+            f"Expected log densities of model and guide that are numbers, got {_nan_sites(batch, own + joint)}"
+        )
+    return log_weights
+
+
+def _nan_sites(batch: Batch, sites: list[Any]) -> str:
+    bad = {site["name"] for site in sites if site["fn"].log_prob(site["value"]).isnan().any()}
+    return f"NaN at sites {sorted(bad)}"
+
+
+def _bounds(log_weights: Tensor) -> tuple[Tensor, ...]:
+    size = len(log_weights)
+    log_sum = log_weights.logsumexp(0)
+    effective = torch.exp(2 * log_sum - (2 * log_weights).logsumexp(0))
+    if size > 1:
+        elbo_error = log_weights.std(0) / math.sqrt(size)
+        log_likelihood_error = ((size / effective - 1).clamp(min=0) / (size - 1)).sqrt()
+    else:
+        elbo_error = log_likelihood_error = torch.full_like(log_sum, float("nan"))
+    return log_weights.mean(0), log_sum - math.log(size), elbo_error, log_likelihood_error, effective

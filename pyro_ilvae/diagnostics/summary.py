@@ -4,8 +4,9 @@ import numpy as np
 import xarray as xr
 
 from pyro_ilvae import _checks
-from pyro_ilvae.diagnostics._traces import Data, Stochastic
-from pyro_ilvae.diagnostics.collapse import active_units, kl_per_dimension
+from pyro_ilvae.diagnostics._batches import Data, Stochastic
+from pyro_ilvae.diagnostics.collapse import active_units
+from pyro_ilvae.diagnostics.divergences import kl_per_dimension
 from pyro_ilvae.diagnostics.evidence_bounds import evidence
 
 
@@ -80,7 +81,7 @@ def collapse_summary(
     active = units.active.reshape(-1).numpy(force=True)
     verdict = np.where(collapsed_fraction >= 1 - delta, "collapsed", np.where(active, "active", "weak"))
     dim = f"{site}_dim"
-    elbo, log_likelihood = (float(bound.double().mean()) for bound in bounds)
+    elbo, log_likelihood = (float(bound.double().mean()) for bound in bounds[:2])
     summary = xr.Dataset(
         {
             "kl": (dim, values.mean(0), {"units": "nats", "estimator": kl.estimator}),

@@ -1,0 +1,268 @@
+"""KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
+
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae._random import seeded
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, marginal, whole_data
+from pyro_ilvae.diagnostics._posteriors import UnavailableError, factors, site_posterior
+from pyro_ilvae.distributions import innermost
+
+
+class KLPerDimension(NamedTuple):
+    """KL divergences in nats, of shape (N, \\*event shape of the site), their Monte Carlo errors, and the estimator."""
+
+    values: Tensor
+    estimator: str
+    standard_errors: Tensor
+
+
+class KLDivergence(NamedTuple):
+    """KL divergences in nats, one for each datum, their Monte Carlo errors, and the estimator."""
+
+    values: Tensor
+    estimator: str
+    standard_errors: Tensor
+
+
+def kl_per_dimension(
+    model: Stochastic,
+    guide: Stochastic,
+    data: Data,
+    *,
+    site: str = "z",
+    batch_size: int | None = None,
+    num_samples: int = 100,
+    seed: int | None = None,
+    plate: str | None = None,
+) -> KLPerDimension:
+    r"""The divergence of each latent dimension's posterior from its prior, for each datum, in nats.
+
+    .. math:: \mathrm{KL}_j(x_n) = \mathrm{KL}(q(z_j \mid x_n) \,\|\, p(z_j)).
+
+    Analytic where the two distributions have a formula in PyTorch, otherwise the mean of
+    :math:`\log q(z_j \mid x_n) - \log p(z_j)` over draws of the guide. For a multivariate Normal guide, and for an
+    ``AutoGuide`` with a joint Gaussian, these are the divergences of the marginals. With other latent sites it is the
+    mean over the guide's draws of them.
+
+    Args:
+        model: the model, called with the data.
+        guide: its guide.
+        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        site: the name of a latent site.
+        batch_size: the number of data treated at a time; all at once if None.
+        num_samples: the number of draws where there is no formula, or where there are other latent sites.
+        seed: a seed for the draws, which then leave the global random state as it was.
+        plate: the name of the plate over the data; if None, the one plate of their number.
+
+    Returns:
+        The divergences, of shape (N, \*other plates, \*event shape); the estimator, "analytic" or "sampled"; and their
+        Monte Carlo standard errors, 0 where nothing was drawn. A global site has N = 1.
+
+    Raises:
+        ValueError: if the site is not a latent site of both, does not factorise, or is a point in the guide.
+
+    References:
+        Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x * torch.tensor([1.0, 0.0]), 1.0).to_event(1))
+        >>> kl_per_dimension(model, guide, torch.full((1, 2), 3.0)).values
+        tensor([[4.5000, 0.0000]])
+    """
+    _checks.positive_int("num_samples", num_samples)
+    parts = []
+    with seeded(seed), torch.no_grad():
+        for batch in batches(model, guide, data, batch_size, plate):
+            _check_repeatable(batch, site, batch_size)
+            parts.append(_expected_kl(batch, site, num_samples, per_dimension=True))
+    return KLPerDimension(*_joined(parts))
+
+
+def kl_divergence(
+    model: Stochastic,
+    guide: Stochastic,
+    data: Data,
+    *,
+    site: str | None = None,
+    batch_size: int | None = None,
+    num_samples: int = 100,
+    seed: int | None = None,
+    plate: str | None = None,
+) -> KLDivergence:
+    r"""The divergence from posterior to prior for each datum, in nats, of one latent site or of all of them.
+
+    .. math:: \mathrm{KL}(x_n) = E_{q(z \mid x_n)}[\log q(z \mid x_n) - \log p(z)].
+
+    It needs no factorisation, so it holds for guides with flows and for ``AutoGuides`` whose draws are joint. Analytic
+    for a site whose two distributions have a formula in PyTorch; sampled otherwise, and for several sites together.
+    Sites that the guide does not sample are summed out of the prior.
+
+    Args:
+        model: the model, called with the data.
+        guide: its guide.
+        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        site: the name of a latent site, whose divergence is the mean over the guide's draws of the others; if None,
+            the divergence of all latent sites that the guide samples.
+        batch_size: the number of data treated at a time; all at once if None.
+        num_samples: the number of draws.
+        seed: a seed for the draws, which then leave the global random state as it was.
+        plate: the name of the plate over the data; if None, the one plate of their number.
+
+    Returns:
+        The divergences, of shape (N,); the estimator, "analytic" or "sampled"; and their Monte Carlo standard errors.
+        Where a site is global the divergence is one of the whole data set, of shape (1,).
+
+    Raises:
+        ValueError: if the site is not a latent site of both, or is a point in the guide; for a batch size with global
+            sites, whose divergence belongs to no batch.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.MultivariateNormal(x, torch.eye(2)))
+        >>> kl = kl_divergence(model, guide, torch.full((1, 2), 3.0), num_samples=1000, seed=0)
+        >>> kl.estimator, bool((kl.values - 9.0).abs() < 5 * kl.standard_errors)
+        ('sampled', True)
+    """
+    _checks.positive_int("num_samples", num_samples)
+    parts = []
+    with seeded(seed), torch.no_grad():
+        for batch in batches(model, guide, data, batch_size, plate):
+            if site is not None:
+                _check_repeatable(batch, site, batch_size)
+                parts.append(_expected_kl(batch, site, num_samples, per_dimension=False))
+            elif len(batch.latent_sites) == 1 and not batch.enumerated_sites:
+                _check_repeatable(batch, batch.latent_sites[0], batch_size)
+                parts.append(_expected_kl(batch, batch.latent_sites[0], num_samples, per_dimension=False))
+            else:
+                parts.append(_joint_kl(batch, num_samples, batch_size))
+    return KLDivergence(*_joined(parts))
+
+
+def _expected_kl(batch: Batch, name: str, num_samples: int, per_dimension: bool) -> tuple[Tensor, str, Tensor]:
+    """Mean, estimator and Monte Carlo error over the draws of a guide."""
+    alone = len(batch.latent_sites) == 1
+    try:
+        if alone:
+            values, analytic = _kl(batch, name, 1, per_dimension)
+            if analytic:
+                return values[0], "analytic", torch.zeros_like(values[0])
+        moments = _Moments()
+        for count in batch.passes(num_samples):
+            values, analytic = _kl(batch, name, count, per_dimension)
+            moments.add(values)
+        return moments.mean_and_error("analytic" if analytic else "sampled")
+    except UnavailableError:
+        if per_dimension or not alone or _is_point(batch.guide_trace):
+            raise
+        # What an auxiliary draw gives the only site in density is that site's.
+        return _joint_kl(batch, num_samples, None)
+
+
+def _kl(batch: Batch, name: str, count: int, per_dimension: bool) -> tuple[Tensor, bool]:
+    """Divergences given each of ``count`` draws of the other sites, or log ratios where there is no formula."""
+    guide_trace, model_trace = batch.traces(count)
+    site = batch.site(guide_trace, name, "guide")
+    q, p = site_posterior(batch, guide_trace, model_trace, name), batch.site(model_trace, name, "model")["fn"]
+    event_dim = 0
+    if per_dimension:
+        event_dim = q.event_dim
+        q, p = factors(q, name), factors(p, name)
+    try:
+        values, analytic = torch.distributions.kl_divergence(q, p), True
+    except NotImplementedError:
+        values, analytic = q.log_prob(site["value"]) - p.log_prob(site["value"]), False
+    values = batch.data_first(values, site, event_dim)
+    if not per_dimension and values.dim() > 2:
+        values = values.flatten(2).sum(2)
+    return values.expand(count, *values.shape[1:]), analytic
+
+
+def _joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Tensor, str, Tensor]:
+    moments = _Moments()
+    for count in batch.passes(num_samples):
+        guide_trace, model_trace = batch.traces(count)
+        if _is_point(guide_trace):
+            raise UnavailableError(
+                "Expected a guide that draws its sites from distributions, got a Delta at each of them"
+            )
+        latent: list[Any] = [
+            model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites] if name in model_trace
+        ]
+        own: list[Any] = [node for node in guide_trace.nodes.values() if node["type"] == "sample"]
+        if all(batch.is_local(site) for site in own):
+            log_ratio = batch.log_density(own, count) - marginal(batch.log_density(latent, count))
+        else:
+            _require_one_batch(batch_size)
+            log_ratio = whole_data(batch, own, count) - whole_data(batch, latent, count)
+        moments.add(log_ratio)
+    return moments.mean_and_error("sampled")
+
+
+def _check_repeatable(batch: Batch, name: str, batch_size: int | None) -> None:
+    if not batch.is_local(batch.site(batch.guide_trace, name, "guide")):
+        _require_one_batch(batch_size)
+
+
+def _require_one_batch(batch_size: int | None) -> None:
+    if batch_size is not None:
+        raise ValueError(f"Expected batch_size=None for a site that all data share, got {batch_size}")
+
+
+def _is_point(guide_trace: Any) -> bool:
+    """Whether every draw of the guide is a Delta."""
+    nodes = [node for node in guide_trace.nodes.values() if node["type"] == "sample"]
+    return all(isinstance(innermost(node["fn"]), dist.Delta) for node in nodes)
+
+
+class _Moments:
+    """Mean and standard error over the first dimension of what is added, in one pass (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = None
+        self.squares: Any = None
+
+    def add(self, values: Tensor) -> None:
+        values = values.detach()
+        count, mean = len(values), values.mean(0)
+        squares = (values - mean).square().sum(0)
+        if self.count:
+            difference = mean - self.mean
+            total = self.count + count
+            squares = self.squares + squares + difference.square() * (self.count * count / total)
+            mean = self.mean + difference * (count / total)
+        self.count, self.mean, self.squares = self.count + count, mean, squares
+
+    def mean_and_error(self, estimator: str) -> tuple[Tensor, str, Tensor]:
+        if self.count == 1:
+            return self.mean, estimator, torch.full_like(self.mean, float("nan"))
+        return self.mean, estimator, (self.squares / (self.count - 1) / self.count).sqrt()
+
+
+def _joined(parts: list[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, str, Tensor]:
+    values, estimators, errors = zip(*parts, strict=True)
+    joined = torch.cat(values)
+    if not joined.isfinite().all():
+        # Infinite where the guide leaves the support of the prior, NaN where a network failed.
+        bad = int((~joined.isfinite()).sum())
+        if joined.isnan().any():
+            raise ValueError(f"Expected finite log densities of guide and model, got {bad} divergences that are not")
+    return joined, "sampled" if "sampled" in estimators else "analytic", torch.cat(errors)
