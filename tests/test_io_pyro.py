@@ -9,14 +9,18 @@ import pytest
 import torch
 from pyro import distributions as dist
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import (
     AutoDelta,
+    AutoDiscreteParallel,
+    AutoGuideList,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
 )
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroSample
+from pyro.ops.indexing import Vindex
 from torch import nn
 
 from pyro_ilvae.io_pyro import from_pyro_svi
@@ -258,6 +262,22 @@ def test_dims_are_those_of_the_plates_and_the_event(sizes, batch_size, make_guid
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
+def test_reparametrised_sites_are_variables_rather_than_data(batch_size):
+    def centered(x):
+        with pyro.plate("group", len(x)):
+            loc = pyro.sample("loc", dist.Normal(1.0, 2.0))
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    model = poutine.reparam(centered, {"loc": LocScaleReparam(0.0)})
+    fit = from_pyro_svi((model, AutoNormal(model)), model_args=(torch.randn(3),), num_samples=6, batch_size=batch_size)
+    assert set(fit["posterior"].data_vars) == set(fit["prior"].data_vars) == {"loc", "loc_decentered"}
+    assert list(fit["observed_data"].data_vars) == list(fit["prior_predictive"].data_vars) == ["x"]
+    for group in ["posterior", "prior"]:
+        draws = values(fit, group)
+        np.testing.assert_allclose(draws["loc"], 1 + 2 * draws["loc_decentered"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_plates_side_by_side_keep_their_names(batch_size):
     def model(x):
         rows, columns = pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 3, dim=-1)
@@ -355,6 +375,28 @@ def test_dims_and_coords_override():
     assert fit["observed_data"]["x"].dims == ("clinic", "patient", "axis")
 
 
+def test_constant_data_and_its_dimensions():
+    x = torch.randn(2, 3, 2)
+    covariate = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    fit = from_pyro_svi(
+        (hierarchical_model, AutoNormal(hierarchical_model)),
+        model_args=(x,),
+        num_samples=4,
+        constant_data={"covariate": covariate, "city": ["Ghent", "Lund"]},
+        dims={"covariate": ["group", "axis"]},
+        coords={"group": ["a", "b"]},
+    )
+    constants = fit["constant_data"]
+    assert {name: constants[name].dims for name in constants.data_vars} == {
+        "covariate": ("group", "axis"),
+        "city": ("city_dim_0",),
+    }
+    assert constants["covariate"].dtype == np.float64
+    np.testing.assert_array_equal(constants["covariate"], covariate.detach())
+    assert constants["city"].values.tolist() == ["Ghent", "Lund"]
+    assert constants.coords["group"].values.tolist() == ["a", "b"]
+
+
 # Subsampling
 
 
@@ -405,6 +447,187 @@ def test_a_minibatch_in_a_plate_of_the_size_of_the_data():
     loc = torch.tensor(values(fit, "posterior")["loc"])[..., None]
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], dist.Normal(loc, 1.0).log_prob(x), rtol=1e-5)
     np.testing.assert_array_equal(values(fit, "observed_data")["x"], x)
+
+
+# Sites that inference enumerates
+
+
+def z_scores(difference, variance):
+    """The mean over draws (axes 0 and 1) of what has mean 0 and a known variance for each draw, in standard errors."""
+    return difference.sum((0, 1)) / np.sqrt(variance.sum((0, 1)))
+
+
+@config_enumerate
+def mixture_model(x):
+    """A shifted mixture of N(shift, 1) and N(shift + 2, 1), whose indicator is enumerated, and a coin without data."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(x)):
+        kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.3, 0.7])))
+        pyro.sample("coin", dist.Bernoulli(0.4))
+        loc = pyro.deterministic("loc", shift + 2.0 * kind)
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def mixture_guide(x):
+    pyro.sample("shift", dist.Normal(0.5, 1.5))
+
+
+@pytest.mark.parametrize("batch_size", [1, 60, 1500])
+def test_enumerated_sites_are_drawn_given_the_draw_of_the_guide_and_the_data(batch_size):
+    x = torch.tensor([0.0, 1.0, 4.0])
+    n = 1500 if batch_size > 1 else 50
+    fit = from_pyro_svi((mixture_model, mixture_guide), model_args=(x,), num_samples=n, batch_size=batch_size)
+    draws = values(fit, "posterior")
+    shift = torch.tensor(draws["shift"])[..., None]
+    weights = torch.stack(
+        [0.3 * dist.Normal(shift, 1.0).log_prob(x).exp(), 0.7 * dist.Normal(shift + 2, 1.0).log_prob(x).exp()]
+    )
+    probs = (weights[1] / weights.sum(0)).numpy()
+    variance = probs * (1 - probs)
+    assert (abs(z_scores(draws["kind"] - probs, variance)) < 5).all()
+    # The indicators follow the shift of their own draw.
+    assert (abs(z_scores((draws["kind"] - probs) * shift.numpy(), variance * shift.numpy() ** 2)) < 5).all()
+    # What has no data under it keeps its prior, on its own for each datum and draw.
+    coins = draws["coin"]
+    assert (abs(z_scores(coins - 0.4, np.full_like(coins, 0.24))) < 5).all()
+    products = (coins[..., [0, 1, 2]] - 0.4) * (coins[..., [1, 2, 0]] - 0.4)
+    assert (abs(z_scores(products, np.full_like(products, 0.24**2))) < 5).all()
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(batch_size):
+    @config_enumerate
+    def model(x):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(torch.ones(4)))
+            loc = pyro.deterministic("loc", 10.0 * kind)
+            pyro.sample("x", dist.Normal(loc, 0.1 + kind), obs=x)
+
+    x = torch.tensor([0.0, 9.0, 31.0])
+    arguments = {"model_args": (x,), "num_samples": 10, "batch_size": batch_size, "seed": 1}
+    fit = from_pyro_svi((model, lambda x: None), **arguments)
+    for group, predictive in [("posterior", "posterior_predictive"), ("prior", "prior_predictive")]:
+        kind = fit[group]["kind"]
+        assert kind.dims == ("chain", "draw", "data")
+        assert kind.dtype == np.int64
+        np.testing.assert_array_equal(fit[group]["loc"], 10.0 * kind)
+        assert (abs(fit[predictive]["x"] - 10.0 * kind) < 6 * (0.1 + kind)).all()
+    kind = torch.tensor(values(fit, "posterior")["kind"])
+    expected = dist.Normal(10.0 * kind, 0.1 + kind).log_prob(x)
+    np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
+    assert len(np.unique(values(fit, "prior")["kind"])) > 2
+    assert_same(fit, from_pyro_svi((model, lambda x: None), **arguments))
+
+
+@pytest.mark.parametrize("batch_size", [1, 500])
+def test_paths_of_a_hidden_markov_model_have_their_posterior(batch_size):
+    step = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+
+    def model(x):
+        state = torch.tensor(0)
+        for t in pyro.markov(range(len(x))):
+            state = pyro.sample(f"state_{t}", dist.Categorical(step[state]), infer={"enumerate": "parallel"})
+            pyro.sample(f"x_{t}", dist.Normal(2.0 * state, 1.0), obs=x[t])
+
+    x = torch.tensor([0.5, 2.0, 1.0])
+    n = 1500 if batch_size > 1 else 50
+    fit = from_pyro_svi((model, lambda x: None), model_args=(x,), num_samples=n, batch_size=batch_size, prior=False)
+    paths = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    joint = step[0, paths[:, 0]] * step[paths[:, 0], paths[:, 1]] * step[paths[:, 1], paths[:, 2]]
+    joint = joint * dist.Normal(2.0 * paths, 1.0).log_prob(x).sum(-1).exp()
+    expected = (joint / joint.sum()).numpy()
+    draws = values(fit, "posterior")
+    drawn = np.stack([draws[f"state_{t}"] for t in range(3)], -1)[..., None, :] == paths.numpy()
+    assert (abs(z_scores(drawn.all(-1) - expected, np.broadcast_to(expected * (1 - expected), (1, n, 8)))) < 5).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 1500])
+def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(batch_size):
+    """regime -> kind[n] -> z[n] -> x[n], of which the guide draws z."""
+    z = torch.tensor([0.2, 1.5])
+
+    @config_enumerate
+    def model(x):
+        regime = pyro.sample("regime", dist.Bernoulli(0.4))
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Bernoulli(0.2 + 0.6 * regime))
+            local = pyro.sample("z", dist.Normal(2.0 * kind, 1.0))
+            pyro.sample("x", dist.Normal(local, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(z))
+
+    n = 1500 if batch_size > 1 else 50
+    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), num_samples=n, batch_size=batch_size)
+    states = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
+    joint = dist.Bernoulli(0.4).log_prob(states[:, 0]) + dist.Bernoulli(0.2 + 0.6 * states[:, :1]).log_prob(
+        states[:, 1:]
+    ).sum(-1)
+    joint = (joint + dist.Normal(2.0 * states[:, 1:], 1.0).log_prob(z).sum(-1)).exp()
+    expected = (joint / joint.sum()).numpy()
+    draws = values(fit, "posterior")
+    drawn = np.concatenate([draws["regime"][..., None], draws["kind"]], -1)[..., None, :] == states.numpy()
+    assert fit["posterior"]["regime"].dims == ("chain", "draw")
+    assert (abs(z_scores(drawn.all(-1) - expected, np.broadcast_to(expected * (1 - expected), (1, n, 8)))) < 5).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 500])
+def test_sites_enumerated_in_the_guide_are_drawn_from_it(batch_size):
+    @config_enumerate
+    def guide(x):
+        pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("kind", dist.Categorical(torch.tensor([0.9, 0.1])))
+            pyro.sample("coin", dist.Bernoulli(0.5))
+
+    n = 500 if batch_size > 1 else 50
+    x = torch.tensor([2.0, 6.0])  # whose posterior would be another
+    fit = from_pyro_svi((mixture_model, guide), model_args=(x,), num_samples=n, batch_size=batch_size)
+    kind = values(fit, "posterior")["kind"]
+    assert (abs(z_scores(kind - 0.1, np.full(kind.shape, 0.09))) < 5).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_enumerated_mixture_fitted_with_automatic_guides(batch_size):
+    @config_enumerate
+    def model(x):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("component", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(Vindex(loc.unsqueeze(-2))[..., kind], 1.0), obs=x)
+
+    x = torch.tensor([-3.0, 3.0, 2.5, -2.0])
+    continuous = AutoNormal(poutine.block(model, hide=["kind"]))
+    both = AutoGuideList(model)
+    both.append(AutoNormal(poutine.block(model, hide=["kind"])))
+    both.append(AutoDiscreteParallel(poutine.block(model, expose=["kind"])))
+    for guide in [continuous, both]:
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO(max_plate_nesting=1))
+        svi.step(x)
+        fit = from_pyro_svi(svi, model_args=(x,), num_samples=4, batch_size=batch_size)
+        assert fit["posterior"]["loc"].dims == ("chain", "draw", "component")
+        assert fit["posterior"]["kind"].dims == ("chain", "draw", "data")
+        draws = {name: torch.tensor(value) for name, value in values(fit, "posterior").items()}
+        expected = dist.Normal(draws["loc"].gather(-1, draws["kind"]), 1.0).log_prob(x)
+        np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_enumerated_sites_of_a_minibatch(batch_size):
+    data = torch.linspace(-20.0, 20.0, 100)
+
+    @config_enumerate
+    def model():
+        with pyro.plate("data", 100, subsample_size=5) as index:
+            kind = pyro.sample("kind", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(40.0 * kind - 20.0, 0.1), obs=data[index])
+
+    fit = from_pyro_svi((model, lambda: None), num_samples=8, batch_size=batch_size)
+    assert fit["posterior"].coords["data"].values.tolist() == [0, 1, 2, 3, 4]
+    assert (values(fit, "posterior")["kind"] == 0).all()
 
 
 # What may be passed, and what is left as it was
@@ -504,6 +727,20 @@ def test_dtype_is_that_of_the_draws(dtype, batch_size):
         assert {array.dtype for array in values(fit, group).values()} == {expected}
 
 
+def test_a_run_of_the_model_has_at_most_batch_size_draws():
+    sizes = set()
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        sizes.add(mu.numel())
+        with pyro.plate("data", len(x)):
+            pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    from_pyro_svi((model, conjugate_guide), model_args=(torch.zeros(3),), num_samples=10, batch_size=4)
+    assert sizes == {1, 2, 4}
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_no_gradients_are_recorded(batch_size):
     recording = []
@@ -585,10 +822,26 @@ def test_plot_forest(fitted):
 def test_every_latent_site_has_to_be_in_the_guide():
     def model(x):
         conjugate_model(x)
-        pyro.sample("kind", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        pyro.sample("kind", dist.Categorical(torch.ones(3)))
 
-    with pytest.raises(ValueError, match=r"Expected the guide to sample every latent site .* 'kind'"):
+    with pytest.raises(ValueError, match=r"Expected the guide to sample every latent .* not marked .* 'kind'"):
         from_pyro_svi((model, conjugate_guide), model_args=(torch.zeros(3),))
+    with pytest.raises(ValueError, match=r"Expected the guide to sample every latent site of the model, .* 'mu'"):
+        from_pyro_svi((conjugate_model, lambda x: None), model_args=(torch.zeros(3),))
+
+
+def test_an_improper_prior_can_be_left_out_but_not_drawn_from():
+    def model(x):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.positive, (), ()))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.LogNormal(0.0, 1.0))
+
+    arguments = {"model_args": (torch.tensor(1.0),), "num_samples": 4}
+    assert from_pyro_svi((model, guide), prior=False, **arguments)["posterior"]["mu"].shape == (1, 4)
+    with pytest.raises(ValueError, match="Expected a model whose sites can be sampled, or prior=False"):
+        from_pyro_svi((model, guide), **arguments)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -634,6 +887,9 @@ def test_a_model_that_mixes_its_batch_dimensions_is_refused():
         ({"dims": {"x": ["a", "b"]}}, ValueError, "Expected dims of site 'x' .*got"),
         ({"dims": {"x": "a"}}, ValueError, "Expected dims of site 'x' .*got"),
         ({"dims": {"x": ["draw"]}}, ValueError, "Expected dims other than chain and draw"),
+        ({"constant_data": {"x": [1.0]}}, ValueError, "Expected names in constant_data that no site of the model has"),
+        ({"constant_data": {"w": [1.0]}, "dims": {"w": ["a", "b"]}}, ValueError, "Expected dims of constant 'w'.*got"),
+        ({"constant_data": {"w": [1.0]}, "dims": {"w": "a"}}, ValueError, "Expected dims of constant 'w'.*got"),
     ],
 )
 def test_arguments_are_checked(arguments, error, match):

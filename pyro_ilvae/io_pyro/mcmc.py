@@ -1,0 +1,134 @@
+"""Conversion of Markov chains."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pyro.infer import MCMC, config_enumerate
+
+from pyro_ilvae.io_pyro._export import convert
+from pyro_ilvae.io_pyro._sampler import Arrays, Function, Sampler, Values
+
+
+def from_pyro_mcmc(
+    mcmc: MCMC,
+    *,
+    model: Function | None = None,
+    model_args: tuple[Any, ...] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    prior: bool = True,
+    posterior_predictive: bool = True,
+    log_likelihood: bool = True,
+    batch_size: int = 1,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    constant_data: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Any:
+    r"""Convert Markov chains of any Pyro model to ArviZ, with dimensions named after the model's plates.
+
+    Args:
+        mcmc: a :class:`pyro.infer.MCMC` object that has run, with a NUTS or HMC kernel.
+        model: the model, by default that of the kernel. A kernel made from a ``potential_fn`` has none; its chains
+            then have to be in the model's own space (``MCMC(transforms=...)``).
+        model_args: what the model is called with, the observed data included. Without these and ``model_kwargs``
+            it is called with what ``mcmc.run`` was called with.
+        model_kwargs: keyword arguments for the same call.
+        prior: whether to add the groups ``prior`` and ``prior_predictive``, of as many draws as the posterior.
+        posterior_predictive: whether to add the group ``posterior_predictive``.
+        log_likelihood: whether to add the group ``log_likelihood``.
+        batch_size: the number of draws per run of the model, as in :func:`from_pyro_svi`. With 1 the model runs as
+            it is written, once per draw, which is slow but right for every model.
+        coords: coordinate values by dimension; they override the indices of the plates.
+        dims: names by site or by entry of ``constant_data``, as in :func:`from_pyro_svi`.
+        constant_data: arrays by name for the group ``constant_data``, such as covariates.
+        seed: a seed for all draws but those of the chains; it leaves the global random state of PyTorch as it was.
+
+    Returns:
+        An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with draws of shape
+        (chain, draw, \*plates, \*event). Deterministic sites are in ``posterior`` and ``prior``. The group
+        ``sample_stats`` has the variable ``diverging`` of shape (chain, draw) and the attribute ``acceptance_rate``
+        with one number for each chain.
+
+    Raises:
+        TypeError: if ``mcmc`` or ``model_args`` has the wrong type.
+        ValueError: if ``mcmc`` has not run, there is no model, ``batch_size`` is not an int of at least 1, ``dims``
+            does not fit the model, ``constant_data`` has the name of a site, the chains leave out a latent site of
+            the model (``save_params``), or hold one value of it for each value of an enumerated site, draws are not
+            finite, the prior cannot be sampled, or the model does not allow a ``batch_size`` above 1.
+
+    Note:
+        - Discrete sites, which NUTS and HMC sum out, are drawn by :func:`pyro.infer.infer_discrete` given the
+          chains' draw of the other sites and the data.
+        - ``acceptance_rate`` is all that Pyro keeps: for HMC the fraction of proposals that were accepted, for NUTS
+          the fraction of iterations that moved. It is not the mean acceptance probability that the progress bar
+          shows, and there is none for each draw.
+        - ``log_likelihood`` is log p(x_n | z) in nats for each draw z, discrete sites included, and each element n
+          of the plates, without scales; masked elements are 0.
+        - For the prior and predictive groups the model runs with the same arguments and every observed site
+          is sampled; what else the model computes from its data (teacher forcing) still sees the data.
+        - A module given as model, or by a bound method, runs in evaluation mode and is put back.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer import MCMC, NUTS
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> mcmc = MCMC(NUTS(model), num_samples=20, warmup_steps=10, disable_progbar=True)
+        >>> mcmc.run(torch.zeros(3))
+        >>> fit = from_pyro_mcmc(mcmc, batch_size=20)
+        >>> dict(fit["posterior_predictive"]["x"].sizes)
+        {'chain': 1, 'draw': 20, 'data': 3}
+        >>> fit["sample_stats"]["diverging"].dims
+        ('chain', 'draw')
+    """
+    if not isinstance(mcmc, MCMC):
+        raise TypeError(f"Expected mcmc to be a pyro.infer.MCMC object, got {mcmc!r}")
+    if mcmc._samples is None:
+        raise ValueError("Expected mcmc to have run, got one without samples")
+    if model is None:
+        model = mcmc.kernel.model
+    if model is None:
+        raise ValueError("Expected a model for a kernel that was made from a potential_fn, got model=None")
+    if model_args is None and model_kwargs is None:
+        model_args, model_kwargs = mcmc._args, mcmc._kwargs
+    chains = {name: value.flatten(0, 1) for name, value in mcmc.get_samples(group_by_chain=True).items()}
+
+    def latents(sampler: Sampler, start: int, size: int) -> Values:
+        return {name: sampler.stack(name, value[start : start + size]) for name, value in chains.items()}
+
+    shape = (mcmc.num_chains, mcmc.num_samples)
+    stats, stats_attrs = _sample_stats(mcmc, shape)
+    return convert(
+        config_enumerate(model),  # as HMC does
+        latents,
+        "the chains",
+        modules=(model,),
+        model_args=() if model_args is None else model_args,
+        model_kwargs=model_kwargs,
+        shape=shape,
+        batch_size=batch_size,
+        seed=seed,
+        coords=coords,
+        dims=dims,
+        constant_data=constant_data,
+        sample_stats=stats,
+        attrs={},
+        stats_attrs=stats_attrs,
+        prior=prior,
+        posterior_predictive=posterior_predictive,
+        log_likelihood=log_likelihood,
+    )
+
+
+def _sample_stats(mcmc: MCMC, shape: tuple[int, int]) -> tuple[Arrays, dict[str, Any]]:
+    # Not mcmc.diagnostics(), which adds R-hat and fails for fewer than four draws.
+    kept: list[Any] = mcmc._diagnostics
+    if "divergences" not in kept[0]:  # of a kernel other than HMC
+        return {}, {}
+    diverging = np.zeros(shape, dtype=bool)
+    for chain, diagnostics in enumerate(kept):
+        diverging[chain, diagnostics["divergences"]] = True
+    return {"diverging": diverging}, {"acceptance_rate": [float(chain["acceptance rate"]) for chain in kept]}

@@ -1,0 +1,130 @@
+"""Conversion of variational fits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyro.infer import SVI
+from pyro.poutine.util import site_is_subsample
+
+from pyro_ilvae import _checks
+from pyro_ilvae.io_pyro._export import convert
+from pyro_ilvae.io_pyro._sampler import Function, Sampler, Values
+
+
+def from_pyro_svi(
+    svi_or_pair: SVI | tuple[Function, Function],
+    *,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 1000,
+    prior: bool = True,
+    posterior_predictive: bool = True,
+    log_likelihood: bool = True,
+    batch_size: int = 1,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    constant_data: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Any:
+    r"""Convert a variational fit of any Pyro model to ArviZ, with dimensions named after the model's plates.
+
+    R-hat and effective sample size say nothing about a variational fit: the draws are independent draws from
+    the guide, stored as one chain, so both look perfect however far the guide is from the posterior.
+
+    Args:
+        svi_or_pair: a :class:`pyro.infer.SVI` object or a pair ``(model, guide)``.
+        model_args: what the model and the guide are called with, the observed data included.
+        model_kwargs: keyword arguments for the same calls.
+        num_samples: the number of draws in each group.
+        prior: whether to add the groups ``prior`` and ``prior_predictive``.
+        posterior_predictive: whether to add the group ``posterior_predictive``.
+        log_likelihood: whether to add the group ``log_likelihood``.
+        batch_size: the number of draws per run of the model. With 1 the model runs as it is written, once per
+            draw, which is slow but right for every model. More is faster, about in proportion, and takes more
+            memory, but needs a model that allows an outermost plate, as ``Predictive(parallel=True)`` does: batch
+            dimensions in plates, and indexing from the right.
+        coords: coordinate values by dimension; they override the indices of the plates.
+        dims: names by site, either of the event dimensions or of all dimensions. By default those of the
+            plates are named after the plates, and the others ``<site>_dim_0``, ``<site>_dim_1``, ... Also names
+            of all dimensions by entry of ``constant_data``.
+        constant_data: arrays by name for the group ``constant_data``, such as covariates.
+        seed: a seed for the draws, which then leave the global random state of PyTorch as it was.
+
+    Returns:
+        An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with draws of shape
+        (chain=1, draw, \*plates, \*event). Deterministic sites are in ``posterior`` and ``prior``.
+
+    Raises:
+        TypeError: if ``svi_or_pair`` or ``model_args`` has the wrong type.
+        ValueError: if ``num_samples`` or ``batch_size`` is not an int of at least 1, ``dims`` does not fit
+            the model, ``constant_data`` has the name of a site, the guide leaves out a latent site of the model
+            that is not marked for parallel enumeration, draws are not finite, the prior cannot be sampled, or
+            the model does not allow a ``batch_size`` above 1.
+
+    Note:
+        - Sites that are marked for parallel enumeration and that the guide leaves out (``TraceEnum_ELBO`` sums
+          them out) are drawn by :func:`pyro.infer.infer_discrete` given the guide's draw of the other sites and
+          the data of the call, without the scale of subsampling. Sites enumerated in the guide are drawn from it.
+        - ``log_likelihood`` is log p(x_n | z) in nats for each draw z, discrete sites included, and each element n
+          of the plates, without the scale of subsampling or annealing; masked elements are 0. Leave-one-out
+          estimates take the guide's draws for posterior draws, and are unreliable if each datum has its own latent
+          variable.
+        - For the prior and predictive groups the model runs with the same arguments and every observed site
+          is sampled; what else the model computes from its data (teacher forcing) still sees the data.
+        - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.
+        - A module given as model or guide, or by a bound method, runs in evaluation mode and is put back.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0).expand([2]).to_event(1), obs=x)
+        >>> fit = from_pyro_svi((model, AutoNormal(model)), model_args=(torch.zeros(3, 2),), num_samples=10)
+        >>> dict(fit["posterior_predictive"]["x"].sizes)
+        {'chain': 1, 'draw': 10, 'data': 3, 'x_dim_0': 2}
+        >>> fit["log_likelihood"]["x"].dims
+        ('chain', 'draw', 'data')
+    """
+    model, guide = _model_and_guide(svi_or_pair)
+    _checks.positive_int("num_samples", num_samples)
+
+    def latents(sampler: Sampler, start: int, size: int) -> Values:
+        nodes: Any = sampler.trace(guide, size).iter_stochastic_nodes()
+        return {
+            name: node["value"]
+            for name, node in nodes
+            if not (site_is_subsample(node) or node["infer"].get("is_auxiliary"))
+        }
+
+    note = (
+        "Independent draws from a variational approximation, stored as one chain: "
+        "R-hat and effective sample size say nothing about the quality of the fit."
+    )
+    return convert(
+        model,
+        latents,
+        "the guide",
+        modules=(model, guide),
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        shape=(1, num_samples),
+        batch_size=batch_size,
+        seed=seed,
+        coords=coords,
+        dims=dims,
+        constant_data=constant_data,
+        attrs={"sample_note": note},
+        prior=prior,
+        posterior_predictive=posterior_predictive,
+        log_likelihood=log_likelihood,
+    )
+
+
+def _model_and_guide(svi_or_pair: Any) -> tuple[Function, Function]:
+    if isinstance(svi_or_pair, SVI):
+        return svi_or_pair.model, svi_or_pair.guide
+    if isinstance(svi_or_pair, tuple) and len(svi_or_pair) == 2 and all(map(callable, svi_or_pair)):
+        return svi_or_pair
+    raise TypeError(f"Expected an SVI object or a (model, guide) pair of callables, got {svi_or_pair!r}")
