@@ -136,6 +136,20 @@ class NaturalContinuousBernoulli(_Natural):
         near_zero = 0.5 + self.eta / 12 - self.eta**3 / 720
         return torch.where(small, near_zero, -1 / torch.expm1(-eta) - 1 / eta)
 
+    @property
+    def variance(self) -> Tensor:
+        r""":math:`1 / \eta^2 - 1 / (4 \sinh^2(\eta / 2))`."""
+        small = self.eta.abs() < 2
+        size = torch.where(small, torch.full_like(self.eta, 2), self.eta.abs())
+        far = 1 / size**2 - torch.exp(-size) / torch.expm1(-size) ** 2
+        # The two terms cancel near 0. With y = eta / 2 and r = (sinh y - y) / y^3, by its series, nothing does.
+        y2 = torch.where(small, 0.25 * self.eta**2, torch.zeros_like(self.eta))
+        r = torch.ones_like(self.eta)
+        for n in range(8, 1, -1):
+            r = 1 + y2 * r / (2 * n * (2 * n + 1))
+        r = r / 6
+        return torch.where(small, r * (2 + y2 * r) / (4 * (1 + y2 * r) ** 2), far)
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws by the inverse of the distribution function, with gradients."""
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -157,6 +171,6 @@ class NaturalContinuousBernoulli(_Natural):
         safe = torch.where(small, torch.ones_like(size), size)
         # log(sinh(a / 2) / (a / 2)), which is even in eta.
         log_sinhc = torch.where(
-            small, size**2 / 24 - size**4 / 2880, safe / 2 + torch.log(-torch.expm1(-safe)) - torch.log(safe)
+            small, self.eta**2 / 24 - self.eta**4 / 2880, safe / 2 + torch.log(-torch.expm1(-safe)) - torch.log(safe)
         )
         return self.eta * (value - 0.5) - log_sinhc

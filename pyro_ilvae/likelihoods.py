@@ -2,22 +2,40 @@ r"""Likelihoods: from natural parameters eta to a Pyro distribution over data.
 
 Each is called as ``likelihood(eta, x=None)`` and returns a distribution whose batch shape ends in the shape of one
 datum; any callable of that form can take its place. ``support`` is what data are checked against on entry.
+
+Each knows the Fisher information of one datum with respect to eta,
+
+.. math:: I(\eta) = E_{p(x \mid \eta)}[s s^\top], \qquad s = \nabla_\eta \log p(x \mid \eta),
+
+which is that of each entry of the datum by itself: ``information_product(eta, tangent)`` is I v, and
+``smallest_information(eta)`` the smallest eigenvalue of each entry's I.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 
 
-class Normal(PyroModule):
+class _Entrywise(PyroModule):
+    """Likelihoods with one natural parameter for each entry of a datum, whose Fisher information is a diagonal."""
+
+    smallest_information: Callable[[Tensor], Tensor]
+
+    def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
+        r"""The product :math:`I(\eta) v` with ``tangent`` v, whose shape ends in that of ``eta``."""
+        return self.smallest_information(eta) * tangent
+
+
+class Normal(_Entrywise):
     r"""Independent Normal noise around the decoder's output.
 
     .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
@@ -80,8 +98,13 @@ class Normal(PyroModule):
                 self.num_updates += 1
         return IsotropicNormal(eta, scale)
 
+    @pyro_method
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        r"""The Fisher information of each entry, :math:`1 / \sigma^2` at the scale in use without data, as ``eta``."""
+        return torch.ones_like(eta) / self.scale.square()
 
-class Bernoulli(PyroModule):
+
+class Bernoulli(_Entrywise):
     r"""Binary data, :math:`p(x_d = 1 \mid \eta) = 1 / (1 + e^{-\eta_d})`.
 
     Example:
@@ -95,8 +118,12 @@ class Bernoulli(PyroModule):
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
         return dist.Bernoulli(logits=eta)
 
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        r"""The Fisher information of each entry, :math:`p (1 - p)`, of the shape of ``eta``."""
+        return torch.sigmoid(eta) * torch.sigmoid(-eta)
 
-class ContinuousBernoulli(PyroModule):
+
+class ContinuousBernoulli(_Entrywise):
     r"""Intensities in [0, 1], :math:`p(x_d \mid \eta) \propto e^{\eta_d x_d}`.
 
     References:
@@ -112,6 +139,10 @@ class ContinuousBernoulli(PyroModule):
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
         return NaturalContinuousBernoulli(eta)
+
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        """The Fisher information of each entry, which is its variance, of the shape of ``eta``."""
+        return NaturalContinuousBernoulli(eta).variance
 
 
 class Categorical(PyroModule):
@@ -142,8 +173,19 @@ class Categorical(PyroModule):
         _checks.last_dim("eta", eta, self.num_categories)
         return dist.Categorical(logits=eta)
 
+    def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
+        r"""The product :math:`(\operatorname{diag} p - p p^\top) v` for each entry, with ``tangent`` v as ``eta``."""
+        _checks.last_dim("eta", eta, self.num_categories)
+        p = eta.softmax(-1)
+        return p * (tangent - (p * tangent).sum(-1, keepdim=True))
 
-class Poisson(PyroModule):
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        """The smallest eigenvalue of each entry, of shape ``eta.shape[:-1]``: 0, that of a shift of all categories."""
+        _checks.last_dim("eta", eta, self.num_categories)
+        return torch.zeros_like(eta[..., 0])
+
+
+class Poisson(_Entrywise):
     r"""Counts with rate :math:`e^{\eta_d}`.
 
     Example:
@@ -157,8 +199,12 @@ class Poisson(PyroModule):
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
         return NaturalPoisson(eta)
 
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        r"""The Fisher information of each entry, :math:`e^\eta`, of the shape of ``eta``."""
+        return eta.exp()
 
-class NegativeBinomial(PyroModule):
+
+class NegativeBinomial(_Entrywise):
     r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
 
     Args:
@@ -192,6 +238,11 @@ class NegativeBinomial(PyroModule):
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
         return dist.NegativeBinomial(self.log_total_count.exp(), logits=eta)
+
+    @pyro_method
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        r"""The Fisher information of each entry, :math:`r / (1 + e^{-\eta})`, of the shape of ``eta``."""
+        return self.log_total_count.exp() * torch.sigmoid(eta)
 
 
 _HINTS = {

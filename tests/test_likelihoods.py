@@ -1,6 +1,7 @@
 """Likelihoods: their distributions, their supports and what data they refuse."""
 
 import math
+from decimal import Decimal, localcontext
 
 import pyro
 import pyro.distributions as dist
@@ -48,6 +49,113 @@ def test_accepts_its_own_draws_and_names_the_site_of_others(name):
         likelihoods.check_support(likelihood, torch.tensor(values), "pixels")
     with pytest.raises(ValueError, match="Expected finite data at site 'x'"):
         likelihoods.check_support(likelihood, torch.tensor([0.0, float("inf")]), "x")
+
+
+INFORMATION = {
+    "normal": lambda: likelihoods.Normal(0.3),
+    "normal-learned": lambda: likelihoods.Normal(2.0, "learned"),
+    "normal-optimal": lambda: likelihoods.Normal(2.0, "optimal"),
+    "bernoulli": likelihoods.Bernoulli,
+    "continuous_bernoulli": likelihoods.ContinuousBernoulli,
+    "poisson": likelihoods.Poisson,
+    "negative_binomial": lambda: likelihoods.NegativeBinomial(3.0),
+    "categorical": lambda: likelihoods.Categorical(4),
+}
+
+
+def natural_parameters(name):
+    eta = torch.tensor([-6.0, -2.0, -0.5, -0.05, 0.0, 0.3, 1.0, 4.0], dtype=torch.float64)
+    return eta.reshape((2, 4) if name == "categorical" else (8, 1))
+
+
+def quadrature(name, eta):
+    """Points of the support and their weights, so that sums over them are integrals over the data."""
+    if name.startswith("normal"):
+        x = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+        return x, torch.full_like(x, 0.01)
+    if name == "continuous_bernoulli":
+        x = torch.linspace(0, 1, 2001, dtype=torch.float64)
+        weights = torch.full_like(x, 2 / 3 / 2000)
+        weights[1::2] *= 2
+        weights[[0, -1]] /= 2
+        return x, weights
+    x = torch.arange({"bernoulli": 2, "categorical": 4}.get(name, 4000), dtype=torch.float64)
+    return x, torch.ones_like(x)
+
+
+def score(likelihood, eta, x):
+    """Log density of each draw and datum, and its derivatives by the parameters of the datum, (draws, data, P)."""
+    eta = eta.expand(len(x), *eta.shape).clone().requires_grad_()
+    log_prob = likelihood(eta).log_prob(x).reshape(eta.shape[:2])
+    (gradient,) = torch.autograd.grad(log_prob.sum(), eta, create_graph=True)
+    return log_prob, gradient, eta
+
+
+def dense_information(likelihood, eta):
+    """The information matrix of each datum, (data, P, P), from the products with unit vectors."""
+    units = torch.eye(eta.shape[-1], dtype=eta.dtype).unsqueeze(1)
+    return likelihood.information_product(eta, units.expand(-1, *eta.shape)).movedim(0, -1).detach()
+
+
+@pytest.mark.parametrize("name", INFORMATION)
+def test_information_is_that_of_the_integral(name):
+    likelihood, eta = INFORMATION[name]().double(), natural_parameters(name)
+    x, weights = quadrature(name, eta)
+    x = x.reshape(-1, 1) if name == "categorical" else x.reshape(-1, 1, 1)
+    log_prob, gradient, at = score(likelihood, eta, x.expand(-1, *likelihood(eta).batch_shape))
+    probability = (weights[:, None] * log_prob.exp()).detach()
+    torch.testing.assert_close(probability.sum(0), torch.ones(len(eta), dtype=torch.float64), rtol=1e-6, atol=0)
+    information = dense_information(likelihood, eta)
+    squares = torch.einsum("sn,snp,snq->npq", probability, gradient.detach(), gradient.detach())
+    torch.testing.assert_close(information, squares, rtol=1e-6, atol=1e-9)
+    columns = [torch.autograd.grad(part.sum(), at, retain_graph=True)[0] for part in gradient.unbind(-1)]
+    curvature = -torch.einsum("sn,snpq->npq", probability, torch.stack(columns, -1))
+    torch.testing.assert_close(information, curvature, rtol=1e-6, atol=1e-9)
+    smallest = likelihood.smallest_information(eta).detach()
+    assert smallest.shape == likelihood(eta).batch_shape
+    expected = torch.linalg.eigvalsh(information)[:, 0].reshape(smallest.shape)
+    torch.testing.assert_close(smallest, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", INFORMATION)
+def test_information_is_that_of_draws(name):
+    likelihood, eta = INFORMATION[name]().double(), natural_parameters(name)
+    _, gradient, _ = score(likelihood, eta, likelihood(eta).sample((20_000,)))
+    squares = torch.einsum("snp,snq->snpq", gradient.detach(), gradient.detach())
+    error = squares.std(0) / 20_000**0.5
+    assert ((dense_information(likelihood, eta) - squares.mean(0)).abs() <= 5 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", INFORMATION)
+def test_information_in_the_tails_of_single_precision(name):
+    likelihood = INFORMATION[name]()
+    eta = torch.tensor([[-80.0, -20.0, -1.0, -1e-3], [1e-3, 1.0, 20.0, 80.0]])
+    tangent = torch.randn(3, 2, 4)
+    product = likelihood.information_product(eta, tangent)
+    assert product.dtype == torch.float32
+    exact = likelihood.double().information_product(eta.double(), tangent.double())
+    torch.testing.assert_close(product.double(), exact, rtol=1e-5, atol=1e-6 if name == "categorical" else 0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1e-6, 1e-3, 0.1, 0.5, 1.0, 1.999, 2.0, 2.001, 5.0, 40.0, 200.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_variance_of_the_continuous_bernoulli_to_machine_precision(eta, dtype):
+    at = torch.tensor([eta, -eta], dtype=dtype, requires_grad=True)
+    with localcontext() as context:
+        context.prec = 60
+        size = Decimal(at[0].item())
+        tail = (-size).exp()
+        exact = float(1 / size**2 - tail / (1 - tail) ** 2) if size else 1 / 12
+    variance = likelihoods.ContinuousBernoulli()(at).variance
+    epsilon = torch.finfo(dtype).eps
+    torch.testing.assert_close(variance, torch.full_like(at, exact), rtol=10 * epsilon, atol=0)
+    assert torch.autograd.grad(variance.sum(), at)[0].isfinite().all()
+
+
+def test_information_follows_the_scale_in_use():
+    likelihood = likelihoods.Normal(1.0, "optimal")
+    likelihood(torch.zeros(100), 3 * torch.ones(100))
+    torch.testing.assert_close(likelihood.smallest_information(torch.zeros(2)), torch.full((2,), 1 / 9))
 
 
 def fit_noise(estimate, steps=300, batch_size=20):
@@ -120,6 +228,11 @@ def test_optimal_scale_survives_a_step_that_is_refused():
         (lambda: likelihoods.NegativeBinomial(1.0, "optimal"), "'fixed' or 'learned'"),
         (lambda: likelihoods.Categorical(0), "num_categories"),
         (lambda: likelihoods.Categorical(3)(torch.zeros(2, 4)), r"Expected eta of shape \(..., 3\)"),
+        (
+            lambda: likelihoods.Categorical(3).information_product(torch.zeros(4), torch.zeros(4)),
+            r"Expected eta of shape \(..., 3\)",
+        ),
+        (lambda: likelihoods.Categorical(3).smallest_information(torch.zeros(4)), r"Expected eta of shape \(..., 3\)"),
     ],
 )
 def test_refuses(build, message):
