@@ -1,0 +1,127 @@
+"""What a linear VAE would do with the data: which directions it collapses, and what divergence L leads to."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ilvae import _checks
+
+_ROWS = 4096  # of data treated at a time in double precision
+
+
+class LinearReference(NamedTuple):
+    """What a linear VAE at its optimum does with each principal direction, largest variance first."""
+
+    variances: Tensor  #: of the data along the principal directions, in squared units of x, of shape (J,)
+    collapsed: Tensor  #: which of them a linear VAE collapses, of shape (J,)
+    kl: Tensor  #: the average KL per dimension of a linear VAE without a constraint, in nats, of shape (J,)
+    noise_scale: float  #: the standard deviation sigma of the noise, in units of x
+    inverse_lipschitz: float | None  #: the constant L, in units of x, given or computed from ``nats``
+    nats: float | None  #: the average KL per dimension to expect for L, in nats, given or computed from it
+
+    @property
+    def num_collapsed(self) -> int:
+        """The number of the principal directions that a linear VAE collapses."""
+        return int(self.collapsed.sum())
+
+
+def linear_reference(
+    x: Tensor,
+    noise_scale: float | Tensor,
+    *,
+    latent_dim: int | None = None,
+    inverse_lipschitz: float | None = None,
+    nats: float | None = None,
+) -> LinearReference:
+    r"""What to expect of the latent dimensions before any training, from a linear VAE on the same data.
+
+    .. math:: \overline{\mathrm{KL}}_j = \tfrac12 \log \max(\lambda_j / \sigma^2, 1), \qquad
+        \overline{\mathrm{KL}}(L) = \tfrac12 \log (1 + L^2 / \sigma^2), \qquad
+        L(\kappa) = \sigma \sqrt{e^{2 \kappa} - 1},
+
+    with :math:`\lambda_j` the variances of the data along their principal directions. The linear VAE is probabilistic
+    PCA [1], :math:`x = \mu + W z + \sigma \epsilon`: at the optimum for a given :math:`\sigma`, its j-th latent
+    dimension has :math:`\|w_j\|^2 = \lambda_j - \sigma^2` and the divergence on the left averaged over the data, and is
+    collapsed where :math:`\lambda_j \le \sigma^2` [2]. In the middle is the divergence of each dimension for
+    :math:`x = L Q z + \sigma \epsilon` with orthonormal columns :math:`Q`, averaged over this model's own data; on the
+    right is the constant that makes it :math:`\kappa` nats.
+
+    This is a reference, not a bound: a nonlinear decoder, an approximate posterior or another likelihood may have
+    divergences above it and below it.
+
+    Args:
+        x: a data sample of shape (N, \*event_shape), N >= 2.
+        noise_scale: the standard deviation :math:`\sigma > 0` of the decoder's noise, in units of x; a number or
+            a tensor of one, as ``likelihood.scale`` is.
+        latent_dim: the number of principal directions, at most D, the number of entries of a datum; all D if None.
+        inverse_lipschitz: a constant :math:`L \ge 0`, in units of x (z has none), of which to tell the divergence.
+        nats: a divergence :math:`\kappa \ge 0` per dimension, of which to tell the constant, in place of L.
+
+    Returns:
+        For each of the J = ``latent_dim`` principal directions its variance (denominator N), whether it collapses and
+        its divergence in nats; and the constant L and its divergence in nats, both None if neither was given.
+
+    Raises:
+        ValueError: for fewer than two data, data that are not finite, a ``noise_scale`` that is not positive, a
+            ``latent_dim`` above D, a negative constant or divergence, or both of them at once.
+
+    References:
+        | [1] Tipping & Bishop 1999, Probabilistic principal component analysis, Journal of the Royal Statistical
+          Society B 61
+        | [2] Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
+
+    Example:
+        >>> x = torch.tensor([[2.0, 0.1], [-2.0, 0.1], [2.0, -0.1], [-2.0, -0.1]])
+        >>> reference = linear_reference(x, noise_scale=0.5, nats=1.0)
+        >>> reference.variances, reference.collapsed, reference.kl
+        (tensor([4.0000, 0.0100]), tensor([False,  True]), tensor([1.3863, 0.0000]))
+        >>> round(reference.inverse_lipschitz, 3)
+        1.264
+    """
+    noise = float(noise_scale.detach() if isinstance(noise_scale, Tensor) else noise_scale)
+    if not (math.isfinite(noise) and noise > 0):
+        raise ValueError(f"Expected noise_scale to be a finite number > 0, got {noise_scale!r}")
+    if x.dim() == 0 or len(x) < 2 or x[0].numel() == 0:
+        raise ValueError(f"Expected x of shape (N, *event_shape) with N >= 2 data, got {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError(f"Expected x to be finite, got {int((~x.isfinite()).sum())} NaN or infinite values")
+    features = x[0].numel()
+    count = features if latent_dim is None else _checks.positive_int("latent_dim", latent_dim)
+    if count > features:
+        raise ValueError(f"Expected latent_dim <= {features}, the number of entries of a datum, got {latent_dim}")
+    if inverse_lipschitz is not None and nats is not None:
+        raise ValueError(f"Expected inverse_lipschitz or nats, got both: {inverse_lipschitz!r} and {nats!r}")
+    if inverse_lipschitz is not None:
+        inverse_lipschitz = _checks.constant("inverse_lipschitz", inverse_lipschitz)
+        nats = 0.5 * math.log1p((inverse_lipschitz / noise) * (inverse_lipschitz / noise))
+    elif nats is not None:
+        nats = _checks.constant("nats", nats)
+        inverse_lipschitz = noise * math.exp(nats) * math.sqrt(-math.expm1(-2 * nats))
+
+    variances = torch.nn.functional.pad(_principal_variances(x.reshape(len(x), -1)), (0, features))[:count]
+    ratio = variances / noise / noise
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return LinearReference(
+        variances=variances.to(dtype),
+        collapsed=ratio <= 1,
+        kl=0.5 * ratio.clamp(min=1).log().to(dtype),
+        noise_scale=noise,
+        inverse_lipschitz=inverse_lipschitz,
+        nats=nats,
+    )
+
+
+def _principal_variances(flat: Tensor) -> Tensor:
+    """The min(N, D) largest eigenvalues of the covariance of ``flat`` of shape (N, D), largest first, in double."""
+    num_data, features = flat.shape
+    mean = sum(rows.double().sum(0) for rows in flat.split(_ROWS)) / num_data
+    if num_data <= features:
+        return torch.linalg.svdvals(flat.double() - mean).square() / num_data
+    # Of 60,000 images the scatter matrix is quick to decompose and the data matrix is not.
+    scatter = torch.zeros(features, features, dtype=torch.float64, device=flat.device)
+    for rows in flat.split(_ROWS):
+        centred = rows.double() - mean
+        scatter.addmm_(centred.mT, centred)
+    return torch.linalg.eigvalsh(scatter / num_data).flip(-1).clamp(min=0)
