@@ -30,6 +30,7 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -q
 	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/quickstart.py
+	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/diagnostics.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -45,8 +46,10 @@ bench: $(INSTALLED)
 
 tutorials: $(INSTALLED)
 	mkdir -p tutorials/output
-	MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupytext --to ipynb --execute --run-path . \
-		--output tutorials/output/quickstart.ipynb tutorials/quickstart.py
+	for name in quickstart diagnostics; do \
+		MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupytext --to ipynb --execute --run-path . \
+			--output tutorials/output/$$name.ipynb tutorials/$$name.py || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) tutorials/output .pytest_cache .mypy_cache .ruff_cache .hypothesis

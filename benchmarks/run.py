@@ -14,12 +14,13 @@ import compiled
 import decoders
 import growth
 import inverse
+import measures
 import pyro
 import timing
 import torch
 import training
 
-ROWS = decoders.ROWS | training.ROWS | compiled.ROWS | inverse.ROWS | growth.ROWS
+ROWS = decoders.ROWS | training.ROWS | compiled.ROWS | inverse.ROWS | measures.ROWS | growth.ROWS
 
 
 def keep_memory() -> None:

@@ -75,7 +75,11 @@ def compare(variants: dict[str, Step], baseline: str) -> dict[str, Timing]:
 
 
 def milliseconds(timing: Timing) -> str:
-    value = 1e3 * timing.seconds
+    return milliseconds_of(timing.seconds)
+
+
+def milliseconds_of(seconds: float) -> str:
+    value = 1e3 * seconds
     return f"{value:.{2 if value < 10 else 1}f} ms"
 
 

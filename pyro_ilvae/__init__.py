@@ -1,13 +1,13 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
-from pyro_ilvae import diagnostics, infer, likelihoods
+from pyro_ilvae import diagnostics, infer, likelihoods, plots
 from pyro_ilvae.compilation import compiled
 from pyro_ilvae.convex import ICNN
 from pyro_ilvae.decoders import InverseLipschitzDecoder, ProjectedDecoder
 from pyro_ilvae.encoders import ConvEncoder, MLPEncoder
 from pyro_ilvae.frames import principal_frame
 from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, JointOptim, anneal, schedules
-from pyro_ilvae.io_pyro import from_pyro_svi
+from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
 from pyro_ilvae.maps import BrenierMap, BrenierTransform
 from pyro_ilvae.models import VAE
 from pyro_ilvae.networks import MLPDecoder, mlp
@@ -30,10 +30,12 @@ __all__ = [
     "anneal",
     "compiled",
     "diagnostics",
+    "from_pyro_mcmc",
     "from_pyro_svi",
     "infer",
     "likelihoods",
     "mlp",
+    "plots",
     "principal_frame",
     "schedules",
 ]

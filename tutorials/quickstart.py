@@ -132,7 +132,10 @@ def fit(name, seed, constants=None):
             if scheduler is not None:
                 scheduler.step()
     seconds = time.perf_counter() - began
-    summary = diagnostics.collapse_summary(vae.model, vae.guide, test, num_samples=NUM_SAMPLES, batch_size=100)
+    measures = ("kl", "active_units", "evidence")
+    summary = diagnostics.collapse_summary(
+        vae.model, vae.guide, test, measures=measures, num_samples=NUM_SAMPLES, batch_size=100
+    )
     return vae, summary, seconds
 
 
@@ -162,7 +165,7 @@ def print_table(results):
         near_prior = int((s.kl < 0.1).sum())
         print(
             f"{label:<26}{seed:>4}{float(s.elbo):>8.1f}{float(s.log_likelihood):>13.1f}{float(s.kl.min()):>8.3f}"
-            f"{float(s.kl.mean()):>9.2f}{near_prior:>10}{int(s.active_units):>8}{seconds:>9.1f}"
+            f"{float(s.kl.mean()):>9.2f}{near_prior:>10}{int(s.active_units.sel(site="z")):>8}{seconds:>9.1f}"
         )
 
 

@@ -1,18 +1,22 @@
 """Traces of a guide and of the model replayed against it, batch by batch, with each site's place among the data."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae._random import seeded
+from pyro_ilvae.distributions import innermost
 
 Data: TypeAlias = Tensor | tuple[Tensor, ...]
 Stochastic: TypeAlias = Callable[..., Any]
@@ -48,15 +52,17 @@ class Batch:
         self.nesting = 0
         self.enumerated_sites: list[str] = []
         self.guide_trace, self.model_trace = self._plain_traces()
-        sites = [*_sample_sites(self.guide_trace), *_sample_sites(self.model_trace)]
+        sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
         frames = {frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
         self.nesting = max((-frame.dim for frame in frames), default=0)
-        self.data_plate = self._data_plate({(frame.name, frame.size) for frame in frames})
-        latent = [site["name"] for site in _sample_sites(self.model_trace) if not site["is_observed"]]
+        self.data_plate = self._data_plate(frames)
+        for site in sites:
+            _check_shape(site)
+        latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
+        self._check_guide_sites(latent)
         self.latent_sites = [name for name in latent if name in self.guide_trace]
         self.enumerated_sites = [name for name in latent if name not in self.guide_trace]
-        for name in self.enumerated_sites:
-            self._check_enumerable(self.model_trace.nodes[name])
+        self._check_enumerable()
         self._vectorizes: bool | None = None
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None) -> list[int]:
@@ -83,22 +89,23 @@ class Batch:
         return self._vectorizes
 
     def _same_alone(self) -> bool:
-        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(True):
+        with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
             guide_trace, model_trace = self.traces(2)
             for i in range(2):
                 alone = guide_trace.copy()
-                for name, node in list(alone.nodes.items()):
-                    if node["type"] == "sample":
-                        plain: Any = self.guide_trace.nodes[name]["value"]
-                        alone.nodes[name] = node = dict(node)  # type: ignore[assignment]
-                        node["value"] = node["value"].expand(2, *node["value"].shape[1:])[i].reshape(plain.shape)
-                        if node["value"].shape != plain.shape:
-                            return False
+                for site in sample_sites(guide_trace):
+                    if isinstance(innermost(site["fn"]), dist.Delta):
+                        # It follows from the other draws, not always to the last bit.
+                        alone.remove_node(site["name"])
+                        continue
+                    plain: Any = self.guide_trace.nodes[site["name"]]
+                    value = site["value"].expand(2, *site["value"].shape[1:])[i].reshape(plain["value"].shape)
+                    alone.nodes[site["name"]] = plain | {"value": value, "infer": dict(plain["infer"])}
                 guide_alone, model_alone = self.traces(1, guide=poutine.replay(self.guide, trace=alone))
                 for both, one in ((guide_trace, guide_alone), (model_trace, model_alone)):
-                    together = self.log_density(_sample_sites(both), 2)
+                    together = self.log_density(sample_sites(both), 2)
                     if not torch.allclose(
-                        together[..., i, :], self.log_density(_sample_sites(one), 1)[..., 0, :], rtol=1e-3, atol=1e-3
+                        together[..., i, :], self.log_density(sample_sites(one), 1)[..., 0, :], rtol=1e-3, atol=1e-3
                     ):
                         return False
         return True
@@ -125,7 +132,7 @@ class Batch:
                     poutine.infer_config(model, self._enumerate), first_available_dim=-self.nesting - 2
                 )
             model_trace = poutine.trace(model).get_trace(*self.args)
-        return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+        return _pruned(guide_trace, model_trace), _pruned(model_trace)
 
     def log_density(self, sites: list[Any], num_particles: int) -> Tensor:
         """The summed log densities of sites of one trace: (particles, N) if they are local to the data, summed over
@@ -135,9 +142,23 @@ class Batch:
         """
         total = torch.zeros(())
         for site in sites:
-            log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-            total = self._per_datum(log_prob, site, num_particles) + total
+            total = self._per_datum(_log_prob(site), site, num_particles) + total
         return total
+
+    def points(self) -> list[str]:
+        """The continuous latent sites that the guide puts at one value each, where it has no density."""
+        before: dict[str, Any] = {}
+        for name in self.latent_sites:
+            own: Any = self.guide_trace.nodes[name]["fn"]
+            prior: Any = self.model_trace.nodes[name]["fn"]
+            deterministic = [isinstance(innermost(fn), dist.Delta) for fn in (own, prior)]
+            if deterministic == [True, False] and not prior.support.is_discrete:
+                before[name] = self.guide_trace.nodes[name]["value"]
+        if not before:
+            return []
+        # The Deltas of most AutoGuides pass on what was drawn at an auxiliary site.
+        again: Any = self.traces(1)[0].nodes
+        return [name for name, value in before.items() if torch.equal(value, again[name]["value"])]
 
     def is_local(self, site: Any) -> bool:
         """Whether the site has one value for each datum."""
@@ -149,7 +170,7 @@ class Batch:
 
     def site(self, trace: Trace, name: str, source: str) -> Any:
         """The latent site ``name`` of a trace."""
-        latent = [site["name"] for site in _sample_sites(trace) if not site["is_observed"]]
+        latent = [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
         if name not in latent:
             raise ValueError(f"Expected site to be a latent site of the {source}, one of {latent}, got {name!r}")
         return trace.nodes[name]
@@ -191,7 +212,7 @@ class Batch:
         with torch.no_grad(), poutine.block(), evaluation_mode(self.model, self.guide):
             guide_trace = poutine.trace(self.guide).get_trace(*self.args)
             model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args)
-        return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+        return _pruned(guide_trace, model_trace), _pruned(model_trace)
 
     def _with_particles(self, fn: Stochastic, num_particles: int) -> Stochastic:
         if num_particles == 1:
@@ -199,36 +220,63 @@ class Batch:
         particles = pyro.plate("_num_particles_diagnostics", num_particles, dim=-self.nesting - 1)
         return particles(fn)  # type: ignore[no-any-return]
 
-    def _enumerate(self, site: Any) -> dict[str, str]:
-        return {"enumerate": "parallel"} if site["name"] in self.enumerated_sites else {}
+    def _enumerate(self, site: Any) -> Any:
+        # Without their scope, the sites of a Markov chain do not take over each other's dimensions.
+        config = {"_markov_scope": None}
+        return config | {"enumerate": "parallel"} if site["name"] in self.enumerated_sites else config
 
-    def _data_plate(self, plates: set[tuple[str, int]]) -> str | None:
+    def _data_plate(self, frames: set[Any]) -> str | None:
+        sizes = {frame.name: frame.size for frame in frames}
         if self.plate is not None:
-            if self.plate not in {name for name, _ in plates}:
+            if self.plate not in sizes:
+                raise ValueError(f"Expected plate to be one of {sorted(sizes)}, got {self.plate!r}")
+            if sizes[self.plate] != self.num_data:
                 raise ValueError(
-                    f"Expected plate to be one of {sorted(name for name, _ in plates)}, got {self.plate!r}"
+                    f"Expected plate '{self.plate}' to hold the data, got size {sizes[self.plate]} for "
+                    f"{self.num_data} data"
                 )
             return self.plate
-        found = sorted(name for name, size in plates if size == self.num_data)
+        found = sorted(name for name, size in sizes.items() if size == self.num_data)
         if len(found) > 1:
             raise ValueError(
                 f"Expected one plate over the {self.num_data} data, got {found}; name the right one with plate=..."
             )
+        drawn = [frame for frame in frames if frame.full_size == self.num_data]
+        if not found and drawn:
+            raise ValueError(
+                f"Expected all data of the batch in the plate '{drawn[0].name}', got {drawn[0].size} of the "
+                f"{self.num_data} data: batches are made here, by batch_size"
+            )
         return found[0] if found else None
 
-    def _check_enumerable(self, site: Any) -> None:
-        name = site["name"]
-        if not site["fn"].has_enumerate_support:
-            raise ValueError(
-                f"Expected every latent site of the model in the guide, or a discrete one that can be enumerated, got "
-                f"none for '{name}', a {type(site['fn']).__name__}"
-            )
-        plates = {frame.name for frame in site["cond_indep_stack"]}
-        if not plates <= {self.data_plate}:
-            raise ValueError(
-                f"Expected site '{name}', which the guide does not sample, in the plate of the data alone, got plates "
-                f"{sorted(plates)}: sums over its values in an inner plate are not supported here"
-            )
+    def _check_guide_sites(self, latent: list[str]) -> None:
+        for site in sample_sites(self.guide_trace):
+            if site["name"] not in latent and not site["is_observed"] and not site["infer"].get("is_auxiliary"):
+                raise ValueError(
+                    f"Expected latent sites of the model in the guide, among {latent}, got {site['name']!r}"
+                )
+
+    def _check_enumerable(self) -> None:
+        assignments = 1
+        for name in self.enumerated_sites:
+            site: Any = self.model_trace.nodes[name]
+            if not site["fn"].has_enumerate_support:
+                raise ValueError(
+                    f"Expected every latent site of the model in the guide, or a discrete one that can be enumerated, "
+                    f"got none for '{name}', a {type(site['fn']).__name__}"
+                )
+            plates = {frame.name for frame in site["cond_indep_stack"]}
+            if not plates <= {self.data_plate}:
+                raise ValueError(
+                    f"Expected site '{name}', which the guide does not sample, in the plate of the data alone, got "
+                    f"plates {sorted(plates)}: sums over its values in an inner plate are not supported here"
+                )
+            assignments *= len(site["fn"].enumerate_support(expand=False))
+            if assignments > _MOST_PAIRS:
+                raise ValueError(
+                    f"Expected at most {_MOST_PAIRS} values of all sites that the guide does not sample, "
+                    f"{self.enumerated_sites}, got more: they are summed over together"
+                )
 
 
 def marginal(log_joint: Tensor) -> Tensor:
@@ -239,19 +287,78 @@ def marginal(log_joint: Tensor) -> Tensor:
 
 def whole_data(batch: Batch, sites: list[Any], num_particles: int) -> Tensor:
     """The log density of all data together, of shape (particles, 1): each datum's sites, and shared ones once."""
-    shared = batch.log_density([site for site in sites if not batch.is_local(site)], num_particles)
-    total = marginal(shared) if shared.dim() else shared.expand(num_particles, 1)
     local = [site for site in sites if batch.is_local(site)]
-    return total + marginal(batch.log_density(local, num_particles)).sum(-1, keepdim=True) if local else total
+    total = batch.log_density([site for site in sites if not batch.is_local(site)], num_particles)
+    if local:
+        log_density = batch.log_density(local, num_particles)
+        for site in local:
+            # Plates have become two dimensions, of particles and data. What is local is summed out before the data.
+            dim = site["infer"].get("_enumerate_dim", 0) + batch.nesting - 1
+            if "_enumerate_dim" in site["infer"] and -dim <= log_density.dim():
+                log_density = log_density.logsumexp(dim, keepdim=True)
+        total = total + log_density.sum(-1, keepdim=True)
+    return marginal(total) if total.dim() else total.expand(num_particles, 1)
+
+
+def check_numbers(log_densities: Tensor, sites: list[Any]) -> None:
+    """Raise for a NaN in what was computed from sites, with their names."""
+    if log_densities.isnan().any():
+        bad = sorted({site["name"] for site in sites if _log_prob(site).isnan().any()})
+        raise ValueError(f"Expected log densities of model and guide that are numbers, got NaN at sites {bad}")
 
 
 def batches(
     model: Stochastic, guide: Stochastic, data: Data, batch_size: int | None, plate: str | None = None
 ) -> Iterator[Batch]:
     """Model and guide on the data, ``batch_size`` at a time."""
+    vectorizes: dict[int, bool | None] = {}
     for args in data_batches(data, batch_size):
-        yield Batch(model, guide, args, plate)
+        batch = Batch(model, guide, args, plate)
+        # A last batch can be as small as another plate.
+        plate = batch.data_plate
+        batch._vectorizes = vectorizes.get(batch.num_data)
+        yield batch
+        vectorizes[batch.num_data] = batch._vectorizes
 
 
-def _sample_sites(trace: Trace) -> list[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]  # type: ignore[arg-type]
+def sample_sites(trace: Trace) -> list[Any]:
+    """The sites of a trace, without parameters."""
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+
+
+def _pruned(trace: Trace, model_trace: Trace | None = None) -> Trace:
+    """The trace without sites that have no density: indices of subsamples, deterministic values.
+
+    Nor, in a guide that runs the model, what the model observes.
+    """
+    pruned = trace.copy()
+    for site in sample_sites(trace):
+        observed = site["is_observed"] and model_trace is not None and site["name"] in model_trace
+        if observed or site_is_subsample(site) or site["infer"].get("_deterministic"):
+            pruned.remove_node(site["name"])
+    return pruned
+
+
+def _log_prob(site: Any) -> Tensor:
+    try:
+        log_prob = site["fn"].log_prob(site["value"])
+    except ValueError as error:
+        raise ValueError(f"Expected a value in the support at site '{site['name']}', got another: {error}") from error
+    masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
+    if site["mask"] is not None and "_enumerate_dim" in site["infer"]:
+        # Where it is masked, the probabilities of all its values have to add up to one.
+        size = len(site["fn"].enumerate_support(expand=False))
+        return masked - math.log(size) * ~torch.as_tensor(site["mask"], device=masked.device)
+    return masked
+
+
+def _check_shape(site: Any) -> None:
+    """Raise if a dimension of the log density is neither in a plate nor a part of the event."""
+    fn, value = site["fn"], site["value"]
+    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    if any(size > 1 and dim not in plates for dim, size in zip(range(-len(shape), 0), shape, strict=True)):
+        raise ValueError(
+            f"Expected all batch dimensions of site '{site['name']}' in plates, got shape {tuple(shape)} with plates "
+            f"at {sorted(plates)}: declare a plate, or an event by .to_event(...)"
+        )

@@ -7,11 +7,18 @@ import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.poutine import Trace
 from pyro.poutine.messenger import unwrap
+from torch import nn
 from torch.distributions import biject_to
-from torch.distributions.transforms import identity_transform
 
 from pyro_ilvae.diagnostics._batches import Batch
 from pyro_ilvae.distributions import innermost
+
+_GAUSSIAN = (
+    torch.distributions.Normal,
+    torch.distributions.MultivariateNormal,
+    torch.distributions.LowRankMultivariateNormal,
+)
+_TRANSFORMED = (torch.distributions.TransformedDistribution, dist.TransformedDistribution)
 
 
 class UnavailableError(ValueError):
@@ -25,32 +32,35 @@ def site_posterior(batch: Batch, guide_trace: Trace, model_trace: Trace, name: s
     """The guide's distribution of a site, with the site's own event and batch shape.
 
     Raises:
-        Unavailable: for a point estimate, and for joint auxiliary draws that are not Gaussian.
+        Unavailable: for a point estimate, and for auxiliary draws that are neither Gaussian nor the site's own.
     """
     site = batch.site(guide_trace, name, "guide")
     fn = site["fn"]
     if not isinstance(innermost(fn), dist.Delta):
-        return fn
+        return _transformed(fn.base_dist, fn.transforms, fn.event_dim) if type(fn) in _TRANSFORMED else fn
     support = batch.site(model_trace, name, "model")["fn"].support
     auxiliary: Any = guide_trace.nodes.get(f"{name}_unconstrained")  # AutoNormal and its kind
     if auxiliary is not None and auxiliary["infer"].get("is_auxiliary"):
-        return _transformed(auxiliary["fn"], support, fn.event_dim)
-    guide = unwrap(batch.guide)
-    if isinstance(guide, AutoContinuous):
-        joint: Any = guide_trace.nodes[f"_{type(guide).__name__}_latent"]["fn"]
-        if not _gaussian(joint):
-            raise Unavailable(
-                f"Expected a guide that has a distribution of site '{name}' alone, got {type(guide).__name__}, whose "
-                "joint draw is not Gaussian"
-            )
-        locs, scales = (
-            {site["name"]: part for site, part in guide._unpack_latent(moment)} for moment in (joint.mean, joint.stddev)
+        return _transformed(auxiliary["fn"], [biject_to(support)], fn.event_dim)
+    part = _joint_guide(batch, name)
+    if part is not None:
+        return _transformed(_marginal(part, batch, guide_trace, name), [biject_to(support)], fn.event_dim)
+    if name in batch.points():
+        raise Unavailable(
+            f"Expected a guide that draws site '{name}' from a distribution, got a Delta, as of AutoDelta: the "
+            "divergence of a point is infinite"
         )
-        base = dist.Normal(locs[name], scales[name]).to_event(fn.event_dim)
-        return _transformed(base, support, fn.event_dim)
     raise Unavailable(
-        f"Expected a guide that draws site '{name}' from a distribution, got a Delta, as of AutoDelta: the divergence "
-        "of a point is infinite"
+        f"Expected a guide that has a distribution of site '{name}' alone, got {_kind(batch)}, which transforms draws "
+        "of auxiliary sites in a way that is not known here"
+    )
+
+
+def correlated(batch: Batch, name: str) -> bool:
+    """Whether the guide draws a site jointly with others, or its entries with those of other data."""
+    part = _joint_guide(batch, name)
+    return part is not None and not isinstance(
+        _without_event(_joint_draw(part, batch.guide_trace)), torch.distributions.Normal
     )
 
 
@@ -64,11 +74,11 @@ def factors(fn: Any, name: str) -> Any:
     """
     shape = fn.batch_shape + fn.event_shape
     base = _without_event(fn)
-    if isinstance(base, torch.distributions.TransformedDistribution):
-        transforms = [_entrywise(transform) for transform in base.transforms]
+    # Not its subclasses, such as HalfCauchy, which know their density better than their transform does.
+    if type(base) in _TRANSFORMED:
+        transforms = [part for transform in base.transforms for part in _parts(transform)]
         if all(transform.domain.event_dim == 0 for transform in transforms):
             base = factors(base.base_dist, name)
-            transforms = [transform for transform in transforms if transform != identity_transform]
             if transforms:
                 base = dist.TransformedDistribution(base, transforms)
     if isinstance(base, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
@@ -83,7 +93,8 @@ def factors(fn: Any, name: str) -> Any:
 
 def depends_on_draws(batch: Batch, name: str, posterior: Any) -> bool:
     """Whether the guide's distribution of a site changes with its draws of other sites."""
-    if len(batch.latent_sites) < 2:
+    # Auxiliary draws count too; an AutoGuide's own have their distribution in ``posterior``.
+    if sum(site["type"] == "sample" for site in batch.guide_trace.nodes.values()) < 2:
         return False
     value = posterior.sample()
     before = posterior.log_prob(value)
@@ -95,14 +106,64 @@ def depends_on_draws(batch: Batch, name: str, posterior: Any) -> bool:
     return False
 
 
-def _transformed(base: Any, support: Any, event_dim: int) -> Any:
-    transform = biject_to(support)
-    entrywise = _entrywise(transform)
-    if entrywise == identity_transform:
-        return base
-    if entrywise.domain.event_dim == 0:
-        return dist.TransformedDistribution(_without_event(base), [entrywise]).to_event(event_dim)
-    return dist.TransformedDistribution(base, [transform])
+def _joint_guide(batch: Batch, name: str) -> AutoContinuous | None:
+    """The guide, or the part of it, that draws a site with others as one vector."""
+    guide: Any = unwrap(batch.guide)
+    guide = getattr(guide, "__self__", guide)
+    parts = guide.modules() if isinstance(guide, nn.Module) else []
+    for part in parts:
+        if isinstance(part, AutoContinuous) and part.prototype_trace is not None and name in part.prototype_trace:
+            return part
+    return None
+
+
+def _joint_draw(part: AutoContinuous, guide_trace: Trace) -> Any:
+    return guide_trace.nodes[f"_{part._pyro_name}_latent"]["fn"]
+
+
+def _marginal(part: AutoContinuous, batch: Batch, guide_trace: Trace, name: str) -> Any:
+    """The Gaussian of a site's unconstrained value."""
+    joint = _without_event(_joint_draw(part, guide_trace))
+    if not isinstance(joint, _GAUSSIAN):
+        raise Unavailable(
+            f"Expected a guide that has a distribution of site '{name}' alone, got {_kind(batch)}, whose joint draw is "
+            "not Gaussian"
+        )
+    site: Any = batch.guide_trace.nodes[name]
+    positions = torch.arange(joint.mean.shape[-1], device=joint.mean.device)
+    index = next(own for other, own in part._unpack_latent(positions) if other["name"] == name)
+    event_dim = site["fn"].event_dim + index.dim() - site["value"].dim()
+    # Each particle has the same one.
+    lead = (0,) * (joint.mean.dim() - 1)
+    loc, scale = joint.mean[lead][index], joint.stddev[lead][index]
+    if event_dim == 0 or isinstance(joint, torch.distributions.Normal):
+        return dist.Normal(loc, scale).to_event(event_dim)
+    loc, index = loc.flatten(-event_dim), index.flatten(-event_dim)
+    if isinstance(joint, torch.distributions.MultivariateNormal):
+        factor = joint.scale_tril[lead][index]
+        covariance = factor @ factor.mT
+    else:
+        factor = joint.cov_factor[lead][index]
+        covariance = factor @ factor.mT + joint.cov_diag[lead][index].diag_embed()
+    block = dist.MultivariateNormal(loc, covariance)
+    if event_dim > 1:
+        shape = block.event_shape, scale.shape[-event_dim:]
+        block = dist.TransformedDistribution(block, [torch.distributions.transforms.ReshapeTransform(*shape)])
+    return block
+
+
+def _kind(batch: Batch) -> str:
+    return type(unwrap(batch.guide)).__name__
+
+
+def _transformed(base: Any, transforms: list[Any], event_dim: int) -> Any:
+    """The distribution of a transformed draw, written as priors are where that is possible, for the formulas."""
+    parts = [part for transform in transforms for part in _parts(transform)]
+    if any(part.domain.event_dim > 0 for part in parts):
+        return dist.TransformedDistribution(base, transforms)
+    if parts:
+        base = dist.TransformedDistribution(_without_event(base), parts)
+    return base.to_event(event_dim - base.event_dim)
 
 
 def _without_event(fn: Any) -> Any:
@@ -111,19 +172,14 @@ def _without_event(fn: Any) -> Any:
     return fn
 
 
-def _entrywise(transform: Any) -> Any:
-    """A transform without the dimensions that it only counts as its event."""
+def _parts(transform: Any) -> list[Any]:
+    """The parts of a transform that do something, without the dimensions that they only count as their event."""
     while isinstance(transform, torch.distributions.transforms.IndependentTransform):
         transform = transform.base_transform
-    if isinstance(transform, torch.distributions.transforms.ComposeTransform) and not transform.parts:
-        return identity_transform
-    return transform
-
-
-def _gaussian(fn: Any) -> bool:
-    normals = (
-        torch.distributions.Normal,
-        torch.distributions.MultivariateNormal,
-        torch.distributions.LowRankMultivariateNormal,
-    )
-    return isinstance(_without_event(fn), normals)
+    if isinstance(transform, torch.distributions.transforms.ComposeTransform):
+        return [part for whole in transform.parts for part in _parts(whole)]
+    if isinstance(transform, torch.distributions.AffineTransform):
+        if isinstance(transform.loc, float | int) and (transform.loc, transform.scale) == (0, 1):
+            return []
+        return [torch.distributions.AffineTransform(transform.loc, transform.scale)]
+    return [transform]

@@ -5,12 +5,15 @@ from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
 from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches
 from pyro_ilvae.diagnostics._posteriors import UnavailableError, site_posterior
+from pyro_ilvae.diagnostics.divergences import _Moments
+from pyro_ilvae.distributions import innermost
 
 
 class ActiveUnits(NamedTuple):
@@ -52,8 +55,7 @@ def active_units(
     .. math:: A_j = \operatorname{Var}_x(E_{q(z_j \mid x)}[z_j]), \qquad \text{active if } A_j > \text{threshold}.
 
     The variance is the unbiased one over all data, in two passes. A mean that has no formula, or that depends on other
-    latent sites, is estimated by draws, which adds its sampling variance, Var(z_j | x) / ``num_samples``, to
-    :math:`A_j`.
+    latent sites, is estimated by draws; the variance that the sampling adds is estimated too, and taken out.
 
     Args:
         model: the model, called with the data.
@@ -93,8 +95,13 @@ def active_units(
     """
     _checks.positive_int("num_samples", num_samples)
     with seeded(seed), torch.no_grad():
-        means = [_posterior_means(batch, site, num_samples) for batch in batches(model, guide, data, batch_size, plate)]
-    return _active_units(torch.cat(means), threshold)
+        means, errors = zip(
+            *(_posterior_means(batch, site, num_samples) for batch in batches(model, guide, data, batch_size, plate)),
+            strict=True,
+        )
+    # One draw says nothing about its error.
+    sampling = torch.cat(errors).square().mean(0).nan_to_num()
+    return _active_units(torch.cat(means), threshold, sampling)
 
 
 def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUnits:
@@ -148,7 +155,7 @@ def collapsed_fraction(kl: Tensor, epsilons: Sequence[float] | Tensor | None = N
         The epsilons, the fractions of shape (len(epsilons), \*unit), and their standard errors over the data.
 
     Raises:
-        ValueError: for divergences or epsilons that are not finite.
+        ValueError: for divergences that are NaN, or epsilons that are not finite.
 
     References:
         | [1] Kinoshita et al. 2023, https://arxiv.org/abs/2304.12770
@@ -160,8 +167,11 @@ def collapsed_fraction(kl: Tensor, epsilons: Sequence[float] | Tensor | None = N
     """
     if kl.dim() < 1 or len(kl) == 0 or kl.isnan().any():
         raise ValueError(f"Expected kl of shape (N, ...) with N >= 1 and no NaN, got shape {tuple(kl.shape)}")
-    if epsilons is None:
-        grid = kl.sort().values if kl.dim() == 1 else torch.logspace(-3, 1, 50, dtype=kl.dtype, device=kl.device)
+    finite = kl[kl.isfinite()]
+    if epsilons is None and kl.dim() == 1 and len(finite):
+        grid = finite.sort().values
+    elif epsilons is None:
+        grid = torch.logspace(-3, 1, 50, dtype=kl.dtype, device=kl.device)
     else:
         grid = torch.as_tensor(epsilons, dtype=kl.dtype, device=kl.device).reshape(-1)
     if not grid.isfinite().all():
@@ -196,12 +206,12 @@ def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.
         raise ValueError(f"Expected delta in [0, 1], got {delta!r}")
     if kl.dim() < 2 or len(kl) == 0 or kl.isnan().any():
         raise ValueError(f"Expected kl of shape (N, *unit) with N >= 1 and no NaN, got shape {tuple(kl.shape)}")
-    # Counted, because 1 - delta is not exact in floating point.
-    return (kl >= epsilon).sum(0) <= delta * len(kl)
+    # Counted, because 1 - delta is not exact in floating point, and neither is the product.
+    return (kl >= epsilon).sum(0) <= delta * len(kl) + 1e-6
 
 
-def _posterior_means(batch: Batch, name: str, num_samples: int) -> Tensor:
-    """Posterior means of a site, of shape (N, *other plates, *event)."""
+def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Posterior means of a site, of shape (N, *other plates, *event), and their Monte Carlo errors."""
     site = batch.site(batch.guide_trace, name, "guide")
     if not batch.is_local(site):
         plates = [(frame.name, frame.size) for frame in site["cond_indep_stack"]]
@@ -209,35 +219,41 @@ def _posterior_means(batch: Batch, name: str, num_samples: int) -> Tensor:
             f"Expected site '{name}' of the guide in a plate over the {batch.num_data} data, got plates {plates}"
         )
     if len(batch.latent_sites) == 1:
-        means, has_formula = _means(batch, name, 1)
+        means, has_formula = _means(batch, name, (batch.guide_trace, batch.model_trace))
         if has_formula:
-            return means[0]
-    return sum(_means(batch, name, count)[0].sum(0) for count in batch.passes(num_samples)) / num_samples  # type: ignore[return-value]
+            return means[0], torch.zeros_like(means[0])
+    moments = _Moments()
+    for count in batch.passes(num_samples):
+        means, _ = _means(batch, name, batch.traces(count))
+        moments.add(means.expand(count, *means.shape[1:]))
+    mean, _, error = moments.mean_and_error("sampled")
+    return mean, error
 
 
-def _means(batch: Batch, name: str, count: int) -> tuple[Tensor, bool]:
-    """Means given each of ``count`` draws of the other sites, or draws where there is no formula for the mean."""
-    guide_trace, model_trace = batch.traces(count)
+def _means(batch: Batch, name: str, traces: tuple[Trace, Trace]) -> tuple[Tensor, bool]:
+    """Means given each draw of the other sites, or draws where there is no formula for the mean."""
+    guide_trace, model_trace = traces
     site = batch.site(guide_trace, name, "guide")
     fn = site_posterior(batch, guide_trace, model_trace, name)
-    if isinstance(fn, dist.Categorical):
+    if isinstance(innermost(fn), dist.Categorical):
         raise UnavailableError(f"Expected site '{name}' to have a mean, got categories")
     try:
         value, has_formula = fn.mean, True
     except NotImplementedError:
         value, has_formula = site["value"], False
-    values = batch.data_first(value, site, fn.event_dim)
-    return values.expand(count, *values.shape[1:]), has_formula
+    if not value.isfinite().all():
+        raise ValueError(f"Expected finite posterior means of site '{name}', got NaN or infinity")
+    # Detached, because a mean can be a parameter itself.
+    return batch.data_first(value.detach(), site, fn.event_dim), has_formula
 
 
 def _active_units(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:
     _checks.constant("threshold", threshold)
     if len(means) < 2:
         raise ValueError(f"Expected at least two data for a variance over data, got {len(means)}")
-    if not means.isfinite().all():
-        raise ValueError("Expected finite posterior means, got NaN or infinity")
     squares = (means - means.mean(0)).square()
     variances = squares.sum(0) / (len(means) - 1)
-    errors = squares.std(0) / len(means) ** 0.5
+    # Two data are at the same distance from their mean, whatever it is.
+    errors = squares.std(0) / len(means) ** 0.5 if len(means) > 2 else torch.full_like(variances, float("nan"))
     variances = variances - sampling
     return ActiveUnits(variances, float(threshold), variances > threshold, errors)

@@ -2,15 +2,24 @@
 
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
-from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, marginal, whole_data
-from pyro_ilvae.diagnostics._posteriors import UnavailableError, factors, site_posterior
-from pyro_ilvae.distributions import innermost
+from pyro_ilvae.diagnostics._batches import (
+    Batch,
+    Data,
+    Stochastic,
+    batches,
+    check_numbers,
+    marginal,
+    sample_sites,
+    whole_data,
+)
+from pyro_ilvae.diagnostics._posteriors import UnavailableError, correlated, factors, site_posterior
 
 
 class KLPerDimension(NamedTuple):
@@ -145,73 +154,107 @@ def kl_divergence(
     parts = []
     with seeded(seed), torch.no_grad():
         for batch in batches(model, guide, data, batch_size, plate):
-            if site is not None:
-                _check_repeatable(batch, site, batch_size)
-                parts.append(_expected_kl(batch, site, num_samples, per_dimension=False))
-            elif len(batch.latent_sites) == 1 and not batch.enumerated_sites:
-                _check_repeatable(batch, batch.latent_sites[0], batch_size)
-                parts.append(_expected_kl(batch, batch.latent_sites[0], num_samples, per_dimension=False))
-            else:
+            only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
+            if (name := site or only) is None:
                 parts.append(_joint_kl(batch, num_samples, batch_size))
+            else:
+                _check_repeatable(batch, name, batch_size)
+                try:
+                    parts.append(_expected_kl(batch, name, num_samples, per_dimension=False))
+                except UnavailableError:
+                    if only is None:
+                        raise
+                    # The only site has the divergence of all of them, which needs no distribution of its own.
+                    parts.append(_joint_kl(batch, num_samples, batch_size))
     return KLDivergence(*_joined(parts))
 
 
 def _expected_kl(batch: Batch, name: str, num_samples: int, per_dimension: bool) -> tuple[Tensor, str, Tensor]:
     """Mean, estimator and Monte Carlo error over the draws of a guide."""
-    alone = len(batch.latent_sites) == 1
-    try:
-        if alone:
-            values, analytic = _kl(batch, name, 1, per_dimension)
-            if analytic:
-                return values[0], "analytic", torch.zeros_like(values[0])
-        moments = _Moments()
-        for count in batch.passes(num_samples):
-            values, analytic = _kl(batch, name, count, per_dimension)
-            moments.add(values)
-        return moments.mean_and_error("analytic" if analytic else "sampled")
-    except UnavailableError:
-        if per_dimension or not alone or _is_point(batch.guide_trace):
-            raise
-        # What an auxiliary draw gives the only site in density is that site's.
-        return _joint_kl(batch, num_samples, None)
+    if len(batch.latent_sites) == 1:
+        # A draw of the batch is enough for a formula, unless there are sites to sum out of the prior.
+        one = batch.traces(1) if batch.enumerated_sites else (batch.guide_trace, batch.model_trace)
+        values, analytic = _kl(batch, name, one, per_dimension)
+        if analytic:
+            return values[0], "analytic", torch.zeros_like(values[0])
+    moments = _Moments()
+    for count in batch.passes(num_samples):
+        values, analytic = _kl(batch, name, batch.traces(count), per_dimension)
+        moments.add(values.expand(count, *values.shape[1:]))
+    return moments.mean_and_error("analytic" if analytic else "sampled")
 
 
-def _kl(batch: Batch, name: str, count: int, per_dimension: bool) -> tuple[Tensor, bool]:
-    """Divergences given each of ``count`` draws of the other sites, or log ratios where there is no formula."""
-    guide_trace, model_trace = batch.traces(count)
-    site = batch.site(guide_trace, name, "guide")
-    q, p = site_posterior(batch, guide_trace, model_trace, name), batch.site(model_trace, name, "model")["fn"]
+def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: bool) -> tuple[Tensor, bool]:
+    """Divergences given each draw of the other sites, or log ratios where there is no formula."""
+    guide_trace, model_trace = traces
+    site, prior = batch.site(guide_trace, name, "guide"), batch.site(model_trace, name, "model")
+    q, p = site_posterior(batch, guide_trace, model_trace, name), prior["fn"]
+    if len(p.batch_shape) > batch.nesting + 1:
+        raise UnavailableError(
+            f"Expected a prior of site '{name}' that does not depend on sites that the guide leaves out, got one given "
+            f"{batch.enumerated_sites}"
+        )
     event_dim = 0
     if per_dimension:
         event_dim = q.event_dim
         q, p = factors(q, name), factors(p, name)
+    formula = _formula_holds(batch, name)
     try:
-        values, analytic = torch.distributions.kl_divergence(q, p), True
+        values = torch.distributions.kl_divergence(q, p) if formula else None
     except NotImplementedError:
-        values, analytic = q.log_prob(site["value"]) - p.log_prob(site["value"]), False
+        values = None
+    analytic = values is not None
+    if values is None:
+        try:
+            values = q.log_prob(site["value"]) - p.log_prob(site["value"])
+        except ValueError as error:
+            raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
+    if site["mask"] is not None:
+        mask = torch.as_tensor(site["mask"], device=values.device)
+        values = scale_and_mask(values, mask=mask.reshape(*mask.shape, *(1,) * event_dim))
     values = batch.data_first(values, site, event_dim)
     if not per_dimension and values.dim() > 2:
+        if correlated(batch, name):
+            raise UnavailableError(
+                f"Expected draws of site '{name}' that are independent in inner plates, got joint ones"
+            )
         values = values.flatten(2).sum(2)
-    return values.expand(count, *values.shape[1:]), analytic
+    if values.isnan().any():
+        raise ValueError(f"Expected log densities of guide and model that are numbers, got NaN at site '{name}'")
+    return values, analytic
+
+
+def _formula_holds(batch: Batch, name: str) -> bool:
+    """Whether the divergence given each draw of the other sites is, in the mean, that of the site.
+
+    It is where the guide draws what the prior depends on first. Log ratios always have the right mean.
+    """
+    if len(batch.latent_sites) == 1:
+        return True
+    drawn = [other for other in batch.guide_trace.nodes if other in batch.latent_sites]
+    before = batch.latent_sites[: batch.latent_sites.index(name)]
+    return not before or (set(before) <= set(drawn[: drawn.index(name)]) and not correlated(batch, name))
 
 
 def _joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Tensor, str, Tensor]:
+    if not batch.latent_sites:
+        raise UnavailableError("Expected a guide that samples a latent site of the model, got none")
+    if points := batch.points():
+        raise UnavailableError(
+            f"Expected a guide that draws its sites from distributions, got a Delta for each of {points}: the "
+            "divergence of a point is infinite"
+        )
     moments = _Moments()
     for count in batch.passes(num_samples):
         guide_trace, model_trace = batch.traces(count)
-        if _is_point(guide_trace):
-            raise UnavailableError(
-                "Expected a guide that draws its sites from distributions, got a Delta at each of them"
-            )
-        latent: list[Any] = [
-            model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites] if name in model_trace
-        ]
-        own: list[Any] = [node for node in guide_trace.nodes.values() if node["type"] == "sample"]
-        if all(batch.is_local(site) for site in own):
+        latent: list[Any] = [model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites]]
+        own = sample_sites(guide_trace)
+        if all(batch.is_local(site) for site in own + latent):
             log_ratio = batch.log_density(own, count) - marginal(batch.log_density(latent, count))
         else:
             _require_one_batch(batch_size)
             log_ratio = whole_data(batch, own, count) - whole_data(batch, latent, count)
+        check_numbers(log_ratio, own + latent)
         moments.add(log_ratio)
     return moments.mean_and_error("sampled")
 
@@ -224,12 +267,6 @@ def _check_repeatable(batch: Batch, name: str, batch_size: int | None) -> None:
 def _require_one_batch(batch_size: int | None) -> None:
     if batch_size is not None:
         raise ValueError(f"Expected batch_size=None for a site that all data share, got {batch_size}")
-
-
-def _is_point(guide_trace: Any) -> bool:
-    """Whether every draw of the guide is a Delta."""
-    nodes = [node for node in guide_trace.nodes.values() if node["type"] == "sample"]
-    return all(isinstance(innermost(node["fn"]), dist.Delta) for node in nodes)
 
 
 class _Moments:
@@ -248,7 +285,8 @@ class _Moments:
             difference = mean - self.mean
             total = self.count + count
             squares = self.squares + squares + difference.square() * (self.count * count / total)
-            mean = self.mean + difference * (count / total)
+            # Not the mean and a share of the difference, which is NaN for two infinite ones.
+            mean = self.mean * (self.count / total) + mean * (count / total)
         self.count, self.mean, self.squares = self.count + count, mean, squares
 
     def mean_and_error(self, estimator: str) -> tuple[Tensor, str, Tensor]:
@@ -259,10 +297,4 @@ class _Moments:
 
 def _joined(parts: list[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, str, Tensor]:
     values, estimators, errors = zip(*parts, strict=True)
-    joined = torch.cat(values)
-    if not joined.isfinite().all():
-        # Infinite where the guide leaves the support of the prior, NaN where a network failed.
-        bad = int((~joined.isfinite()).sum())
-        if joined.isnan().any():
-            raise ValueError(f"Expected finite log densities of guide and model, got {bad} divergences that are not")
-    return joined, "sampled" if "sampled" in estimators else "analytic", torch.cat(errors)
+    return torch.cat(values), "sampled" if "sampled" in estimators else "analytic", torch.cat(errors)

@@ -1,14 +1,24 @@
 """The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
-from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, marginal, whole_data
+from pyro_ilvae.diagnostics._batches import (
+    Batch,
+    Data,
+    Stochastic,
+    batches,
+    check_numbers,
+    marginal,
+    sample_sites,
+    whole_data,
+)
+from pyro_ilvae.diagnostics._posteriors import UnavailableError
 
 
 class Evidence(NamedTuple):
@@ -55,9 +65,9 @@ def evidence(
         plate: the name of the plate over the data; if None, the one plate of their number.
 
     Returns:
-        The two bounds, their standard errors over the draws (of the second, by the delta method: it is itself unreliable
-        where the effective sample size is a few), and the effective sample size :math:`(\sum w)^2 / \sum w^2`, each of
-        shape (N,), or (1,) for all data together.
+        The two bounds, their standard errors over the draws (of the second, by the delta method: it is itself
+        unreliable where the effective sample size is a few), and the effective sample size
+        :math:`(\sum w)^2 / \sum w^2`, each of shape (N,), or (1,) for all data together.
 
     Raises:
         ValueError: if a latent site is missing from the guide and cannot be summed over; for a batch size where data
@@ -85,6 +95,11 @@ def evidence(
     parts = []
     with seeded(seed), torch.no_grad():
         for batch in batches(model, guide, data, batch_size, plate):
+            if points := batch.points():
+                raise UnavailableError(
+                    f"Expected a guide that draws its sites from distributions, got a point for each of {points}, "
+                    "whose weights bound nothing"
+                )
             log_weights = torch.cat(
                 [_log_weights(batch, count, batch_size) for count in batch.passes(num_samples, samples_per_pass)]
             )
@@ -140,9 +155,7 @@ def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
 def _log_weights(batch: Batch, count: int, batch_size: int | None) -> Tensor:
     """log p(x, z) - log q(z | x), of shape (count, N), or (count, 1) where data share a latent site."""
     guide_trace, model_trace = batch.traces(count)
-    own, joint = (
-        [node for node in trace.nodes.values() if node["type"] == "sample"] for trace in (guide_trace, model_trace)
-    )
+    own, joint = sample_sites(guide_trace), sample_sites(model_trace)
     shared = [site["name"] for site in [*own, *joint] if not batch.is_local(site)]
     if not shared:
         log_weights = marginal(batch.log_density(joint, count)) - batch.log_density(own, count)
@@ -150,25 +163,19 @@ def _log_weights(batch: Batch, count: int, batch_size: int | None) -> Tensor:
         raise ValueError(f"Expected batch_size=None where data share sites, here {shared}, got {batch_size}")
     else:
         log_weights = whole_data(batch, joint, count) - whole_data(batch, own, count)
-    if log_weights.isnan().any():
-        raise ValueError(
-            f"Expected log densities of model and guide that are numbers, got {_nan_sites(batch, own + joint)}"
-        )
+    check_numbers(log_weights, own + joint)
     return log_weights
-
-
-def _nan_sites(batch: Batch, sites: list[Any]) -> str:
-    bad = {site["name"] for site in sites if site["fn"].log_prob(site["value"]).isnan().any()}
-    return f"NaN at sites {sorted(bad)}"
 
 
 def _bounds(log_weights: Tensor) -> tuple[Tensor, ...]:
     size = len(log_weights)
     log_sum = log_weights.logsumexp(0)
     effective = torch.exp(2 * log_sum - (2 * log_weights).logsumexp(0))
+    effective = effective.masked_fill(log_sum == -math.inf, 0.0)
     if size > 1:
         elbo_error = log_weights.std(0) / math.sqrt(size)
         log_likelihood_error = ((size / effective - 1).clamp(min=0) / (size - 1)).sqrt()
+        log_likelihood_error = log_likelihood_error.masked_fill(effective == 0, float("nan"))
     else:
         elbo_error = log_likelihood_error = torch.full_like(log_sum, float("nan"))
     return log_weights.mean(0), log_sum - math.log(size), elbo_error, log_likelihood_error, effective

@@ -1,0 +1,29 @@
+"""Pictures of collapse with Matplotlib: each draws into ``ax``, or into a new figure, and returns the axes.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart, and markers or line styles repeat what they say.
+Legends stand beside the axes, where they cover no data: give a figure of your own ``layout="constrained"``, which makes
+room for them. No global style is changed, and nothing is shown before ``plt.show()``.
+"""
+
+from pyro_ilvae.plots.collapse import plot_divergence_bound, plot_epsilon_curve, plot_kl_per_dimension
+from pyro_ilvae.plots.latent import (
+    plot_class_samples,
+    plot_images,
+    plot_posteriors,
+    plot_reconstructions,
+    plot_traversals,
+)
+from pyro_ilvae.plots.training import plot_sweep, plot_training
+
+__all__ = [
+    "plot_class_samples",
+    "plot_divergence_bound",
+    "plot_epsilon_curve",
+    "plot_images",
+    "plot_kl_per_dimension",
+    "plot_posteriors",
+    "plot_reconstructions",
+    "plot_sweep",
+    "plot_training",
+    "plot_traversals",
+]

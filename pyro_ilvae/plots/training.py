@@ -1,0 +1,177 @@
+"""Pictures of training: the loss with beta and L, and what a sweep over L does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from pyro_ilvae import _checks
+from pyro_ilvae.infer.schedules import Schedule
+from pyro_ilvae.plots import _drawing
+from pyro_ilvae.plots._drawing import Array, Floats
+
+
+def plot_sweep(
+    x: Array,
+    results: Mapping[str, Mapping[str, Array]],
+    *,
+    xlabel: str = "inverse Lipschitz constant L",
+    ylabels: Sequence[str] | None = None,
+    axes: Axes | Sequence[Axes] | npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    r"""What a sweep over L (or another setting) does to several measures: seeds as points, their median as a line.
+
+    Args:
+        x: the settings, of shape (X,), in any order.
+        results: for each panel's title a mapping from labels of models to values of shape (S, X), a row for each of S
+            seeds. NaN is a run that is missing: it is left out, and the line has a gap where no seed has a value.
+        xlabel: the label of the horizontal axes, with its unit.
+        ylabels: the label of each panel's vertical axis, with its unit. If None, the titles are these labels.
+        axes: the axes to draw into, one for each panel; new ones if None.
+
+    Returns:
+        An array of the axes, of shape (number of panels,).
+
+    Raises:
+        ValueError: for other shapes, infinite values, or another number of labels or axes than of panels.
+
+    References:
+        Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
+        https://arxiv.org/abs/2304.12770 (Figure 1)
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> kl = {"projected": [[0.1, 1.0, 2.0], [0.3, 1.2, float("nan")]]}
+        >>> axes = plot_sweep([0.0, 0.5, 1.0], {"smallest KL (nats)": kl})
+        >>> axes[0].get_ylabel(), axes[0].lines[-1].get_ydata().round(2).tolist()
+        ('smallest KL (nats)', [0.2, 1.1, 2.0])
+        >>> plt.close(axes[0].figure)
+    """
+    settings = _drawing.floats("x", x, "(X,)")
+    if len(results) == 0 or not all(isinstance(panel, Mapping) and panel for panel in results.values()):
+        raise ValueError("Expected results to map each panel to a mapping from labels to values, got an empty panel")
+    if ylabels is not None and (isinstance(ylabels, str) or len(ylabels) != len(results)):
+        raise ValueError(f"Expected ylabels to be {len(results)} labels, one for each panel, got {ylabels!r}")
+    panels = {
+        str(title): {
+            str(label): _drawing.floats(f"results[{title!r}][{label!r}]", runs, f"(S, {len(settings)})", missing=True)
+            for label, runs in panel.items()
+        }
+        for title, panel in results.items()
+    }
+    if axes is None:
+        size = (4.0 * len(panels) + 1.5, 3.6)
+        axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[1]
+    drawn: npt.NDArray[Any] = np.ravel(np.asarray(axes, dtype=object))
+    if len(drawn) != len(panels):
+        raise ValueError(f"Expected axes to be {len(panels)} axes, one for each panel, got {len(drawn)}")
+    # One style for a label in all panels, so that one legend holds for all.
+    styles = {label: i for i, label in enumerate(dict.fromkeys(label for panel in panels.values() for label in panel))}
+    order = settings.argsort(kind="stable")
+    for i, (ax, (title, panel)) in enumerate(zip(drawn, panels.items(), strict=True)):
+        for label, runs in panel.items():
+            _sweep_line(ax, settings[order], runs[:, order], styles[label])
+        ax.set(xlabel=xlabel, ylabel=title if ylabels is None else ylabels[i])
+        if ylabels is not None:
+            ax.set_title(title)
+    handles = [
+        Line2D(
+            [], [], color=_drawing.color(i), marker=_drawing.marker(i), linestyle=_drawing.line_style(i), label=label
+        )
+        for label, i in styles.items()
+    ]
+    _drawing.legend_beside(drawn[-1], handles=handles, title="points: seeds\nline: median", alignment="left")
+    return drawn
+
+
+def plot_training(
+    losses: Array,
+    *,
+    beta: Array | Schedule | None = None,
+    inverse_lipschitz: Array | Schedule | None = None,
+    smoothing: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""The loss at each step of training, in nats, with beta and L on an axis of their own to the right.
+
+    Args:
+        losses: the losses, of shape (T,): negative ELBOs in nats.
+        beta: the weight of the KL at each step, of shape (T,), or one number, or a
+            :class:`~pyro_ilvae.infer.Schedule`.
+        inverse_lipschitz: the constant L at each step, as ``beta``.
+        smoothing: the number of steps of a running mean, drawn over the middle of its steps; None for no mean.
+        ax: the axes to draw into; new ones if None.
+
+    Returns:
+        The axes of the loss. Those to the right of it, if any, are the last of ``ax.figure.axes``.
+
+    Raises:
+        ValueError: for other shapes, values that are not finite, or more ``smoothing`` than steps.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> from pyro_ilvae.infer import schedules
+        >>> ax = plot_training([5.0, 4.0, 3.0, 3.0], beta=schedules.linear(0.0, 1.0, num_steps=2), smoothing=2)
+        >>> ax.lines[1].get_ydata().tolist(), ax.figure.axes[-1].lines[0].get_ydata().tolist()
+        ([4.5, 3.5, 3.0], [0.0, 0.5, 1.0, 1.0])
+        >>> plt.close(ax.figure)
+    """
+    loss = _drawing.floats("losses", losses, "(T,)")
+    weights = {
+        symbol: _per_step(name, value, len(loss))
+        for name, symbol, value in (("beta", r"$\beta$", beta), ("inverse_lipschitz", "$L$", inverse_lipschitz))
+        if value is not None
+    }
+    if smoothing is not None and _checks.positive_int("smoothing", smoothing) > len(loss):
+        raise ValueError(f"Expected smoothing to be at most the {len(loss)} steps there are, got {smoothing}")
+    ax = ax or _drawing.new_axes((6.4, 3.8))
+    steps = np.arange(len(loss))
+    alone = smoothing is None
+    point = "o" if len(loss) == 1 else None  # a line through one point cannot be seen
+    lines = ax.plot(
+        steps, loss, color=_drawing.color(0), alpha=1.0 if alone else 0.35, linewidth=1, marker=point, label="loss"
+    )
+    if smoothing is not None:
+        mean = np.convolve(loss, np.full(smoothing, 1 / smoothing), "valid")
+        middle = np.arange(len(mean)) + (smoothing - 1) / 2
+        label = f"mean of {smoothing} steps"
+        lines += ax.plot(middle, mean, color=_drawing.color(0), linewidth=2, marker=point, label=label)
+    ax.set(xlabel="step", ylabel="loss: negative ELBO (nats)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if weights:
+        current = ax.figure.gca()
+        right = ax.twinx()
+        ax.figure.sca(current)
+        for i, (symbol, value) in enumerate(weights.items()):
+            style: dict[str, Any] = {"linestyle": ("--", "-.")[i], "color": _drawing.color(i + 1)}
+            lines += right.plot(steps, value, marker=point, label=symbol, **style)
+        right.set_ylabel(" and ".join({r"$\beta$": r"KL weight $\beta$", "$L$": "constant $L$"}[s] for s in weights))
+        right.set_ylim(bottom=min(0.0, *(value.min() for value in weights.values())))
+    if len(lines) > 1:
+        for twin in [ax, right] if weights else [ax]:
+            low, high = twin.get_ylim()
+            twin.set_ylim(low, high + 0.22 * (high - low))
+        ax.legend(handles=lines, loc="upper right", ncols=2, fontsize="small", frameon=False)
+    return ax
+
+
+def _sweep_line(ax: Axes, x: Floats, runs: Floats, i: int) -> None:
+    missing = np.isnan(runs)
+    points = np.broadcast_to(x, runs.shape)[~missing], runs[~missing]
+    style: dict[str, Any] = {"color": _drawing.color(i), "marker": _drawing.marker(i)}
+    ax.plot(*points, linestyle="none", markersize=4, alpha=0.5, markeredgewidth=0, **style)
+    # By column, since NumPy's nanmedian warns of columns without a value.
+    median = [np.median(run[~gone]) if not gone.all() else np.nan for run, gone in zip(runs.T, missing.T, strict=True)]
+    ax.plot(x, median, linestyle=_drawing.line_style(i), linewidth=1.8, markersize=0, **style)
+
+
+def _per_step(name: str, value: Array | Schedule, num_steps: int) -> Floats:
+    if isinstance(value, Schedule):
+        value = [value.at(step) for step in range(num_steps)]
+    array = _drawing.as_numpy(value)
+    return _drawing.floats(name, np.full(num_steps, array) if array.ndim == 0 else array, f"({num_steps},)")
