@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from pyro_ilvae import _checks
 from pyro_ilvae.diagnostics import ActiveUnits, KLPerDimension
@@ -88,6 +88,8 @@ def plot_kl_per_dimension(
         _kl_lines(ax, models, units, sort)
     else:
         _kl_bars(ax, models[""], units[""], active is not None, sort)
+    if epsilon and min(values.mean(0).min() for values in models.values()) >= 0:
+        ax.set_ylim(bottom=0)  # the scale is symmetric, and would show negative divergences
     handles = ax.get_legend_handles_labels()[0]
     if isinstance(kl, Mapping) and active is not None:
         hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}
@@ -149,6 +151,11 @@ def plot_epsilon_curve(kl_total: Array | Mapping[str, Array], *, ax: Axes | None
             label=label,
         )
     ax.set(xscale="log", xlim=(low / 2, high * 2), ylim=(-0.03, 1.03))
+    if high < 100 * low:
+        # Matplotlib labels every minor tick of less than two decades, and they stand on each other.
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=r"$\epsilon$ (nats)", ylabel=r"fraction of data with divergence $\leq \epsilon$")
     if legend:
         _drawing.legend_beside(ax)
