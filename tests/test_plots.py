@@ -179,6 +179,14 @@ def test_kl_epsilon_is_in_sight(epsilon, kl):
     assert float(kl.mean(0).max()) <= high
 
 
+@pytest.mark.parametrize("epsilon", [1e-4, 0.05])
+def test_kl_epsilon_stands_apart_from_zero_and_from_the_means(epsilon):
+    ax = plot_kl_per_dimension(KL, epsilon=epsilon)
+    zero, line, mean = ax.transAxes.inverted().transform(ax.transData.transform([(1, 0), (1, epsilon), (1, 1.0)]))[:, 1]
+    assert line - zero > 0.05
+    assert mean - line > 0.2
+
+
 def test_kl_of_several_models_are_lines_told_apart_without_colour():
     more = torch.rand(5, 2)
     ax = plot_kl_per_dimension({"a": KL, "b": result(KLPerDimension, values=more)}, {"a": ACTIVE})
@@ -271,10 +279,10 @@ def test_bound_marks_and_counts_the_points_below():
 
 
 def test_bound_counts_the_points_below_by_more_than_their_error():
-    ax = plot_divergence_bound([1.0, 2.0, 4.0], [2.0, 2.5, 3.0], standard_error=[0.1, 0.5, 0.1])
+    ax = plot_divergence_bound([1.0, 2.0, 4.0], [2.0, 2.5, 3.0], standard_error=[0.1, 0.3, 0.1])
     assert legend(ax)[2] == "below: 2 of 3\n(1 by more than 2 SE)"
     [errors] = (lines for lines in ax.collections if isinstance(lines, LineCollection))
-    expected = [[[2.0, 0.8], [2.0, 1.2]], [[2.5, 1.0], [2.5, 3.0]], [[3.0, 3.8], [3.0, 4.2]]]
+    expected = [[[2.0, 0.8], [2.0, 1.2]], [[2.5, 1.4], [2.5, 2.6]], [[3.0, 3.8], [3.0, 4.2]]]
     np.testing.assert_allclose(errors.get_segments(), expected)
 
 
@@ -570,6 +578,14 @@ def test_reconstructions_stand_below_their_images_on_the_same_scale():
     np.testing.assert_allclose(tiles(ax, 4, 5, 2, 3), torch.stack([x, 10 * x]), rtol=1e-6)
     assert ticks(ax.yaxis) == ["data", "reconstruction"]
     assert ax.images[0].get_clim() == pytest.approx((float(x.min()), float(x.max())))
+
+
+@pytest.mark.parametrize(("size", "num_images"), [((3, 4), 1), ((4, 2), 3)])
+def test_row_labels_fit_into_axes_larger_than_the_images(size, num_images):
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    plot_reconstructions(images(num_images, 28, 28), images(num_images, 28, 28), ax=ax)
+    figure.draw_without_rendering()
+    assert ax.get_tightbbox().x0 >= -1
 
 
 def test_reconstructions_of_blank_images_are_on_their_own_scale():

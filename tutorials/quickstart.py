@@ -161,11 +161,12 @@ fits = dict(zip(jobs, fit_all(jobs), strict=True))
 def print_table(results):
     print(f"{'model':<26}seed    ELBO  IW log-lik.  KL min  KL mean  KL < 0.1  active  seconds")
     for (name, seed, *rest), (_, s, seconds) in results.items():
+        active = int(s.active_units.sel(site="z"))
         label = name if not rest else f"{name} from {rest[0][0]:g}"
         near_prior = int((s.kl < 0.1).sum())
         print(
             f"{label:<26}{seed:>4}{float(s.elbo):>8.1f}{float(s.log_likelihood):>13.1f}{float(s.kl.min()):>8.3f}"
-            f"{float(s.kl.mean()):>9.2f}{near_prior:>10}{int(s.active_units.sel(site="z")):>8}{seconds:>9.1f}"
+            f"{float(s.kl.mean()):>9.2f}{near_prior:>10}{active:>8}{seconds:>9.1f}"
         )
 
 

@@ -88,7 +88,7 @@ def plot_kl_per_dimension(
         _kl_lines(ax, models, units, sort)
     else:
         _kl_bars(ax, models[""], units[""], active is not None, sort)
-    if epsilon and min(values.mean(0).min() for values in models.values()) >= 0:
+    if epsilon and min(values.min() for values in models.values()) >= 0:
         ax.set_ylim(bottom=0)  # the scale is symmetric, and would show negative divergences
     handles = ax.get_legend_handles_labels()[0]
     if isinstance(kl, Mapping) and active is not None:
