@@ -179,6 +179,21 @@ def test_a_masked_datum_has_no_evidence_where_its_discrete_site_is_summed_out():
     torch.testing.assert_close(evidence(model, empty_guide, x, num_samples=2).elbo, exact)
 
 
+def test_the_values_of_a_sum_count_in_the_bound_on_memory(monkeypatch):
+    seen = []
+
+    def model(x):
+        with data_plate(x):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS))
+            z = pyro.sample("z", dist.Normal(CENTRES[y], 0.8))
+            seen.append((y + z).numel())
+            pyro.sample("x", dist.Normal(CENTRES[y] + z, 0.6), obs=x)
+
+    monkeypatch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 60)
+    evidence(model, gmvae_guide_without_y, torch.randn(10), num_samples=20)
+    assert max(seen) == 60
+
+
 def test_a_sum_over_too_many_values_is_refused():
     def model(x):
         with data_plate(x):
@@ -194,3 +209,27 @@ def test_nothing_to_diverge():
         kl_divergence(mixture_model, empty_guide, torch.randn(3))
     with pytest.raises(ValueError, match=r"latent site of the guide, one of \[\], got 'y'"):
         kl_per_dimension(mixture_model, empty_guide, torch.randn(3), site="y")
+
+
+def test_kl_where_a_shared_discrete_site_is_summed_out_of_the_prior():
+    def model(x):
+        k = pyro.sample("k", dist.Bernoulli(0.4))
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(2 * k, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.8))
+
+    x = torch.randn(2)
+    grid = torch.linspace(-6, 6, 241)
+    pairs = torch.cartesian_prod(grid, grid)
+    log_q = Normal(0.5 * x, 0.8).log_prob(pairs).sum(-1)
+    of_each_k = [Normal(2.0 * k, 1.0).log_prob(pairs).sum(-1) + torch.tensor(p).log() for k, p in ((0, 0.6), (1, 0.4))]
+    exact = (log_q.exp() * (log_q - torch.logaddexp(*of_each_k))).sum() * 0.05**2
+    for site in (None, "z"):
+        kl = kl_divergence(model, guide, x, site=site, num_samples=5000)
+        assert_within(*compared(kl, exact[None]), rtol=1e-3)
+    with pytest.raises(ValueError, match="batch_size=None"):
+        kl_divergence(model, guide, x, batch_size=1)

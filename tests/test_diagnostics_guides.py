@@ -206,6 +206,21 @@ def test_kl_of_each_site_of_an_autoguide(build):
     assert ((units.variances - draws["z"].mean(0).var(0)).abs() < 0.05 * units.variances + 0.02).all()
 
 
+@pytest.mark.parametrize("model", [hierarchical, with_shared])
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_autoguides_draw_many_particles_at_once(build, model):
+    x = torch.randn(4)
+    guide = perturbed(build(model), x)
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        model(x)
+
+    evidence(counted, guide, x, num_samples=1000)
+    assert len(calls) < 10
+
+
 def _draws(guide, x, size):
     with pyro.plate("many", size, dim=-2), torch.no_grad():
         return {name: value.squeeze() for name, value in guide(x).items() if name in ("r", "z")}

@@ -44,6 +44,7 @@ class Batch:
         nesting: the number of plate dimensions; particles stand to the left of them.
         latent_sites: the names of the model's latent sites that the guide samples.
         enumerated_sites: the names of those that it does not, which must be discrete.
+        num_assignments: the number of joint values of the latter.
     """
 
     def __init__(self, model: Stochastic, guide: Stochastic, args: tuple[Tensor, ...], plate: str | None) -> None:
@@ -62,13 +63,13 @@ class Batch:
         self._check_guide_sites(latent)
         self.latent_sites = [name for name in latent if name in self.guide_trace]
         self.enumerated_sites = [name for name in latent if name not in self.guide_trace]
-        self._check_enumerable()
+        self.num_assignments = self._checked_assignments()
         self._vectorizes: bool | None = None
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None) -> list[int]:
         """How many draws to make in each pass, in bounded memory; one by one if the model or guide needs that."""
         _checks.positive_int("num_samples", num_samples)
-        step = max(1, _MOST_PAIRS // self.num_data)
+        step = max(1, _MOST_PAIRS // (self.num_data * self.num_assignments))
         if samples_per_pass is not None:
             step = _checks.positive_int("samples_per_pass", samples_per_pass)
         if num_samples > 1 and step > 1 and not self.vectorizes:
@@ -256,7 +257,7 @@ class Batch:
                     f"Expected latent sites of the model in the guide, among {latent}, got {site['name']!r}"
                 )
 
-    def _check_enumerable(self) -> None:
+    def _checked_assignments(self) -> int:
         assignments = 1
         for name in self.enumerated_sites:
             site: Any = self.model_trace.nodes[name]
@@ -277,6 +278,7 @@ class Batch:
                     f"Expected at most {_MOST_PAIRS} values of all sites that the guide does not sample, "
                     f"{self.enumerated_sites}, got more: they are summed over together"
                 )
+        return assignments
 
 
 def marginal(log_joint: Tensor) -> Tensor:

@@ -25,14 +25,11 @@ class UnavailableError(ValueError):
     """Something that cannot be computed for a site; its message says why."""
 
 
-Unavailable = UnavailableError
-
-
 def site_posterior(batch: Batch, guide_trace: Trace, model_trace: Trace, name: str) -> Any:
     """The guide's distribution of a site, with the site's own event and batch shape.
 
     Raises:
-        Unavailable: for a point estimate, and for auxiliary draws that are neither Gaussian nor the site's own.
+        UnavailableError: for a point estimate, and for auxiliary draws that are neither Gaussian nor the site's own.
     """
     site = batch.site(guide_trace, name, "guide")
     fn = site["fn"]
@@ -46,11 +43,11 @@ def site_posterior(batch: Batch, guide_trace: Trace, model_trace: Trace, name: s
     if part is not None:
         return _transformed(_marginal(part, batch, guide_trace, name), [biject_to(support)], fn.event_dim)
     if name in batch.points():
-        raise Unavailable(
+        raise UnavailableError(
             f"Expected a guide that draws site '{name}' from a distribution, got a Delta, as of AutoDelta: the "
             "divergence of a point is infinite"
         )
-    raise Unavailable(
+    raise UnavailableError(
         f"Expected a guide that has a distribution of site '{name}' alone, got {_kind(batch)}, which transforms draws "
         "of auxiliary sites in a way that is not known here"
     )
@@ -70,7 +67,7 @@ def factors(fn: Any, name: str) -> Any:
     A multivariate Normal gives its marginals.
 
     Raises:
-        Unavailable: if the distribution of a single dimension has no formula.
+        UnavailableError: if the distribution of a single dimension has no formula.
     """
     shape = fn.batch_shape + fn.event_shape
     base = _without_event(fn)
@@ -84,7 +81,7 @@ def factors(fn: Any, name: str) -> Any:
     if isinstance(base, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
         base = dist.Normal(base.mean, base.stddev)
     if base.event_shape:
-        raise Unavailable(
+        raise UnavailableError(
             f"Expected site '{name}' to factorise over its dimensions, got a {type(base).__name__} with event shape "
             f"{tuple(base.event_shape)}"
         )
@@ -125,7 +122,7 @@ def _marginal(part: AutoContinuous, batch: Batch, guide_trace: Trace, name: str)
     """The Gaussian of a site's unconstrained value."""
     joint = _without_event(_joint_draw(part, guide_trace))
     if not isinstance(joint, _GAUSSIAN):
-        raise Unavailable(
+        raise UnavailableError(
             f"Expected a guide that has a distribution of site '{name}' alone, got {_kind(batch)}, whose joint draw is "
             "not Gaussian"
         )

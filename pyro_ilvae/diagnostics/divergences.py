@@ -115,8 +115,11 @@ def kl_divergence(
     .. math:: \mathrm{KL}(x_n) = E_{q(z \mid x_n)}[\log q(z \mid x_n) - \log p(z)].
 
     It needs no factorisation, so it holds for guides with flows and for ``AutoGuides`` whose draws are joint. Analytic
-    for a site whose two distributions have a formula in PyTorch; sampled otherwise, and for several sites together.
-    Sites that the guide does not sample are summed out of the prior.
+    for a site whose two distributions have a formula in PyTorch; sampled otherwise, for several sites together, and
+    for a site whose prior depends on one that the guide draws later. For guides that draw one site after the other the
+    divergences of the sites add up to that of all together. Sites that the guide does not sample are summed out of the
+    prior. Where an ``AutoGuide`` draws all data jointly, the divergence of its only site is that of each datum's
+    marginal if it is Gaussian; otherwise, and for several sites, it is the one of the whole data set.
 
     Args:
         model: the model, called with the data.

@@ -50,8 +50,8 @@ def evidence(
 
     Both are unbiased for their bounds, which satisfy elbo <= E[log_likelihood] <= log p(x); the second approaches the
     last as S grows, from below. Scales of plates and annealing do not enter: this is about one datum. Discrete sites
-    that the guide does not sample are summed over. Where data share a latent site there is one evidence, that of all
-    data together.
+    that the guide does not sample are summed over, those that it samples are drawn. Where data share a latent site
+    there is one evidence, that of all data together.
 
     Args:
         model: the model, called with the data.
@@ -60,7 +60,7 @@ def evidence(
         num_samples: the number :math:`S` of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 100,000 pairs of a draw and a datum.
+            None, as many as make at most 100,000 pairs of a draw and a datum (and a value of what is summed over).
         seed: a seed for the draws, which then leave the global random state as it was.
         plate: the name of the plate over the data; if None, the one plate of their number.
 
@@ -71,7 +71,8 @@ def evidence(
 
     Raises:
         ValueError: if a latent site is missing from the guide and cannot be summed over; for a batch size where data
-            share a latent site.
+            share a latent site; for log densities that are NaN.
+        UnavailableError: for a guide that puts a site at a point, as ``AutoDelta``: its weights bound nothing.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
