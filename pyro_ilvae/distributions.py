@@ -18,6 +18,13 @@ def innermost(distribution: Any) -> Any:
     return distribution
 
 
+def without_event(distribution: Any) -> Any:
+    """The distribution whose batch dimensions were declared to be of the event."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
 class IsotropicNormal(dist.Normal):
     r"""A Normal with one scale for all entries, which enters its log density as the scalar it is.
 

@@ -378,6 +378,22 @@ def test_draws_in_passes_bound_the_memory(monkeypatch):
     assert max(most) == 7 * N
 
 
+def test_values_that_are_summed_over_count_in_the_bound(monkeypatch):
+    most = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(torch.ones(3)))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = z + kind
+            most.append(loc.numel())
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    monkeypatch.setattr("pyro_ilvae.diagnostics._scores._MOST_PAIRS", 12 * N)
+    posterior_fisher_divergence(model, scalar_guide, torch.randn(N), num_samples=30)
+    assert max(most) == 12 * N
+
+
 def test_a_model_that_takes_no_extra_dimension_is_run_draw_by_draw():
     def stubborn(x):
         with pyro.plate("data", len(x)):

@@ -66,10 +66,10 @@ class Batch:
         self.num_assignments = self._checked_assignments()
         self._vectorizes: bool | None = None
 
-    def passes(self, num_samples: int, samples_per_pass: int | None = None) -> list[int]:
+    def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
         """How many draws to make in each pass, in bounded memory; one by one if the model or guide needs that."""
         _checks.positive_int("num_samples", num_samples)
-        step = max(1, _MOST_PAIRS // (self.num_data * self.num_assignments))
+        step = max(1, (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments))
         if samples_per_pass is not None:
             step = _checks.positive_int("samples_per_pass", samples_per_pass)
         if num_samples > 1 and step > 1 and not self.vectorizes:
@@ -143,7 +143,7 @@ class Batch:
         """
         total = torch.zeros(())
         for site in sites:
-            total = self._per_datum(_log_prob(site), site, num_particles) + total
+            total = self._per_datum(site_log_prob(site), site, num_particles) + total
         return total
 
     def points(self) -> list[str]:
@@ -160,6 +160,17 @@ class Batch:
         # The Deltas of most AutoGuides pass on what was drawn at an auxiliary site.
         again: Any = self.traces(1)[0].nodes
         return [name for name, value in before.items() if torch.equal(value, again[name]["value"])]
+
+    def in_model_order(self, name: str) -> bool:
+        """Whether the guide draws before the site all that the model draws before it."""
+        drawn = self.drawn_sites
+        before = self.latent_sites[: self.latent_sites.index(name)]
+        return set(before) <= set(drawn[: drawn.index(name)])
+
+    @property
+    def drawn_sites(self) -> list[str]:
+        """The latent sites in the order in which the guide draws them."""
+        return [name for name in self.guide_trace.nodes if name in self.latent_sites]
 
     def is_local(self, site: Any) -> bool:
         """Whether the site has one value for each datum."""
@@ -281,34 +292,6 @@ class Batch:
         return assignments
 
 
-def marginal(log_joint: Tensor) -> Tensor:
-    """The log density of shape (particles, N) from one with enumerated dimensions to the left."""
-    lead = log_joint.dim() - 2
-    return log_joint.flatten(0, lead - 1).logsumexp(0) if lead > 0 else log_joint
-
-
-def whole_data(batch: Batch, sites: list[Any], num_particles: int) -> Tensor:
-    """The log density of all data together, of shape (particles, 1): each datum's sites, and shared ones once."""
-    local = [site for site in sites if batch.is_local(site)]
-    total = batch.log_density([site for site in sites if not batch.is_local(site)], num_particles)
-    if local:
-        log_density = batch.log_density(local, num_particles)
-        for site in local:
-            # Plates have become two dimensions, of particles and data. What is local is summed out before the data.
-            dim = site["infer"].get("_enumerate_dim", 0) + batch.nesting - 1
-            if "_enumerate_dim" in site["infer"] and -dim <= log_density.dim():
-                log_density = log_density.logsumexp(dim, keepdim=True)
-        total = total + log_density.sum(-1, keepdim=True)
-    return marginal(total) if total.dim() else total.expand(num_particles, 1)
-
-
-def check_numbers(log_densities: Tensor, sites: list[Any]) -> None:
-    """Raise for a NaN in what was computed from sites, with their names."""
-    if log_densities.isnan().any():
-        bad = sorted({site["name"] for site in sites if _log_prob(site).isnan().any()})
-        raise ValueError(f"Expected log densities of model and guide that are numbers, got NaN at sites {bad}")
-
-
 def batches(
     model: Stochastic, guide: Stochastic, data: Data, batch_size: int | None, plate: str | None = None
 ) -> Iterator[Batch]:
@@ -341,7 +324,7 @@ def _pruned(trace: Trace, model_trace: Trace | None = None) -> Trace:
     return pruned
 
 
-def _log_prob(site: Any) -> Tensor:
+def site_log_prob(site: Any) -> Tensor:
     try:
         log_prob = site["fn"].log_prob(site["value"])
     except ValueError as error:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import biject_to
 
 from pyro_ilvae.diagnostics._batches import Batch
-from pyro_ilvae.distributions import innermost
+from pyro_ilvae.distributions import innermost, without_event
 
 _GAUSSIAN = (
     torch.distributions.Normal,
@@ -57,7 +57,7 @@ def correlated(batch: Batch, name: str) -> bool:
     """Whether the guide draws a site jointly with others, or its entries with those of other data."""
     part = _joint_guide(batch, name)
     return part is not None and not isinstance(
-        _without_event(_joint_draw(part, batch.guide_trace)), torch.distributions.Normal
+        without_event(_joint_draw(part, batch.guide_trace)), torch.distributions.Normal
     )
 
 
@@ -70,7 +70,7 @@ def factors(fn: Any, name: str) -> Any:
         UnavailableError: if the distribution of a single dimension has no formula.
     """
     shape = fn.batch_shape + fn.event_shape
-    base = _without_event(fn)
+    base = without_event(fn)
     # Not its subclasses, such as HalfCauchy, which know their density better than their transform does.
     if type(base) in _TRANSFORMED:
         transforms = [part for transform in base.transforms for part in _parts(transform)]
@@ -120,7 +120,7 @@ def _joint_draw(part: AutoContinuous, guide_trace: Trace) -> Any:
 
 def _marginal(part: AutoContinuous, batch: Batch, guide_trace: Trace, name: str) -> Any:
     """The Gaussian of a site's unconstrained value."""
-    joint = _without_event(_joint_draw(part, guide_trace))
+    joint = without_event(_joint_draw(part, guide_trace))
     if not isinstance(joint, _GAUSSIAN):
         raise UnavailableError(
             f"Expected a guide that has a distribution of site '{name}' alone, got {_kind(batch)}, whose joint draw is "
@@ -159,14 +159,8 @@ def _transformed(base: Any, transforms: list[Any], event_dim: int) -> Any:
     if any(part.domain.event_dim > 0 for part in parts):
         return dist.TransformedDistribution(base, transforms)
     if parts:
-        base = dist.TransformedDistribution(_without_event(base), parts)
+        base = dist.TransformedDistribution(without_event(base), parts)
     return base.to_event(event_dim - base.event_dim)
-
-
-def _without_event(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | torch.distributions.Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def _parts(transform: Any) -> list[Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_ilvae.diagnostics._batches import Batch, check_numbers, marginal, sample_sites, whole_data
+from pyro_ilvae.diagnostics._batches import Batch, sample_sites
+from pyro_ilvae.diagnostics._densities import check_numbers, log_density
 from pyro_ilvae.diagnostics._posteriors import UnavailableError
 from pyro_ilvae.distributions import innermost
 
@@ -56,19 +57,6 @@ def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]
             )
         check_differentiable(nodes[name])
     return names
-
-
-def shared_sites(batch: Batch, nodes: list[Any], batch_size: int | None) -> list[str]:
-    """The names of the sites that all data share, for which the data have to be in one batch."""
-    shared = list(dict.fromkeys(node["name"] for node in nodes if not batch.is_local(node)))
-    if shared and batch_size is not None:
-        raise ValueError(f"Expected batch_size=None where data share sites, here {shared}, got {batch_size}")
-    return shared
-
-
-def log_density(batch: Batch, nodes: list[Any], count: int, together: bool) -> Tensor:
-    """The log density of sites, of shape (count, N), or (count, 1) for that of all data together."""
-    return whole_data(batch, nodes, count) if together else marginal(batch.log_density(nodes, count))
 
 
 def squared_gradients(
@@ -120,8 +108,7 @@ def squared_gradients(
 
 def passes(batch: Batch, num_samples: int, samples_per_pass: int | None) -> list[int]:
     """The numbers of draws to make at a time."""
-    step = max(1, _MOST_PAIRS // batch.num_data) if samples_per_pass is None else samples_per_pass
-    return batch.passes(num_samples, step)
+    return batch.passes(num_samples, samples_per_pass, _MOST_PAIRS)
 
 
 def _square(batch: Batch, gradient: Tensor, site: Any, event_dim: int, count: int) -> Tensor:

@@ -14,9 +14,10 @@ from torch.distributions import constraints, kl_divergence
 from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
 from pyro_ilvae._random import seeded
-from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, data_batches, marginal
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, data_batches
+from pyro_ilvae.diagnostics._densities import marginal
 from pyro_ilvae.diagnostics._posteriors import UnavailableError, correlated, depends_on_draws, site_posterior
-from pyro_ilvae.distributions import innermost
+from pyro_ilvae.distributions import innermost, without_event
 
 _MOST_NUMBERS = 300_000  # in the pairs of a draw and a posterior at a time: what a cache holds
 _MOST_VALUES = 256  # of a discrete site that are enumerated
@@ -233,9 +234,7 @@ class _Posterior(NamedTuple):
 
     def all_values(self) -> Tensor | None:
         """All values of a datum as rows, if there are few."""
-        base = self.fn
-        while isinstance(base, torch.distributions.Independent):
-            base = base.base_dist
+        base = without_event(self.fn)
         if not base.has_enumerate_support:
             return None
         try:

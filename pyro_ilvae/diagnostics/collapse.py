@@ -11,8 +11,8 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
 from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches
+from pyro_ilvae.diagnostics._moments import Moments
 from pyro_ilvae.diagnostics._posteriors import UnavailableError, site_posterior
-from pyro_ilvae.diagnostics.divergences import _Moments
 from pyro_ilvae.distributions import innermost
 
 
@@ -222,7 +222,7 @@ def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor,
         means, has_formula = _means(batch, name, (batch.guide_trace, batch.model_trace))
         if has_formula:
             return means[0], torch.zeros_like(means[0])
-    moments = _Moments()
+    moments = Moments()
     for count in batch.passes(num_samples):
         means, _ = _means(batch, name, batch.traces(count))
         moments.add(means.expand(count, *means.shape[1:]))

@@ -9,16 +9,9 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
-from pyro_ilvae.diagnostics._batches import (
-    Batch,
-    Data,
-    Stochastic,
-    batches,
-    check_numbers,
-    marginal,
-    sample_sites,
-    whole_data,
-)
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae.diagnostics._densities import check_numbers, log_density, shared_sites
+from pyro_ilvae.diagnostics._moments import Moments
 from pyro_ilvae.diagnostics._posteriors import UnavailableError, correlated, factors, site_posterior
 
 
@@ -180,7 +173,7 @@ def _expected_kl(batch: Batch, name: str, num_samples: int, per_dimension: bool)
         values, analytic = _kl(batch, name, one, per_dimension)
         if analytic:
             return values[0], "analytic", torch.zeros_like(values[0])
-    moments = _Moments()
+    moments = Moments()
     for count in batch.passes(num_samples):
         values, analytic = _kl(batch, name, batch.traces(count), per_dimension)
         moments.add(values.expand(count, *values.shape[1:]))
@@ -234,9 +227,8 @@ def _formula_holds(batch: Batch, name: str) -> bool:
     """
     if len(batch.latent_sites) == 1:
         return True
-    drawn = [other for other in batch.guide_trace.nodes if other in batch.latent_sites]
-    before = batch.latent_sites[: batch.latent_sites.index(name)]
-    return not before or (set(before) <= set(drawn[: drawn.index(name)]) and not correlated(batch, name))
+    first = batch.latent_sites[0] == name
+    return first or (batch.in_model_order(name) and not correlated(batch, name))
 
 
 def _joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Tensor, str, Tensor]:
@@ -247,55 +239,21 @@ def _joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[T
             f"Expected a guide that draws its sites from distributions, got a Delta for each of {points}: the "
             "divergence of a point is infinite"
         )
-    moments = _Moments()
+    moments = Moments()
     for count in batch.passes(num_samples):
         guide_trace, model_trace = batch.traces(count)
         latent: list[Any] = [model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites]]
         own = sample_sites(guide_trace)
-        if all(batch.is_local(site) for site in own + latent):
-            log_ratio = batch.log_density(own, count) - marginal(batch.log_density(latent, count))
-        else:
-            _require_one_batch(batch_size)
-            log_ratio = whole_data(batch, own, count) - whole_data(batch, latent, count)
+        together = bool(shared_sites(batch, own + latent, batch_size))
+        log_ratio = log_density(batch, own, count, together) - log_density(batch, latent, count, together)
         check_numbers(log_ratio, own + latent)
         moments.add(log_ratio)
     return moments.mean_and_error("sampled")
 
 
 def _check_repeatable(batch: Batch, name: str, batch_size: int | None) -> None:
-    if not batch.is_local(batch.site(batch.guide_trace, name, "guide")):
-        _require_one_batch(batch_size)
-
-
-def _require_one_batch(batch_size: int | None) -> None:
-    if batch_size is not None:
+    if batch_size is not None and not batch.is_local(batch.site(batch.guide_trace, name, "guide")):
         raise ValueError(f"Expected batch_size=None for a site that all data share, got {batch_size}")
-
-
-class _Moments:
-    """Mean and standard error over the first dimension of what is added, in one pass (Chan et al. 1979)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = None
-        self.squares: Any = None
-
-    def add(self, values: Tensor) -> None:
-        values = values.detach()
-        count, mean = len(values), values.mean(0)
-        squares = (values - mean).square().sum(0)
-        if self.count:
-            difference = mean - self.mean
-            total = self.count + count
-            squares = self.squares + squares + difference.square() * (self.count * count / total)
-            # Not the mean and a share of the difference, which is NaN for two infinite ones.
-            mean = self.mean * (self.count / total) + mean * (count / total)
-        self.count, self.mean, self.squares = self.count + count, mean, squares
-
-    def mean_and_error(self, estimator: str) -> tuple[Tensor, str, Tensor]:
-        if self.count == 1:
-            return self.mean, estimator, torch.full_like(self.mean, float("nan"))
-        return self.mean, estimator, (self.squares / (self.count - 1) / self.count).sqrt()
 
 
 def _joined(parts: list[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, str, Tensor]:

@@ -8,16 +8,8 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
-from pyro_ilvae.diagnostics._batches import (
-    Batch,
-    Data,
-    Stochastic,
-    batches,
-    check_numbers,
-    marginal,
-    sample_sites,
-    whole_data,
-)
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae.diagnostics._densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._posteriors import UnavailableError
 
 
@@ -157,13 +149,8 @@ def _log_weights(batch: Batch, count: int, batch_size: int | None) -> Tensor:
     """log p(x, z) - log q(z | x), of shape (count, N), or (count, 1) where data share a latent site."""
     guide_trace, model_trace = batch.traces(count)
     own, joint = sample_sites(guide_trace), sample_sites(model_trace)
-    shared = [site["name"] for site in [*own, *joint] if not batch.is_local(site)]
-    if not shared:
-        log_weights = marginal(batch.log_density(joint, count)) - batch.log_density(own, count)
-    elif batch_size is not None:
-        raise ValueError(f"Expected batch_size=None where data share sites, here {shared}, got {batch_size}")
-    else:
-        log_weights = whole_data(batch, joint, count) - whole_data(batch, own, count)
+    together = bool(shared_sites(batch, own + joint, batch_size))
+    log_weights = log_density(batch, joint, count, together) - log_density(batch, own, count, together)
     check_numbers(log_weights, own + joint)
     return log_weights
 

@@ -11,20 +11,19 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, N
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
-from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, check_numbers, sample_sites
+from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae.diagnostics._densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._importance import Weights, smoothed_weights, weighted_mean
-from pyro_ilvae.diagnostics._posteriors import UnavailableError, _without_event, correlated, site_posterior
+from pyro_ilvae.diagnostics._moments import Moments
+from pyro_ilvae.diagnostics._posteriors import UnavailableError, correlated, site_posterior
 from pyro_ilvae.diagnostics._scores import (
     check_differentiable,
     differentiable_sites,
-    log_density,
     passes,
     placeholders,
-    shared_sites,
     squared_gradients,
 )
-from pyro_ilvae.diagnostics.divergences import _Moments
-from pyro_ilvae.distributions import innermost
+from pyro_ilvae.distributions import innermost, without_event
 
 
 class GuideFisherDivergence(NamedTuple):
@@ -267,7 +266,7 @@ def _expected_squares(batch: Batch, name: str, num_samples: int) -> tuple[Tensor
             per_dimension = squares[0]
             values = per_dimension.reshape(len(per_dimension), -1).sum(-1)
             return values, torch.zeros_like(values), per_dimension, torch.zeros_like(per_dimension), "analytic"
-    total, coordinates = _Moments(), _Moments()
+    total, coordinates = Moments(), Moments()
     for count in batch.passes(num_samples):
         squares, analytic = _squares(batch, name, batch.traces(count), count)
         total.add(squares.reshape(*squares.shape[:2], -1).sum(-1))
@@ -288,11 +287,11 @@ def _check_alone(batch: Batch, name: str) -> None:
         raise UnavailableError(
             f"Expected a guide that draws site '{name}' by itself, got a joint draw of correlated ones"
         )
-    before = batch.latent_sites[: batch.latent_sites.index(name)]
-    drawn = [other for other in batch.guide_trace.nodes if other in batch.latent_sites]
-    if not set(before) <= set(drawn[: drawn.index(name)]):
+    if not batch.in_model_order(name):
+        before = batch.latent_sites[: batch.latent_sites.index(name)]
         raise UnavailableError(
-            f"Expected a guide that draws {before} before site '{name}', as the model does, got the order {drawn}"
+            f"Expected a guide that draws {before} before site '{name}', as the model does, got the order "
+            f"{batch.drawn_sites}"
         )
 
 
@@ -350,7 +349,7 @@ def _type(fn: Any) -> str:
 
 def _gaussian_squares(q: Any, p: Any) -> Tensor | None:
     """Expected squares of the difference of two Normals' scores, of shape (*batch, *event); None for others."""
-    q, p = _without_event(q), _without_event(p)
+    q, p = without_event(q), without_event(p)
     if isinstance(q, Normal) and isinstance(p, Normal):
         return ((q.mean - p.mean) / p.variance).square() + (q.stddev / p.variance - 1 / q.stddev).square()
     multivariate = MultivariateNormal | LowRankMultivariateNormal

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae.diagnostics._densities import shared_sites
 from pyro_ilvae.diagnostics._scores import (
     differentiable_sites,
     passes,
-    shared_sites,
     squared_gradients,
 )
 

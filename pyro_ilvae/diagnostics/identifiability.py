@@ -11,7 +11,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
 from pyro_ilvae._random import seeded
 from pyro_ilvae.diagnostics.lipschitz import certified_constant, prior_draws
-from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson
+from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson, without_event
 
 # The distributions of the package's likelihoods and what to build them from.
 _PARAMETERS: dict[Any, tuple[str, ...]] = {
@@ -135,8 +135,7 @@ def separation(
 
 def _without_events(distribution: Any) -> Any:
     """The distribution in double precision, with no dimensions declared as events and no check of values."""
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
+    distribution = without_event(distribution)
     for kind, names in _PARAMETERS.items():
         if isinstance(distribution, kind):
             parameters = {name: getattr(distribution, name).double() for name in names}

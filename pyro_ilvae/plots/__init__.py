@@ -6,13 +6,8 @@ room for them. No global style is changed, and nothing is shown before ``plt.sho
 """
 
 from pyro_ilvae.plots.collapse import plot_divergence_bound, plot_epsilon_curve, plot_kl_per_dimension
-from pyro_ilvae.plots.latent import (
-    plot_class_samples,
-    plot_images,
-    plot_posteriors,
-    plot_reconstructions,
-    plot_traversals,
-)
+from pyro_ilvae.plots.images import plot_class_samples, plot_images, plot_reconstructions, plot_traversals
+from pyro_ilvae.plots.latent import plot_posteriors
 from pyro_ilvae.plots.training import plot_sweep, plot_training
 
 __all__ = [
