@@ -31,9 +31,9 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 
+from pyro_ilvae.diagnostics import guide_fisher_divergence, posterior_fisher_divergence
 from pyro_ilvae.diagnostics._importance import smoothed_weights
 from pyro_ilvae.diagnostics._posteriors import UnavailableError
-from pyro_ilvae.diagnostics.fisher import guide_fisher_divergence, posterior_fisher_divergence
 from pyro_ilvae.diagnostics.fisher_draws import posterior_fisher_divergence_of_draws
 
 scales = st.floats(0.1, 3.0)

@@ -32,7 +32,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 
-from pyro_ilvae.diagnostics.fisher import guide_fisher_divergence, posterior_fisher_divergence
+from pyro_ilvae.diagnostics import guide_fisher_divergence, posterior_fisher_divergence
 from pyro_ilvae.diagnostics.fisher_draws import posterior_fisher_divergence_of_draws
 
 TALL = torch.tensor([[2.0, 0.0], [0.3, 1.0], [0.0, 0.5]])

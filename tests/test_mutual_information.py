@@ -398,7 +398,7 @@ def test_memory_is_bounded(monkeypatch):
             pyro.sample("z", Watched(x[:, 0], x[:, 1]))
 
     # Imported by name, since the function of the same name hides it in the package.
-    monkeypatch.setattr("pyro_ilvae.diagnostics.aggregate_posterior._MOST_NUMBERS", 100)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._data_posteriors._MOST_NUMBERS", 100)
     x = gaussian_data()
     result = mutual_information(scalar_model, guide, x, num_samples=2, batch_size=20, seed=1)
     assert max(most) <= 100

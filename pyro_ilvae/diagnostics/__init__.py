@@ -13,14 +13,10 @@ from pyro_ilvae.diagnostics.collapse import (
 )
 from pyro_ilvae.diagnostics.divergences import KLDivergence, KLPerDimension, kl_divergence, kl_per_dimension
 from pyro_ilvae.diagnostics.evidence_bounds import Evidence, bits_per_dimension, evidence, perplexity
-from pyro_ilvae.diagnostics.fisher import (
-    GuideFisherDivergence,
-    PosteriorFisherDivergence,
-    guide_fisher_divergence,
-    posterior_fisher_divergence,
-)
+from pyro_ilvae.diagnostics.fisher import PosteriorFisherDivergence, posterior_fisher_divergence
 from pyro_ilvae.diagnostics.fisher_bound import FisherBound, fisher_bound
 from pyro_ilvae.diagnostics.fisher_draws import FisherDivergenceOfDraws, posterior_fisher_divergence_of_draws
+from pyro_ilvae.diagnostics.fisher_guide import GuideFisherDivergence, guide_fisher_divergence
 from pyro_ilvae.diagnostics.identifiability import Separation, separation
 from pyro_ilvae.diagnostics.information_metric import MeanFisherDivergence, mean_fisher_divergence
 from pyro_ilvae.diagnostics.linear_reference import LinearReference, linear_reference

@@ -1,26 +1,21 @@
 """The mutual information of data and latent site under a guide, and the divergence of the aggregate posterior."""
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
 from pyro_ilvae._random import seeded
 from pyro_ilvae.diagnostics._batches import Batch, Data, Stochastic, batches, data_batches
+from pyro_ilvae.diagnostics._data_posteriors import DataPosterior, data_posterior, log_density_anywhere
 from pyro_ilvae.diagnostics._densities import marginal
-from pyro_ilvae.diagnostics._posteriors import UnavailableError, correlated, depends_on_draws, site_posterior
-from pyro_ilvae.distributions import innermost, without_event
-
-_MOST_NUMBERS = 300_000  # in the pairs of a draw and a posterior at a time: what a cache holds
-_MOST_VALUES = 256  # of a discrete site that are enumerated
 
 
 class MutualInformation(NamedTuple):
@@ -132,12 +127,12 @@ def mutual_information(
         evaluation_mode(model, guide),
         dist.validation_enabled(False),
     ):
-        posteriors: list[_Posterior] = []
+        posteriors: list[DataPosterior] = []
         parts: list[_Draws] = []
         log_priors: list[Tensor] = []
         values: Tensor | None = None
         for batch in batches(model, guide, data, batch_size, plate):
-            posterior = _posterior(batch, site)
+            posterior = data_posterior(batch, site)
             if not posteriors:
                 values = posterior.all_values()
             posteriors.append(posterior)
@@ -160,7 +155,7 @@ def mutual_information(
             # A datum outside of the subsample takes the place of its first member.
             own = torch.zeros_like(own).index_copy(0, chosen, torch.arange(components))
             subsample = tuple(x[chosen.to(x.device)] for x in (data if isinstance(data, tuple) else (data,)))
-            posteriors = [_posterior(batch, site) for batch in batches(model, guide, subsample, batch_size, plate)]
+            posteriors = [data_posterior(batch, site) for batch in batches(model, guide, subsample, batch_size, plate)]
         log_q = torch.cat([part.log_q for part in parts], 1)
         log_sum = _log_sum(posteriors, torch.cat([part.rows for part in parts], 1), log_q, own, samples_per_pass)
     if not (log_q.isfinite().all() and log_sum.isfinite().all()):
@@ -193,102 +188,17 @@ class _Draws(NamedTuple):
     kl: Tensor | None
 
 
-class _Posterior(NamedTuple):
-    """A batch's posteriors of the site, and the dimension of the data in their batch shape, from the right.
-
-    Rows are values with the batch shape's other dimensions, which belong to one datum, and the event behind.
-    """
-
-    fn: Any
-    dim: int
-
-    def rows(self, values: Tensor) -> Tensor:
-        """Values of shape (S, *batch, *event) as rows for each draw and datum: (S, N, *others, *event)."""
-        return values.movedim(self.dim - self.fn.event_dim, 1)
-
-    def at_each_datum(self, rows: Tensor) -> Tensor:
-        """Rows (R, *others, *event) as a value of every datum: (R, *batch, *event)."""
-        values = rows.unsqueeze(1).movedim(1, self.dim - self.fn.event_dim)
-        return values.expand(len(rows), *self.fn.batch_shape, *self.fn.event_shape)
-
-    def by_datum(self, log_prob: Tensor) -> Tensor:
-        """Log densities of shape (S, *batch), summed to (S, N)."""
-        log_prob = log_prob.movedim(self.dim, 1)
-        return log_prob.reshape(*log_prob.shape[:2], -1).sum(-1)
-
-    def log_prob(self, rows: Tensor) -> Tensor:
-        """The log density of each row under each datum's posterior: (R, N)."""
-        try:
-            return self.by_datum(_log_density(self.fn, self.at_each_datum(rows)))
-        except (NotImplementedError, KeyError) as error:  # the latter from transforms that only know their own draws
-            raise UnavailableError(
-                "Expected a guide with densities at draws of other data's posteriors, got a "
-                f"{type(self.fn).__name__} that has none: {error}"
-            ) from error
-
-    def passes(self, rows: Tensor, rows_per_pass: int | None) -> Iterator[slice]:
-        """Parts of the rows whose pairs with the posteriors fit in the memory."""
-        step = rows_per_pass or max(1, _MOST_NUMBERS // self.at_each_datum(rows[:1]).numel())
-        for start in range(0, len(rows), step):
-            yield slice(start, start + step)
-
-    def all_values(self) -> Tensor | None:
-        """All values of a datum as rows, if there are few."""
-        base = without_event(self.fn)
-        if not base.has_enumerate_support:
-            return None
-        try:
-            single = base.enumerate_support(expand=False)
-        except NotImplementedError:
-            return None
-        single = single.reshape(len(single), *base.event_shape)
-        shape = self.rows(torch.empty(1, *self.fn.batch_shape, *self.fn.event_shape, device="meta")).shape[2:]
-        number = math.prod(shape[: len(shape) - len(base.event_shape)])
-        if number * math.log(len(single)) > math.log(_MOST_VALUES):
-            return None
-        choices = torch.cartesian_prod(*[torch.arange(len(single), device=single.device)] * number)
-        return single[choices].reshape(-1, *shape)
-
-
-def _posterior(batch: Batch, name: str) -> _Posterior:
-    guide_site = batch.site(batch.guide_trace, name, "guide")
-    model_site = batch.site(batch.model_trace, name, "model")
-    dim = batch.data_dim(guide_site)
-    if dim is None:
-        raise ValueError(f"Expected site '{name}' in a plate over the {batch.num_data} data, got a global site")
-    if any(site["mask"] is not None and not torch.as_tensor(site["mask"]).all() for site in (guide_site, model_site)):
-        raise UnavailableError(f"Expected site '{name}' to be the same variable for all data, got one with a mask")
-    fn = site_posterior(batch, batch.guide_trace, batch.model_trace, name)
-    if len(fn.batch_shape) < -dim or fn.batch_shape[dim] != batch.num_data:
-        raise ValueError(
-            f"Expected the guide to give site '{name}' a distribution for each of {batch.num_data} data, got batch "
-            f"shape {tuple(fn.batch_shape)}; a guide with parameters for each datum takes all data at once"
-        )
-    if depends_on_draws(batch, name, fn):
-        raise UnavailableError(
-            f"Expected site '{name}' to have a density q({name} | x) of its own, got one that depends on the guide's "
-            "draws of other sites"
-        )
-    inner = fn.batch_shape.numel() // batch.num_data
-    if inner > 1 and correlated(batch, name):
-        raise UnavailableError(
-            f"Expected site '{name}' to have a density q({name} | x) of its own, got the marginals of {inner} "
-            "correlated values in inner plates"
-        )
-    return _Posterior(fn, dim)
-
-
-def _draws(batch: Batch, posterior: _Posterior, name: str, num_samples: int) -> _Draws:
+def _draws(batch: Batch, posterior: DataPosterior, name: str, num_samples: int) -> _Draws:
     sample = posterior.fn.sample(torch.Size([num_samples]))
     log_q = posterior.by_datum(posterior.fn.log_prob(sample))
     log_p = _log_prior(batch, batch.model_trace, posterior, name, sample)
     return _Draws(posterior.rows(sample), log_q, log_p, _analytic_divergence(batch, posterior, name))
 
 
-def _log_prior(batch: Batch, model_trace: Trace, posterior: _Posterior, name: str, values: Tensor) -> Tensor:
+def _log_prior(batch: Batch, model_trace: Trace, posterior: DataPosterior, name: str, values: Tensor) -> Tensor:
     """The prior's log density of values (R, *batch, *event), as (R, N)."""
     if not batch.enumerated_sites:
-        return posterior.by_datum(_log_density(model_trace.nodes[name]["fn"], values))
+        return posterior.by_datum(log_density_anywhere(model_trace.nodes[name]["fn"], values))
     log_priors = []
     for value in values:
         _, model_trace = batch.traces(1, conditioned={name: value})
@@ -297,32 +207,13 @@ def _log_prior(batch: Batch, model_trace: Trace, posterior: _Posterior, name: st
     return torch.cat(log_priors)
 
 
-def _log_priors(batch: Batch, posterior: _Posterior, name: str, rows: Tensor) -> list[Tensor]:
+def _log_priors(batch: Batch, posterior: DataPosterior, name: str, rows: Tensor) -> list[Tensor]:
     """The prior's log density of each row for each datum, once more where draws of other sites could change it."""
     traces = [batch.model_trace, *([batch.traces(1)[1]] if len(batch.latent_sites) > 1 else [])]
     return [_log_prior(batch, trace, posterior, name, posterior.at_each_datum(rows)) for trace in traces]
 
 
-def _log_density(fn: Any, values: Tensor) -> Tensor:
-    """The log density, also outside of the support, for validation that is off."""
-    log_prob: Tensor = fn.log_prob(values)
-    if innermost(fn).support is constraints.real:
-        return log_prob
-    return torch.where(_in_support(fn, values), log_prob, -math.inf)
-
-
-def _in_support(fn: Any, values: Tensor) -> Tensor:
-    if isinstance(fn, torch.distributions.Independent):
-        return _in_support(fn.base_dist, values).flatten(-fn.reinterpreted_batch_ndims).all(-1)
-    if isinstance(fn, torch.distributions.TransformedDistribution):
-        # The support that it names itself is that of the transforms alone.
-        for transform in reversed(fn.transforms):
-            values = transform.inv(values)
-        return _in_support(fn.base_dist, values)
-    return fn.support.check(values)
-
-
-def _analytic_divergence(batch: Batch, posterior: _Posterior, name: str) -> Tensor | None:
+def _analytic_divergence(batch: Batch, posterior: DataPosterior, name: str) -> Tensor | None:
     """The divergence of each datum's posterior from the prior, of shape (N,), where there is a formula."""
     if batch.enumerated_sites:
         return None
@@ -334,7 +225,7 @@ def _analytic_divergence(batch: Batch, posterior: _Posterior, name: str) -> Tens
 
 
 def _exact(
-    posteriors: list[_Posterior], values: Tensor, log_prior: Tensor, values_per_pass: int | None
+    posteriors: list[DataPosterior], values: Tensor, log_prior: Tensor, values_per_pass: int | None
 ) -> tuple[float, float]:
     """The mutual information as the gain in entropy, and the divergence of the aggregate posterior from the prior."""
     total = torch.zeros(len(values), dtype=torch.float64, device=values.device)
@@ -352,7 +243,7 @@ def _exact(
 
 
 def _log_sum(
-    posteriors: list[_Posterior], draws: Tensor, log_own: Tensor, own: Tensor, draws_per_pass: int | None
+    posteriors: list[DataPosterior], draws: Tensor, log_own: Tensor, own: Tensor, draws_per_pass: int | None
 ) -> Tensor:
     """The log of the summed densities of each draw, with ``log_own`` in place of the posterior of index ``own``."""
     rows, own = draws.flatten(0, 1), own.to(draws.device).repeat(len(draws))

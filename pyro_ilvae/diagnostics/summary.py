@@ -16,8 +16,9 @@ from pyro_ilvae.diagnostics.aggregate_posterior import mutual_information
 from pyro_ilvae.diagnostics.collapse import active_units, collapsed_dimensions
 from pyro_ilvae.diagnostics.divergences import kl_divergence, kl_per_dimension
 from pyro_ilvae.diagnostics.evidence_bounds import evidence
-from pyro_ilvae.diagnostics.fisher import guide_fisher_divergence, posterior_fisher_divergence
+from pyro_ilvae.diagnostics.fisher import posterior_fisher_divergence
 from pyro_ilvae.diagnostics.fisher_bound import fisher_bound
+from pyro_ilvae.diagnostics.fisher_guide import guide_fisher_divergence
 from pyro_ilvae.diagnostics.information_metric import mean_fisher_divergence
 
 MEASURES = ("kl", "active_units", "mutual_information", "fisher", "evidence", "decoder")
