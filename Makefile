@@ -14,7 +14,7 @@ export MPLBACKEND ?= agg
 help:
 	@echo "make demo       install, then run tutorials/quickstart.py (about 3 minutes)"
 	@echo "make test       install, then run all checks"
-	@echo "make tutorials  execute the tutorials into notebooks under tutorials/output"
+	@echo "make tutorials  execute the tutorials into notebooks under tutorials/output (about 20 minutes)"
 	@echo "make bench      what the guarantee costs, against a plain decoder and a public one's way to write it"
 	@echo "make lint       ruff and mypy;  make format  ruff format;  make clean  remove what make made"
 	@echo "PYTHON=python3.12 selects the interpreter, VENV=DIR the virtual environment ($(VENV))"
@@ -31,6 +31,8 @@ test: lint
 	$(BIN)/python -m pytest -q
 	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/quickstart.py
 	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/diagnostics.py
+	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/toy_mixture.py
+	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/fashion_mnist.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -46,7 +48,7 @@ bench: $(INSTALLED)
 
 tutorials: $(INSTALLED)
 	mkdir -p tutorials/output
-	for name in quickstart diagnostics; do \
+	for name in quickstart diagnostics toy_mixture fashion_mnist; do \
 		MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupytext --to ipynb --execute --run-path . \
 			--output tutorials/output/$$name.ipynb tutorials/$$name.py || exit 1; \
 	done

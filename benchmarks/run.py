@@ -15,12 +15,13 @@ import decoders
 import growth
 import inverse
 import measures
+import mixture
 import pyro
 import timing
 import torch
 import training
 
-ROWS = decoders.ROWS | training.ROWS | compiled.ROWS | inverse.ROWS | measures.ROWS | growth.ROWS
+ROWS = decoders.ROWS | training.ROWS | compiled.ROWS | mixture.ROWS | inverse.ROWS | measures.ROWS | growth.ROWS
 
 
 def keep_memory() -> None:

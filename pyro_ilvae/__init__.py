@@ -1,6 +1,6 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
-from pyro_ilvae import diagnostics, infer, likelihoods, plots
+from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots
 from pyro_ilvae.compilation import compiled
 from pyro_ilvae.convex import ICNN
 from pyro_ilvae.decoders import InverseLipschitzDecoder, ProjectedDecoder
@@ -9,7 +9,7 @@ from pyro_ilvae.frames import principal_frame
 from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, JointOptim, anneal, schedules
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
 from pyro_ilvae.maps import BrenierMap, BrenierTransform
-from pyro_ilvae.models import VAE
+from pyro_ilvae.models import VAE, MixtureVAE
 from pyro_ilvae.networks import MLPDecoder, mlp
 
 __version__ = "0.1.0"
@@ -26,9 +26,11 @@ __all__ = [
     "JointOptim",
     "MLPDecoder",
     "MLPEncoder",
+    "MixtureVAE",
     "ProjectedDecoder",
     "anneal",
     "compiled",
+    "datasets",
     "diagnostics",
     "from_pyro_mcmc",
     "from_pyro_svi",

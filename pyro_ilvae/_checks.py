@@ -29,6 +29,13 @@ def event_shape(value: int | Sequence[int]) -> torch.Size:
     return torch.Size(widths("event_shape", sizes))
 
 
+def choice(name: str, value: str, options: Sequence[str]) -> str:
+    """Return ``value`` if it is one of the options."""
+    if value not in options:
+        raise ValueError(f"Expected {name} to be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
 def constant(name: str, value: float) -> float:
     """Return ``value`` as a finite, non-negative float."""
     number = float(value) if isinstance(value, SupportsFloat) and not isinstance(value, bool) else math.nan

@@ -29,6 +29,9 @@ class MLPEncoder(PyroModule):
         latent_dim: the dimension :math:`K` of the latent variable.
         hidden_features: the widths of the hidden layers.
         input_transform: what is done to the data first, elementwise; ``torch.log1p`` suits counts.
+        num_components: the number :math:`C` of components of a :class:`~pyro_ilvae.MixtureVAE`, if the network is to
+            give each its own posterior: ``forward`` then returns logits of :math:`q(y \mid x)`, of shape (..., C), and
+            locations and scales of :math:`q(z \mid x, y)`, of shape (..., C, K).
 
     Raises:
         ValueError: for widths below 1, and from ``forward`` for data of another shape.
@@ -45,20 +48,22 @@ class MLPEncoder(PyroModule):
         latent_dim: int,
         hidden_features: Sequence[int] = (512, 512),
         input_transform: Callable[[Tensor], Tensor] | None = None,
+        num_components: int | None = None,
     ) -> None:
         super().__init__()
         self.input_transform = input_transform
         self.event_shape = _checks.event_shape(event_shape)
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.num_components = None if num_components is None else _checks.positive_int("num_components", num_components)
         self.network = mlp(
-            self.event_shape.numel(), _checks.widths("hidden_features", hidden_features), 2 * self.latent_dim
+            self.event_shape.numel(), _checks.widths("hidden_features", hidden_features), _num_outputs(self)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
         batch_shape = _batch_shape(x, self.event_shape)
         output = self.network(_as_input(x, self, self.input_transform).reshape((*batch_shape, -1)))
-        return _location_and_scale(output)
+        return _posterior(output, self)
 
 
 class ConvEncoder(PyroModule):
@@ -73,6 +78,7 @@ class ConvEncoder(PyroModule):
         channels: the channels of the convolutions.
         hidden_features: the widths of the perceptron's hidden layers.
         input_transform: what is done to the data first, elementwise; ``torch.log1p`` suits counts.
+        num_components: as for :class:`MLPEncoder`.
 
     Raises:
         ValueError: for another number of dimensions, widths below 1, and from ``forward`` for data of another shape.
@@ -90,6 +96,7 @@ class ConvEncoder(PyroModule):
         channels: Sequence[int] = (32, 64),
         hidden_features: Sequence[int] = (256,),
         input_transform: Callable[[Tensor], Tensor] | None = None,
+        num_components: int | None = None,
     ) -> None:
         super().__init__()
         self.input_transform = input_transform
@@ -97,6 +104,7 @@ class ConvEncoder(PyroModule):
         if len(self.event_shape) not in (2, 3):
             raise ValueError(f"Expected event_shape (H, W) or (C, H, W), got {tuple(self.event_shape)}")
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.num_components = None if num_components is None else _checks.positive_int("num_components", num_components)
         self._image_shape = (1, *self.event_shape)[-3:]
         depths = [self._image_shape[0], *_checks.widths("channels", channels)]
         layers: list[nn.Module] = []
@@ -106,14 +114,14 @@ class ConvEncoder(PyroModule):
         self.convolutions = PyroModule[nn.Sequential](*layers)  # type: ignore[arg-type]
         height, width = (math.ceil(size / 2 ** len(channels)) for size in self._image_shape[1:])
         self.network = mlp(
-            depths[-1] * height * width, _checks.widths("hidden_features", hidden_features), 2 * self.latent_dim
+            depths[-1] * height * width, _checks.widths("hidden_features", hidden_features), _num_outputs(self)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
         batch_shape = _batch_shape(x, self.event_shape)
         features = self.convolutions(_as_input(x, self, self.input_transform).reshape((-1, *self._image_shape)))
-        return _location_and_scale(self.network(features.flatten(1)).reshape((*batch_shape, -1)))
+        return _posterior(self.network(features.flatten(1)).reshape((*batch_shape, -1)), self)
 
 
 def _batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
@@ -131,6 +139,16 @@ def _as_input(x: Tensor, module: nn.Module, transform: Callable[[Tensor], Tensor
     return x if transform is None else transform(x)
 
 
-def _location_and_scale(output: Tensor) -> tuple[Tensor, Tensor]:
+def _num_outputs(encoder: MLPEncoder | ConvEncoder) -> int:
+    numbers = 2 * encoder.latent_dim
+    return numbers if encoder.num_components is None else encoder.num_components * (1 + numbers)
+
+
+def _posterior(output: Tensor, encoder: MLPEncoder | ConvEncoder) -> tuple[Tensor, ...]:
+    """Location and scale, with the logits of the components before them if there are any."""
+    logits: tuple[Tensor, ...] = ()
+    if encoder.num_components is not None:
+        logits = (output[..., : encoder.num_components],)
+        output = output[..., encoder.num_components :].unflatten(-1, (encoder.num_components, -1))
     loc, raw = output.chunk(2, dim=-1)
-    return loc, F.softplus(raw + math.log(math.e - 1)) + _SMALLEST_SCALE
+    return *logits, loc, F.softplus(raw + math.log(math.e - 1)) + _SMALLEST_SCALE

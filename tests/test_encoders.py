@@ -71,3 +71,43 @@ def test_refuses_other_shapes(name):
         build()(torch.zeros(4, *event_shape[:-1], event_shape[-1] + 1))
     with pytest.raises(ValueError, match="latent_dim"):
         type(build())(event_shape, 0)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("num_components", [1, 3, 50])
+@pytest.mark.parametrize("batch_shape", [(), (4,), (3, 4), (2, 1, 3)])
+def test_posteriors_of_components(name, num_components, batch_shape):
+    build, event_shape = ENCODERS[name]
+    encoder = build(num_components=num_components)
+    x = torch.randn(*batch_shape, *event_shape)
+    output = encoder(x)
+    shape = (num_components, 2)
+    assert [part.shape for part in output] == [(*batch_shape, *shape[:1]), *[(*batch_shape, *shape)] * 2]
+    assert 0.5 < output[2].mean() < 2
+    one_by_one = zip(*map(encoder, x.reshape(-1, *event_shape)), strict=True)
+    for part, ones in zip(output, one_by_one, strict=True):
+        torch.testing.assert_close(part.reshape(-1, *ones[0].shape), torch.stack(ones))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_outputs_of_components_have_weights_of_their_own(name):
+    """One row of the last layer for each logit, location and scale, and no other output moves with it."""
+    encoder, event_shape = ENCODERS[name][0](num_components=3), ENCODERS[name][1]
+    x = torch.randn(*event_shape)
+    before = torch.cat([part.flatten() for part in encoder(x)])
+    assert len(encoder.network[-1].bias) == len(before) == 3 + 2 * 3 * 2
+    moved = []
+    for i in range(len(before)):
+        with torch.no_grad():
+            encoder.network[-1].bias[i] += 1
+            [changed] = (torch.cat([part.flatten() for part in encoder(x)]) - before).abs().gt(1e-3).nonzero()
+            encoder.network[-1].bias[i] -= 1
+        moved.append(int(changed))
+    assert sorted(moved) == list(range(len(before)))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_refuses_numbers_of_components(name, value):
+    with pytest.raises(ValueError, match="Expected num_components to be an int >= 1"):
+        ENCODERS[name][0](num_components=value)

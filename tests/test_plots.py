@@ -473,6 +473,16 @@ def test_posteriors_in_axes_that_share_their_limits():
 # Images
 
 
+def test_components_of_a_prior_are_two_sigma_ellipses():
+    loc, scale = torch.randn(3, 2).double(), torch.rand(3, 2).double() + 0.1
+    ax = plot_posteriors(torch.zeros(2, 2), torch.ones(2, 2), prior=(loc, scale))
+    curves, crosses = ax.lines[::2], ax.lines[1::2]
+    for mean, deviation, curve, cross in zip(loc.numpy(), scale.numpy(), curves, crosses, strict=True):
+        np.testing.assert_allclose((((curve.get_xydata() - mean) / deviation) ** 2).sum(1), 4.0)
+        np.testing.assert_allclose(cross.get_xydata(), [mean])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["prior"]
+
+
 @pytest.mark.parametrize("color", [(), (3,)])
 def test_images_are_tiles_in_order(color):
     pictures = images(6, 4, 5, *color).requires_grad_()
@@ -643,6 +653,10 @@ ERRORS = {
     "covariance-shape": (lambda: plot_posteriors(ONE, torch.ones(2, 2, 3)), r"scale of shape \(2, 2, 2\)"),
     "covariance-skew": (lambda: plot_posteriors(ONE, [[[1.0, 0.5], [0.0, 1.0]]] * 2), "symmetric"),
     "covariance-negative": (lambda: plot_posteriors(ONE, [[[1.0, 2.0], [2.0, 1.0]]] * 2), "semi-definite"),
+    "prior-arrays": (lambda: plot_posteriors(ONE, ONE, prior=(ONE,)), "bool or locations and scales, got 1"),
+    "prior-loc": (lambda: plot_posteriors(ONE, ONE, prior=(torch.ones(3), ONE)), r"locations of prior of shape"),
+    "prior-scale": (lambda: plot_posteriors(ONE, ONE, prior=(ONE, ONE[:1])), r"scales of prior of shape \(2, 2\)"),
+    "prior-negative": (lambda: plot_posteriors(ONE, ONE, prior=(ONE, -ONE)), "scales of prior >= 0, got -1"),
     "labels-shape": (lambda: plot_posteriors(ONE, ONE, labels=[1]), r"labels of shape \(2,\), got \(1,\)"),
     "labels-many": (lambda: plot_posteriors(torch.ones(99, 2), torch.ones(99, 2), labels=range(99)), "at most 56"),
     "ellipses": (lambda: plot_posteriors(ONE, ONE, max_ellipses=0), "max_ellipses to be an int >= 1"),

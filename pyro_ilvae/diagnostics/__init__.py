@@ -11,6 +11,14 @@ from pyro_ilvae.diagnostics.collapse import (
     collapsed_dimensions,
     collapsed_fraction,
 )
+from pyro_ilvae.diagnostics.components import (
+    CoincidingComponents,
+    ComponentMatch,
+    ComponentUsage,
+    coinciding_components,
+    component_usage,
+    match_components,
+)
 from pyro_ilvae.diagnostics.divergences import KLDivergence, KLPerDimension, kl_divergence, kl_per_dimension
 from pyro_ilvae.diagnostics.evidence_bounds import Evidence, bits_per_dimension, evidence, perplexity
 from pyro_ilvae.diagnostics.fisher import PosteriorFisherDivergence, posterior_fisher_divergence
@@ -26,7 +34,10 @@ from pyro_ilvae.diagnostics.summary import collapse_summary
 __all__ = [
     "ActiveUnits",
     "ClusterAgreement",
+    "CoincidingComponents",
     "CollapsedFraction",
+    "ComponentMatch",
+    "ComponentUsage",
     "Evidence",
     "FisherBound",
     "FisherDivergenceOfDraws",
@@ -44,9 +55,11 @@ __all__ = [
     "active_units_of_draws",
     "bits_per_dimension",
     "cluster_agreement",
+    "coinciding_components",
     "collapse_summary",
     "collapsed_dimensions",
     "collapsed_fraction",
+    "component_usage",
     "evidence",
     "fisher_bound",
     "guide_fisher_divergence",
@@ -54,6 +67,7 @@ __all__ = [
     "kl_per_dimension",
     "linear_reference",
     "lipschitz_audit",
+    "match_components",
     "mean_fisher_divergence",
     "mutual_information",
     "perplexity",

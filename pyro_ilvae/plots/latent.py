@@ -1,5 +1,7 @@
 """Pictures of the latent space: posteriors in two dimensions."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
@@ -16,7 +18,7 @@ def plot_posteriors(
     scale: Array,
     *,
     labels: Array | None = None,
-    prior: bool = True,
+    prior: bool | tuple[Array, Array] = True,
     max_ellipses: int = 200,
     ax: Axes | None = None,
 ) -> Axes:
@@ -30,7 +32,8 @@ def plot_posteriors(
         loc: the posterior means, of shape (N, 2).
         scale: the standard deviations, of shape (N, 2), or the covariances, of shape (N, 2, 2).
         labels: the class of each datum, of shape (N,), told apart by colour and marker; one class if None.
-        prior: whether to draw the 2-sigma circle of the prior N(0, I), dashed.
+        prior: whether to draw the 2-sigma circle of the prior N(0, I), dashed; or the locations and scales of a mixture
+            prior's components, each of shape (C, 2), to draw theirs with a cross at each location.
         max_ellipses: the most ellipses to draw, of data evenly spaced in their order; all means are drawn.
         ax: the axes to draw into; new ones if None.
 
@@ -61,13 +64,10 @@ def plot_posteriors(
     names = np.unique(classes)
     if len(names) > _MOST_CLASSES:
         raise ValueError(f"Expected labels of at most {_MOST_CLASSES} classes, got {len(names)}")
+    components = _components(prior)
 
     ax = ax or _drawing.new_axes((5.6, 4.8))
-    if prior:
-        angle = np.linspace(0, 2 * np.pi, 201)
-        ax.plot(
-            2 * np.cos(angle), 2 * np.sin(angle), color="black", linestyle="--", linewidth=1, zorder=4, label="prior"
-        )
+    _draw_components(ax, *components, crosses=not isinstance(prior, bool))
     chosen = np.zeros(len(means), dtype=bool)
     chosen[np.linspace(0, len(means) - 1, min(max_ellipses, len(means))).round().astype(int)] = True
     for i, name in enumerate(names):
@@ -107,9 +107,32 @@ def plot_posteriors(
     # Wider limits leave no narrow box, but Matplotlib refuses them where others share both axes.
     ax.set_aspect("equal", adjustable="box" if all(shared) else "datalim")
     ax.set(xlabel="latent coordinate $z_0$", ylabel="latent coordinate $z_1$")
-    if prior or labels is not None:
+    if prior is not False or labels is not None:
         _drawing.legend_beside(ax, markerscale=1.5)
     return ax
+
+
+def _components(prior: bool | tuple[Array, Array]) -> tuple[Floats, Floats]:
+    """Locations and scales (C, 2) of the prior's components."""
+    if isinstance(prior, bool):
+        return np.zeros((int(prior), 2)), np.ones((int(prior), 2))
+    if len(prior) != 2:
+        raise ValueError(f"Expected prior to be a bool or locations and scales, got {len(prior)} arrays")
+    locations = _drawing.floats("locations of prior", prior[0], "(C, 2)")
+    scales = _drawing.floats("scales of prior", prior[1], f"({len(locations)}, 2)")
+    if (scales < 0).any():
+        raise ValueError(f"Expected scales of prior >= 0, got {scales.min()}")
+    return locations, scales
+
+
+def _draw_components(ax: Axes, locations: Floats, scales: Floats, crosses: bool) -> None:
+    angle = np.linspace(0, 2 * np.pi, 201)
+    circle = np.stack([np.cos(angle), np.sin(angle)], -1)
+    style: dict[str, Any] = {"color": "black", "linewidth": 1, "zorder": 4}
+    for i, (location, scale) in enumerate(zip(locations, scales, strict=True)):
+        ax.plot(*(location + 2 * scale * circle).T, linestyle="--", label="prior" if i == 0 else None, **style)
+        if crosses:
+            ax.plot(*location, marker="+", markersize=10, **style)
 
 
 def _ellipses(scale: Array, num_data: int) -> tuple[Floats, Floats, Floats]:

@@ -1,0 +1,150 @@
+"""What every model here is made of: parts that fit each other, data checked on entry, and the plate over them."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae.likelihoods import Categorical, check_support, expectation
+from pyro_ilvae.networks import unused
+
+
+class Autoencoder(PyroModule):
+    """Decoder, encoder and likelihood, with what model and guide need of them.
+
+    Args:
+        decoder: see :class:`~pyro_ilvae.VAE`, as the other arguments.
+        encoder: the network of the guide.
+        likelihood: from natural parameters to a distribution.
+        data_size: the number of data in the data set.
+        latent_dim: the dimension of the latent variable.
+        event_shape: the shape of the natural parameters of one datum.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        encoder: nn.Module,
+        likelihood: Callable[..., TorchDistribution],
+        data_size: int | None = None,
+        *,
+        latent_dim: int | None = None,
+        event_shape: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        dims = {
+            "the argument latent_dim": latent_dim,
+            "decoder.latent_dim": getattr(decoder, "latent_dim", None),
+            "encoder.latent_dim": getattr(encoder, "latent_dim", None),
+        }
+        self.latent_dim: int = _agreed("latent_dim", dims)
+        shapes = {
+            "the argument event_shape": None if event_shape is None else _checks.event_shape(event_shape),
+            "decoder.event_shape": getattr(decoder, "event_shape", None),
+        }
+        self.event_shape: torch.Size = _agreed("event_shape", shapes)
+        self.data_size = None if data_size is None else _checks.positive_int("data_size", data_size)
+        self.decoder = unused(decoder)
+        self.encoder = unused(encoder)
+        self.likelihood = unused(likelihood)
+        self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
+
+    _prior_loc: Tensor
+
+    def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
+        """The mean of x, or a draw of it, for each row of ``z``."""
+        parts = []
+        with torch.no_grad(), evaluation_mode(self):
+            for batch in batches(z, batch_size):
+                distribution = self.likelihood(self.decoder(batch))
+                parts.append(expectation(distribution) if mean else distribution.sample())
+        return torch.cat(parts)
+
+    def _likelihood(self, eta: Tensor, x: Tensor | None) -> TorchDistribution:
+        split = eta.dim() - len(self.event_shape)
+        if split < 1 or eta.shape[split:] != self.event_shape:
+            expected = ", ".join(["...", *map(str, self.event_shape)])
+            raise ValueError(f"Expected decoder to return shape ({expected}), got {tuple(eta.shape)}")
+        distribution = self.likelihood(eta, x)
+        data_shape = distribution.batch_shape[split:]
+        if x is not None and x.shape[1:] != data_shape:
+            expected = ", ".join(["N", *map(str, data_shape)])
+            raise ValueError(f"Expected data at site 'x' of shape ({expected}), got {tuple(x.shape)}")
+        return distribution.to_event(len(data_shape))
+
+    def _data_plate(self, x: Tensor | None, num_data: int) -> pyro.plate:
+        if x is None:
+            return pyro.plate("data", _checks.positive_int("num_data", num_data))
+        if self.data_size is None or self.data_size == len(x):
+            return pyro.plate("data", len(x))
+        if self.data_size < len(x):
+            raise ValueError(f"Expected at most data_size = {self.data_size} data at site 'x', got {len(x)}")
+        # Indices stand for the caller's random batch; drawing them here would cost a permutation of all data.
+        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
+
+    @overload
+    def _checked(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def _checked(self, x: Tensor | None) -> Tensor | None: ...
+
+    def _checked(self, x: Tensor | None) -> Tensor | None:
+        """The data, checked, and as floating point numbers unless they are categories."""
+        if x is None:
+            return None
+        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"Expected data at site 'x' as a tensor of shape (N, ...) with N >= 1, got {got}")
+        if x.is_complex() or (x.is_floating_point() and x.dtype != self._prior_loc.dtype):
+            raise ValueError(
+                f"Expected data at site 'x' of dtype {self._prior_loc.dtype}, as the model, got {x.dtype}; convert "
+                "one, for example with x.float() or vae.double()"
+            )
+        check_support(self.likelihood, x, "x")
+        # PyTorch's densities take no booleans, and few take integers.
+        return x if isinstance(self.likelihood, Categorical) else x.to(self._prior_loc.dtype)
+
+    def _warn_of_another_model(self) -> None:
+        """Say so if SVI would train the parameters that an earlier model left under the names of this one's."""
+        if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
+            return
+        store = pyro.get_param_store()
+        for part, module in (("decoder", self.decoder), ("encoder", self.encoder)):
+            separator = "." if isinstance(module, PyroModule) else "$$$"
+            for name, parameter in module.named_parameters():
+                full_name = f"{self._pyro_name}{'.' * bool(self._pyro_name)}{part}{separator}{name}"
+                stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
+                if stored is not None and stored.unconstrained() is not parameter:
+                    warnings.warn(
+                        f"Pyro's param store holds another model's '{full_name}': SVI would train that one and leave "
+                        "this model as it is. Call pyro.clear_param_store() before fitting a new model.",
+                        stacklevel=2,
+                    )
+                    return
+                break  # one of each part tells
+
+
+def _agreed(name: str, values: dict[str, Any]) -> Any:
+    """The one value that all who name it agree on."""
+    named = {source: value for source, value in values.items() if value is not None}
+    if not named:
+        raise ValueError(f"Expected {name} as an argument, got None and a decoder without this attribute")
+    first, *others = named.values()
+    if any(other != first for other in others):
+        raise ValueError(
+            f"Expected one {name}, got " + ", ".join(f"{source} = {value}" for source, value in named.items())
+        )
+    return first
+
+
+def batches(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
+    if batch_size is None:
+        return (x,)
+    return x.split(_checks.positive_int("batch_size", batch_size))

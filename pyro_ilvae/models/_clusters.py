@@ -1,0 +1,36 @@
+"""Clusters of encoded data, from which the components of a mixture can start."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Clusters(NamedTuple):
+    """The cluster of each datum (N,), and of each cluster its location and scale (C, K) and its share of data (C,)."""
+
+    members: Tensor
+    loc: Tensor
+    scale: Tensor
+    share: Tensor
+
+
+def find_clusters(loc: Tensor, scale: Tensor, number: int, restarts: int, seed: int | None) -> Clusters:
+    """Clusters of locations (N, K) by k-means, whose scales count those of their members, (N, K), too."""
+    try:
+        from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("initialize_components needs scikit-learn: pip install scikit-learn") from error
+    different = len(loc.unique(dim=0))
+    if different < number:
+        raise ValueError(f"Expected at least num_components = {number} different encoded data, got {different}")
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    codes = loc.double().numpy(force=True)
+    found = KMeans(number, n_init=restarts, random_state=seed).fit_predict(codes)
+    members = torch.from_numpy(found).long().to(loc.device)
+    indicator = nn.functional.one_hot(members, number).to(loc.dtype)
+    sizes = indicator.sum(0)
+    centres = indicator.T @ loc / sizes[:, None]
+    variance = indicator.T @ ((loc - centres[members]).square() + scale.square()) / sizes[:, None]
+    return Clusters(members, centres, variance.sqrt(), sizes / len(loc))
