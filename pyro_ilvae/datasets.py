@@ -343,8 +343,10 @@ def _from_openml() -> ImageData:
     # Without it a firewall that swallows packets holds the call for minutes.
     socket.setdefaulttimeout(_PATIENCE if patience is None else patience)
     try:
-        # No retries, each of which would warn.
-        data = fetch_openml("Fashion-MNIST", version=1, as_frame=False, parser="auto", n_retries=0)
+        with warnings.catch_warnings():
+            # One retry is the fewest; a failure is told of once, by the caller.
+            warnings.filterwarnings("ignore", "A network error occurred", UserWarning)
+            data = fetch_openml("Fashion-MNIST", version=1, as_frame=False, parser="auto", n_retries=1)
     finally:
         socket.setdefaulttimeout(patience)
     images = torch.from_numpy(data.data.astype(np.float32)).reshape(-1, 28, 28).div_(255)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
+from sklearn.datasets import fetch_openml, load_digits
 
 from pyro_ilvae import datasets
 
@@ -309,7 +309,7 @@ def test_broken_file_is_named(tmp_path, name):
         datasets.fashion_mnist(tmp_path)
 
 
-@pytest.mark.skipif(REAL_FOLDER is None, reason="PYRO_ILVAE_DATA is not set")
+@pytest.mark.skipif(not REAL_FOLDER, reason="PYRO_ILVAE_DATA is not set")
 def test_real_files():
     data = datasets.fashion_mnist(REAL_FOLDER)
     sizes = len(data.train), len(data.test)
@@ -349,7 +349,7 @@ def test_openml_is_split_as_published(monkeypatch):
         assert np.array_equal(digits.T @ torch.tensor([1, 100, 10_000]), part)
         assert labels.dtype == torch.int64
         assert np.array_equal(labels.numpy(), part // 7 % 10)
-    known = {"version": 1, "as_frame": False, "parser": "auto", "n_retries": 0}
+    known = {"version": 1, "as_frame": False, "parser": "auto", "n_retries": 1}
     assert arguments == [(("Fashion-MNIST",), known)]
 
 
@@ -370,6 +370,23 @@ def test_without_a_network_digits_come_with_a_warning(monkeypatch, error):
         data = datasets.fashion_mnist()
     assert [warning.filename for warning in seen] == [__file__]
     assert equal(data, datasets.digits())
+
+
+def test_scikit_learn_itself_without_a_network(monkeypatch, tmp_path):
+    tried = []
+
+    def refuse(*args, **kwargs):
+        tried.append(args)
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path))  # not what an earlier download left
+    with pytest.warns(UserWarning, match="could not be downloaded") as seen:
+        data = datasets.fashion_mnist()
+    assert len(seen) == 1
+    assert equal(data, datasets.digits())
+    assert tried
 
 
 @pytest.mark.parametrize("error", [OSError(28, "disk full"), PermissionError("no"), ValueError("md5")])
@@ -410,6 +427,7 @@ def test_digits_are_all_of_scikit_learns_in_a_split_that_stays():
     assert torch.equal(state, torch.get_rng_state())
     assert equal(data, datasets.digits())
     assert (data.train.shape, data.test.shape) == ((1500, 8, 8), (297, 8, 8))
+    assert data.test_labels[:12].tolist() == [5, 7, 4, 5, 9, 5, 5, 8, 7, 7, 8, 9]
     assert (data.train.dtype, data.train_labels.dtype) == (torch.float32, torch.int64)
     source = load_digits()
 

@@ -45,9 +45,9 @@ class MixtureVAE(Autoencoder):
 
     Components start at random places, and data tend to gather in the few of them that are useful first:
     :meth:`initialize_components` places them in the codes of a trained encoder instead.
-    :func:`~pyro_ilvae.diagnostics.component_usage` tells which are empty,
-    :func:`~pyro_ilvae.diagnostics.coinciding_components` which lie on top of each other. Their numbers mean nothing, and
-    differ from seed to seed: :func:`~pyro_ilvae.diagnostics.match_components` aligns those of two fits.
+    :func:`~pyro_ilvae.diagnostics.component_usage` tells which are empty, and
+    :func:`~pyro_ilvae.diagnostics.coinciding_components` which lie on top of each other. The numbers of components mean
+    nothing and differ from seed to seed: :func:`~pyro_ilvae.diagnostics.match_components` aligns those of two fits.
 
     Args:
         decoder: the map :math:`f` from (..., K) to natural parameters (..., \*event_shape).
