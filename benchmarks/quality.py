@@ -7,14 +7,11 @@ that a run that is cut short is not lost; a 16-dimensional latent variable, Norm
 """
 
 import argparse
-import gzip
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
@@ -26,6 +23,7 @@ from pyro_ilvae import (
     MLPDecoder,
     MLPEncoder,
     ProjectedDecoder,
+    datasets,
     diagnostics,
     likelihoods,
     mlp,
@@ -56,13 +54,6 @@ DECODERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "projected": lambda q: ProjectedDecoder(mlp(LATENT, (512, 512), len(q)), LATENT, len(q), 1.0, q),
     "plain": lambda q: MLPDecoder(LATENT, len(q)),
 }
-
-
-def images(folder: Path, split: str) -> Tensor:
-    """Images of shape (N, 784) with intensities in [0, 1]."""
-    with gzip.open(folder / f"{split}-images-idx3-ubyte.gz") as file:
-        raw = np.frombuffer(file.read(), dtype=np.uint8, offset=16)
-    return torch.from_numpy(raw.copy()).reshape(-1, 784).float() / 255
 
 
 def run(name: str, seed: int, epochs: int, train: Tensor, test: Tensor) -> str:
@@ -99,8 +90,8 @@ def main() -> None:
     unknown = set(arguments.decoders) - set(DECODERS)
     if unknown or "PYRO_ILVAE_DATA" not in os.environ:
         parser.error(f"Expected decoders of {list(DECODERS)} and PYRO_ILVAE_DATA to be set, got {sorted(unknown)}")
-    folder = Path(os.environ["PYRO_ILVAE_DATA"])
-    train, test = images(folder, "train"), images(folder, "t10k")
+    data = datasets.fashion_mnist()
+    train, test = data.train.flatten(1), data.test.flatten(1)
     print(f"{len(train)} training and {len(test)} test images, {arguments.epochs} epochs", flush=True)
     for seed in range(arguments.seeds):
         for name in arguments.decoders or DECODERS:

@@ -82,7 +82,7 @@ def gaussian_mixture(
 
 
 def gaussian_mixture_accuracy(scale: float, centres: Tensor | Sequence[Sequence[float]] = ((0, 0), (10, 10))) -> float:
-    r"""The accuracy of the Bayes classifier on :func:`gaussian_mixture` with two centres, which none can exceed.
+    r"""The expected accuracy of the Bayes classifier on :func:`gaussian_mixture` with two centres, the best there is.
 
     .. math:: \Phi\left(\frac{\lVert m_1 - m_0 \rVert}{2 \sigma}\right),
 

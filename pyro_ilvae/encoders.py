@@ -60,7 +60,10 @@ class MLPEncoder(PyroModule):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
+        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape).
+
+        With ``num_components``, logits of shape (..., C) before them, which are then of shape (..., C, K).
+        """
         batch_shape = _batch_shape(x, self.event_shape)
         output = self.network(_as_input(x, self, self.input_transform).reshape((*batch_shape, -1)))
         return _posterior(output, self)
@@ -118,7 +121,10 @@ class ConvEncoder(PyroModule):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape)."""
+        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape).
+
+        With ``num_components``, logits of shape (..., C) before them, which are then of shape (..., C, K).
+        """
         batch_shape = _batch_shape(x, self.event_shape)
         features = self.convolutions(_as_input(x, self, self.input_transform).reshape((-1, *self._image_shape)))
         return _posterior(self.network(features.flatten(1)).reshape((*batch_shape, -1)), self)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -9,14 +10,14 @@ import pytest
 import torch
 from objects import DECODERS, EVENT, LATENT, perturb
 from pyro import poutine
-from pyro.infer import SVI, Predictive, TraceEnum_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from pyro.poutine.util import prune_subsample_sites
 from test_mixture import ENUMERATED, FORMS, mixture_with
 from torch.distributions import Categorical, kl_divergence
 
-from pyro_ilvae import AnnealedELBO, MLPEncoder, diagnostics, from_pyro_svi, likelihoods
+from pyro_ilvae import VAE, AnnealedELBO, MixtureVAE, MLPEncoder, diagnostics, from_pyro_svi, likelihoods
 
 X = torch.randn(12, *EVENT, generator=torch.Generator().manual_seed(0))
 
@@ -228,7 +229,7 @@ def test_prior_on_the_components_beside_the_own_guide(form, vectorize):
     assert pyro.param("component_mean").abs().min() > 0
 
 
-@pytest.mark.parametrize("form", ["factor", "components", "summed-out"])
+@pytest.mark.parametrize("form", ["components", "summed-out"])
 @torch.no_grad()
 def test_batched_components_are_a_loop_over_them(form):
     """Draws of the components along the left dimensions, as of vectorised particles, with one for the plate."""
@@ -246,6 +247,43 @@ def test_batched_components_are_a_loop_over_them(form):
     loop = zip(*(densities(values[i, 0], y[i], z[i]) for i in range(5)), strict=True)
     for batched, ones in zip(densities(values, y, z), loop, strict=True):
         torch.testing.assert_close(batched.expand(5, 12), torch.stack(ones))
+
+
+def test_refuses_a_prior_where_the_guide_reads_the_components():
+    mixture = mixture_with("factor")
+    mixture.component_loc = PyroSample(dist.Normal(0.0, 1.0).expand([3, LATENT]).to_event(2))
+    for call in (mixture.guide, mixture.encode, mixture.initialize_components):
+        with pytest.raises(ValueError, match=r"Expected components without a prior in .*\['component_loc'\]"):
+            call(X)
+    mixture = mixture_with("summed-out")
+    mixture.component_loc = PyroSample(dist.Normal(0.0, 1.0).expand([3, LATENT]).to_event(2))
+    with pytest.raises(ValueError, match="Expected components without a prior in initialize_components"):
+        mixture.initialize_components(X)
+
+
+@pytest.mark.parametrize("form", ["factor", "summed-out"])
+def test_a_second_mixture_of_the_same_parts_is_told(form):
+    first = mixture_with(form)
+    parts = (first.decoder, first.encoder, 3, first.likelihood)
+    options = {"enumerate_in": first.enumerate_in}
+    vae = VAE(first.decoder, first.encoder, first.likelihood)
+    mixtures = [MixtureVAE(*parts, **options) for _ in range(2)]
+    with warnings.catch_warnings():
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(X)
+        SVI(mixtures[0].model, mixtures[0].guide, pyro.optim.Adam({"lr": 1e-2}), TraceEnum_ELBO()).step(X)
+    with pytest.warns(UserWarning, match="another model's 'component_l"):
+        SVI(mixtures[1].model, mixtures[1].guide, pyro.optim.Adam({"lr": 1e-2}), TraceEnum_ELBO()).step(X)
+    other = MixtureVAE(*parts[:3], likelihoods.Normal(0.5, "learned"), **options)
+    other.component_loc, other.component_log_scale = mixtures[0].component_loc, mixtures[0].component_log_scale
+    with pytest.warns(UserWarning, match=r"another model's 'likelihood.log_scale'"):
+        other.guide(X)
+
+
+def test_a_vae_refuses_an_encoder_of_components():
+    vae = VAE(DECODERS["plain"](), MLPEncoder(EVENT, LATENT, (4,), num_components=3), likelihoods.Normal())
+    for call in (vae.guide, vae.encode):
+        with pytest.raises(ValueError, match="Expected encoder to return location and scale"):
+            call(X)
 
 
 @pytest.mark.parametrize("form", FORMS)

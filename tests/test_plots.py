@@ -653,7 +653,7 @@ ERRORS = {
     "covariance-shape": (lambda: plot_posteriors(ONE, torch.ones(2, 2, 3)), r"scale of shape \(2, 2, 2\)"),
     "covariance-skew": (lambda: plot_posteriors(ONE, [[[1.0, 0.5], [0.0, 1.0]]] * 2), "symmetric"),
     "covariance-negative": (lambda: plot_posteriors(ONE, [[[1.0, 2.0], [2.0, 1.0]]] * 2), "semi-definite"),
-    "prior-arrays": (lambda: plot_posteriors(ONE, ONE, prior=(ONE,)), "bool or locations and scales, got 1"),
+    "prior-arrays": (lambda: plot_posteriors(ONE, ONE, prior=(ONE,)), "a bool or a tuple of locations and scales, got"),
     "prior-loc": (lambda: plot_posteriors(ONE, ONE, prior=(torch.ones(3), ONE)), r"locations of prior of shape"),
     "prior-scale": (lambda: plot_posteriors(ONE, ONE, prior=(ONE, ONE[:1])), r"scales of prior of shape \(2, 2\)"),
     "prior-negative": (lambda: plot_posteriors(ONE, ONE, prior=(ONE, -ONE)), "scales of prior >= 0, got -1"),

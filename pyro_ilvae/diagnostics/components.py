@@ -49,14 +49,15 @@ def component_usage(
     .. math:: q(y) = \frac1N \sum_n q(y \mid x_n), \qquad I_q(x; y) = H[q(y)] - \frac1N \sum_n H[q(y \mid x_n)], \qquad
         \frac1N \sum_n \mathrm{KL}(q(y \mid x_n) \,\|\, \pi) = \mathrm{KL}(q(y) \,\|\, \pi) + I_q(x; y).
 
-    The left side of the last equation is what the ELBO charges for y [1]; its parts tell two failures apart. Where all
-    data fall into one component, the effective number [2] is 1 and KL is :math:`-\log \pi` of that component. Where the
-    data are assigned alike, whether to one component or to all, the mutual information is 0.
+    The left side of the last equation is what the ELBO of a guide with y charges for it [1]; its parts tell two
+    failures apart. Where all data fall into one component, the effective number [2] is 1 and KL is :math:`-\log \pi` of
+    that component. Where the data are assigned alike, whether to one component or to all, the mutual information is 0.
 
     Args:
         probs: the probabilities :math:`q(y \mid x_n)` of shape (N, C), as from
             :meth:`~pyro_ilvae.MixtureVAE.predict_component`.
-        weights: the weights :math:`\pi` of the prior, of shape (C,); uniform if None.
+        weights: the weights :math:`\pi` of the prior, of shape (C,), such as ``component_logits.softmax(-1)`` of a
+            :class:`~pyro_ilvae.MixtureVAE` that learns them; uniform if None.
         threshold: the usage in [0, 1] below which a component counts as empty. Equal usage of C components is 1 / C, so
             that the threshold should be well below it.
 

@@ -1,10 +1,12 @@
 """What every model here is made of: parts that fit each other, data checked on entry, and the plate over them."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, overload
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
@@ -58,10 +60,26 @@ class Autoencoder(PyroModule):
 
     _prior_loc: Tensor
 
+    @torch.no_grad()
+    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
+        r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
+
+        Args:
+            num_samples: the number of draws.
+            batch_size: the number drawn at a time; all at once if None.
+            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
+        """
+        z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
+        return self._decoded(z, batch_size, mean=mean)
+
+    def _prior(self) -> TorchDistribution:
+        """The prior of z, of batch shape () and event shape (K,)."""
+        return dist.Normal(self._prior_loc, torch.ones_like(self._prior_loc)).to_event(1)
+
     def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
         """The mean of x, or a draw of it, for each row of ``z``."""
         parts = []
-        with torch.no_grad(), evaluation_mode(self):
+        with evaluation_mode(self):
             for batch in batches(z, batch_size):
                 distribution = self.likelihood(self.decoder(batch))
                 parts.append(expectation(distribution) if mean else distribution.sample())
@@ -105,30 +123,45 @@ class Autoencoder(PyroModule):
         if x.is_complex() or (x.is_floating_point() and x.dtype != self._prior_loc.dtype):
             raise ValueError(
                 f"Expected data at site 'x' of dtype {self._prior_loc.dtype}, as the model, got {x.dtype}; convert "
-                "one, for example with x.float() or vae.double()"
+                "one, for example with x.float() or model.double()"
             )
         check_support(self.likelihood, x, "x")
         # PyTorch's densities take no booleans, and few take integers.
         return x if isinstance(self.likelihood, Categorical) else x.to(self._prior_loc.dtype)
+
+    def _location_and_scale(self, output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """What an encoder returned, checked to be a location and a scale."""
+        shapes = tuple(tuple(part.shape) for part in output)
+        if len(output) != 2 or shapes[0] != shapes[1] or shapes[0][-1:] != (self.latent_dim,):
+            raise ValueError(
+                f"Expected encoder to return location and scale of shape (..., {self.latent_dim}), got {shapes}"
+            )
+        return output
 
     def _warn_of_another_model(self) -> None:
         """Say so if SVI would train the parameters that an earlier model left under the names of this one's."""
         if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
             return
         store = pyro.get_param_store()
-        for part, module in (("decoder", self.decoder), ("encoder", self.encoder)):
+        prefix = f"{self._pyro_name}{'.' * bool(self._pyro_name)}"
+        for name, parameter in self._own_parameters():
+            full_name = f"{prefix}{name}"
+            stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
+            if stored is not None and stored.unconstrained() is not parameter:
+                warnings.warn(
+                    f"Pyro's param store holds another model's '{full_name}': SVI would train that one and leave "
+                    "this model as it is. Call pyro.clear_param_store() before fitting a new model.",
+                    stacklevel=3,
+                )
+                return
+
+    def _own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's own parameters, and the first of each part, which tells for all of it."""
+        yield from self.named_parameters(recurse=False)
+        for part, module in self.named_children():
             separator = "." if isinstance(module, PyroModule) else "$$$"
-            for name, parameter in module.named_parameters():
-                full_name = f"{self._pyro_name}{'.' * bool(self._pyro_name)}{part}{separator}{name}"
-                stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
-                if stored is not None and stored.unconstrained() is not parameter:
-                    warnings.warn(
-                        f"Pyro's param store holds another model's '{full_name}': SVI would train that one and leave "
-                        "this model as it is. Call pyro.clear_param_store() before fitting a new model.",
-                        stacklevel=2,
-                    )
-                    return
-                break  # one of each part tells
+            for name, parameter in islice(module.named_parameters(), 1):
+                yield f"{part}{separator}{name}", parameter
 
 
 def _agreed(name: str, values: dict[str, Any]) -> Any:

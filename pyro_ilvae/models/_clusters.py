@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+_SMALLEST_SCALE = 1e-3
+
 
 class Clusters(NamedTuple):
     """The cluster of each datum (N,), and of each cluster its location and scale (C, K) and its share of data (C,)."""
@@ -15,8 +17,8 @@ class Clusters(NamedTuple):
     share: Tensor
 
 
-def find_clusters(loc: Tensor, scale: Tensor, number: int, restarts: int, seed: int | None) -> Clusters:
-    """Clusters of locations (N, K) by k-means, whose scales count those of their members, (N, K), too."""
+def find_clusters(loc: Tensor, variance: Tensor, number: int, restarts: int, seed: int | None) -> Clusters:
+    """Clusters of locations (N, K) by k-means, with variances to add to or, if negative, to take from their spread."""
     try:
         from sklearn.cluster import KMeans  # type: ignore[import-untyped]
     except ImportError as error:
@@ -31,6 +33,10 @@ def find_clusters(loc: Tensor, scale: Tensor, number: int, restarts: int, seed: 
     members = torch.from_numpy(found).long().to(loc.device)
     indicator = nn.functional.one_hot(members, number).to(loc.dtype)
     sizes = indicator.sum(0)
+    if sizes.min() == 0:  # where codes differ by rounding alone
+        raise ValueError(f"Expected {number} clusters of encoded data, got {int((sizes > 0).sum())}")
     centres = indicator.T @ loc / sizes[:, None]
-    variance = indicator.T @ ((loc - centres[members]).square() + scale.square()) / sizes[:, None]
-    return Clusters(members, centres, variance.sqrt(), sizes / len(loc))
+    spread = indicator.T @ (loc - centres[members]).square() / sizes[:, None]
+    total = (spread + indicator.T @ variance / sizes[:, None]).maximum(0.1 * spread)
+    # A cluster of equal locations has no spread, and a scale of 0 has no density.
+    return Clusters(members, centres, total.sqrt().clamp(min=_SMALLEST_SCALE), sizes / len(loc))

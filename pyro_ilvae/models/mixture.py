@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae._random import seeded
 from pyro_ilvae.models._autoencoder import Autoencoder, batches
 from pyro_ilvae.models._clusters import find_clusters
 
@@ -41,7 +42,11 @@ class MixtureVAE(Autoencoder):
 
     With ``enumerate_in="model"`` the guide is :math:`q(z \mid x) = N(a, \operatorname{diag} b^2)` alone, and y is
     summed out of the model exactly: one pass through the decoder for each datum, whatever the number of components.
-    The sites ``y`` and ``z`` can then only be annealed together.
+    This too is for :class:`~pyro.infer.TraceEnum_ELBO`; the sites ``y`` and ``z`` can only be annealed together, and
+    ``Predictive`` draws y from its prior: use :meth:`predict_component`, or :func:`~pyro_ilvae.from_pyro_svi`.
+
+    A prior on the components (a ``PyroSample`` as ``component_loc``, for example) is for model and guide, but not for a
+    guide in the factor form, which reads them. The other methods are for components without a prior.
 
     Components start at random places, and data tend to gather in the few of them that are useful first:
     :meth:`initialize_components` places them in the codes of a trained encoder instead.
@@ -174,7 +179,7 @@ class MixtureVAE(Autoencoder):
         self._warn_of_another_model()
         plate = self._data_plate(x, num_data)
         if self.enumerate_in == "model":
-            fn = self._mixture() if x is None else self._normal(*self._factor(self.encoder(x)))
+            fn = self._prior() if x is None else self._normal(*self._location_and_scale(self.encoder(x)))
             with plate:
                 value: Tensor = pyro.sample("z", fn)
             return value
@@ -188,23 +193,28 @@ class MixtureVAE(Autoencoder):
         return value
 
     @torch.no_grad()
-    def encode(self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         r"""Mean and standard deviation of :math:`q(z \mid x)`, over all components, each of shape (N, K).
 
         Args:
             x: the data, of shape (N, \*data shape).
             batch_size: the number of data encoded at a time; all at once if None.
             num_samples: the number of draws that estimate the moments of a flow.
+            seed: a seed for these draws; the global random state if None.
         """
         moments = []
-        for probs, loc, scale in self._moments(x, batch_size, num_samples):
+        for probs, loc, scale in self._moments(x, batch_size, num_samples, seed):
             mean = (probs[..., None] * loc).sum(-2)
             variance = (probs[..., None] * (scale.square() + (loc - mean.unsqueeze(-2)).square())).sum(-2)
             moments.append((mean, variance.sqrt()))
         return torch.cat([mean for mean, _ in moments]), torch.cat([scale for _, scale in moments])
 
     @torch.no_grad()
-    def predict_component(self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100) -> Tensor:
+    def predict_component(
+        self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100, seed: int | None = None
+    ) -> Tensor:
         r"""The probability of each component, :math:`q(y \mid x)`, of shape (N, C).
 
         Where y is enumerated in the model this is :math:`E_{q(z \mid x)}\, p(y \mid z)`, an average over draws.
@@ -213,20 +223,24 @@ class MixtureVAE(Autoencoder):
             x: the data, of shape (N, \*data shape).
             batch_size: the number of data treated at a time; all at once if None.
             num_samples: the number of draws of z for each datum, where they are needed.
+            seed: a seed for these draws; the global random state if None.
         """
-        if self.enumerate_in == "guide":
-            return torch.cat([probs for probs, _, _ in self._moments(x, batch_size, num_samples)])
-        shape = torch.Size([_checks.positive_int("num_samples", num_samples)])
-        with evaluation_mode(self):
-            return torch.cat(
-                [
-                    self._responsibilities(self._normal(*self._factor(self.encoder(batch)))(shape)).mean(0)
-                    for batch in batches(self._checked(x), batch_size)
-                ]
-            )
+        _checks.positive_int("num_samples", num_samples)
+        probs = []
+        with evaluation_mode(self), seeded(seed):
+            for batch in batches(self._checked(x), batch_size):
+                if self.enumerate_in == "guide":
+                    probs.append(self._posterior(batch)[0].softmax(-1))
+                else:
+                    q = self._normal(*self._location_and_scale(self.encoder(batch)))
+                    # One draw of all data at a time, because C times as many numbers follow from each.
+                    probs.append(_mean(self._responsibilities(q()) for _ in range(num_samples)))
+        return torch.cat(probs)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100) -> Tensor:
+    def reconstruct(
+        self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100, seed: int | None = None
+    ) -> Tensor:
         r"""The mean :math:`E[x \mid z]` at the posterior mean of z under each datum's most probable component.
 
         For categories these are their probabilities, with one dimension more. Where y is enumerated in the model, it is
@@ -236,21 +250,11 @@ class MixtureVAE(Autoencoder):
             x: the data, of shape (N, \*data shape).
             batch_size: the number of data treated at a time; all at once if None.
             num_samples: the number of draws that estimate the mean of a flow.
+            seed: a seed for these draws; the global random state if None.
         """
-        z = [_of_component(loc, probs.argmax(-1)) for probs, loc, _ in self._moments(x, batch_size, num_samples)]
-        return self._decoded(torch.cat(z), batch_size, mean=True)
-
-    @torch.no_grad()
-    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
-        r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
-
-        Args:
-            num_samples: the number of draws.
-            batch_size: the number drawn at a time; all at once if None.
-            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
-        """
-        _checks.positive_int("num_samples", num_samples)
-        return self._decoded(self._mixture().sample((num_samples,)), batch_size, mean=mean)
+        moments = self._moments(x, batch_size, num_samples, seed)
+        z = torch.cat([_of_component(loc, probs.argmax(-1)) for probs, loc, _ in moments])
+        return self._decoded(z, batch_size, mean=True)
 
     @torch.no_grad()
     def sample_component(
@@ -282,10 +286,13 @@ class MixtureVAE(Autoencoder):
         r"""Put the components where k-means finds clusters of encoded data; for an encoder that is trained already.
 
         .. math:: m_c = \operatorname{mean}_{n \in c} a_n, \qquad
-            s_c^2 = \operatorname{mean}_{n \in c} \big((a_n - m_c)^2 + b_n^2\big), \qquad \pi_c = N_c / N,
+            s_c^2 = \operatorname{mean}_{n \in c} \big((a_n - m_c)^2 \pm b_n^2\big), \qquad \pi_c = N_c / N,
 
-        with :math:`a_n, b_n` the location and scale that the encoder gives datum n, or the moments of
-        :math:`q(z \mid x_n)` if it gives those of each component. What is fixed (weights, scales) stays as it is.
+        with :math:`a_n, b_n` the location and scale that the encoder gives datum n. The sign is + where y is enumerated
+        in the model, as they are the posterior's, such as a :class:`~pyro_ilvae.VAE` of the same decoder and encoder
+        has learned. It is - in the guide, where they are a factor with :math:`a_n \sim N(m_c, s_c^2 + b_n^2)`, and then
+        no variance becomes smaller than a tenth of that of the locations. What is fixed (weights, scales) stays as it
+        is.
 
         Args:
             x: the data, of shape (N, \*data shape).
@@ -297,20 +304,20 @@ class MixtureVAE(Autoencoder):
             The cluster of each datum, of shape (N,).
 
         Raises:
-            ValueError: for fewer different data than components.
+            ValueError: for fewer different data than components, components with a prior, and an encoder with
+                ``num_components``, which gives no codes apart from its components.
             ImportError: without scikit-learn.
 
         References:
             Jiang et al. 2017, Variational deep embedding, https://arxiv.org/abs/1611.05148
         """
         _checks.positive_int("restarts", restarts)
+        self._check_no_prior("initialize_components")
         with evaluation_mode(self):
-            parts = [self.encoder(batch) for batch in batches(self._checked(x), batch_size)]
-        if len(parts[0]) == 2:
-            loc, scale = (torch.cat(part) for part in zip(*map(self._factor, parts), strict=True))
-        else:
-            loc, scale = self.encode(x, batch_size)
-        clusters = find_clusters(loc, scale, self.num_components, restarts, seed)
+            parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
+        loc, scale = (torch.cat(part) for part in zip(*parts, strict=True))
+        sign = 1.0 if self.enumerate_in == "model" else -1.0
+        clusters = find_clusters(loc, sign * scale.square(), self.num_components, restarts, seed)
         self.component_loc.copy_(clusters.loc)
         if self.scales == "learned":
             self.component_log_scale.copy_(clusters.scale.log())
@@ -322,9 +329,17 @@ class MixtureVAE(Autoencoder):
         """Logits of the weights, locations and scales of the components."""
         return self.component_logits, self.component_loc, self.component_log_scale.exp()
 
-    def _mixture(self) -> TorchDistribution:
+    def _prior(self) -> TorchDistribution:
         logits, loc, scale = self._components()
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
+
+    def _check_no_prior(self, where: str) -> None:
+        priors = [name for name in self._pyro_samples if name.startswith("component_")]
+        if priors:
+            raise ValueError(
+                f"Expected components without a prior in {where}, got a PyroSample for {priors}: use an encoder with "
+                "num_components, or enumerate_in='model'"
+            )
 
     def _enumeration(self, where: str) -> Any:
         return {"enumerate": "parallel"} if where == self.enumerate_in else {}
@@ -341,21 +356,14 @@ class MixtureVAE(Autoencoder):
                     f"{tuple(tuple(part.shape) for part in output)}"
                 )
             return output  # type: ignore[no-any-return]
+        self._check_no_prior("a guide whose encoder gives a factor")
         logits, prior_loc, prior_scale = self._components()
-        loc, scale = (part.unsqueeze(-2) for part in self._factor(output))
+        loc, scale = (part.unsqueeze(-2) for part in self._location_and_scale(output))
         total = torch.hypot(scale, prior_scale)
         fit = dist.Normal(prior_loc, total).log_prob(loc).sum(-1)
         # The means weighted by the other's precision, in a form without division by a small scale.
         share = (prior_scale / total).square()
         return logits + fit, prior_loc + share * (loc - prior_loc), scale * prior_scale / total
-
-    def _factor(self, output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        shapes = tuple(tuple(part.shape) for part in output)
-        if len(output) != 2 or shapes[0] != shapes[1] or shapes[0][-1:] != (self.latent_dim,):
-            raise ValueError(
-                f"Expected encoder to return location and scale of shape (..., {self.latent_dim}), got {shapes}"
-            )
-        return output
 
     def _normal(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         """The guide's z: Normal, or what the flow makes of it."""
@@ -364,29 +372,43 @@ class MixtureVAE(Autoencoder):
         u = self.flow(torch.cat([loc, scale.log()], -1))
         return dist.TransformedDistribution(u, [dist.transforms.AffineTransform(loc, scale, event_dim=1)])
 
-    def _moments(self, x: Tensor, batch_size: int | None, num_samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _moments(
+        self, x: Tensor, batch_size: int | None, num_samples: int, seed: int | None
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Batches of q(y | x), mean and standard deviation of q(z | x, y), of shapes (N, C), (N, C, K) and (N, C, K).
 
         Where y is enumerated in the model, C is 1: q(z | x) is that of all components.
         """
         _checks.positive_int("num_samples", num_samples)
-        for batch in batches(self._checked(x), batch_size):
-            with evaluation_mode(self):
+        moments = []
+        with evaluation_mode(self), seeded(seed):
+            for batch in batches(self._checked(x), batch_size):
                 if self.enumerate_in == "guide":
                     logits, loc, scale = self._posterior(batch)
                     probs = logits.softmax(-1)
                 else:
-                    loc, scale = (part.unsqueeze(-2) for part in self._factor(self.encoder(batch)))
+                    loc, scale = (part.unsqueeze(-2) for part in self._location_and_scale(self.encoder(batch)))
                     probs = torch.ones_like(loc[..., 0])
                 if self.flow is not None:
-                    draws = self._normal(loc, scale)(torch.Size([num_samples]))
-                    loc, scale = draws.mean(0), draws.std(0, correction=0)
-            yield probs, loc, scale
+                    q = self._normal(loc, scale)
+                    draws = (torch.stack([z, z.square()]) for z in (q() for _ in range(num_samples)))
+                    loc, square = _mean(draws)
+                    scale = (square - loc.square()).clamp(min=0).sqrt()
+                moments.append((probs, loc, scale))
+        return moments
 
     def _responsibilities(self, z: Tensor) -> Tensor:
         """p(y | z), of shape (..., C)."""
         logits, loc, scale = self._components()
         return (logits + dist.Normal(loc, scale).log_prob(z.unsqueeze(-2)).sum(-1)).softmax(-1)
+
+
+def _mean(values: Iterator[Tensor]) -> Tensor:
+    """The mean of tensors that are made one after the other."""
+    total, count = next(values), 1
+    for value in values:
+        total, count = total + value, count + 1
+    return total / count
 
 
 def _of_component(values: Tensor, y: Tensor) -> Tensor:

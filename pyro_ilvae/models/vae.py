@@ -1,15 +1,11 @@
 """The variational autoencoder: a Pyro model and its amortised guide in one PyroModule."""
 
-from collections.abc import Callable, Sequence
-
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
 from pyro_ilvae.models._autoencoder import Autoencoder, batches
 
@@ -60,21 +56,6 @@ class VAE(Autoencoder):
         (torch.Size([100, 2]), torch.Size([100, 8]), torch.Size([3, 8]))
     """
 
-    def __init__(
-        self,
-        decoder: nn.Module,
-        encoder: nn.Module,
-        likelihood: Callable[..., TorchDistribution],
-        data_size: int | None = None,
-        *,
-        latent_dim: int | None = None,
-        event_shape: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(decoder, encoder, likelihood, data_size, latent_dim=latent_dim, event_shape=event_shape)
-        self.register_buffer("_prior_scale", torch.ones(self.latent_dim), persistent=False)
-
-    _prior_scale: Tensor
-
     @pyro_method
     def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
         r"""The generative model, conditioned on ``x`` where it is given.
@@ -106,7 +87,7 @@ class VAE(Autoencoder):
         x = self._checked(x)
         self._warn_of_another_model()
         plate = self._data_plate(x, num_data)
-        fn = self._prior() if x is None else dist.Normal(*self.encoder(x)).to_event(1)
+        fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self.encoder(x))).to_event(1)
         with plate:
             value: Tensor = pyro.sample("z", fn)
         return value
@@ -120,7 +101,7 @@ class VAE(Autoencoder):
             batch_size: the number of data encoded at a time; all at once if None.
         """
         with evaluation_mode(self):
-            parts = [self.encoder(batch) for batch in batches(self._checked(x), batch_size)]
+            parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
         return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
 
     @torch.no_grad()
@@ -134,19 +115,3 @@ class VAE(Autoencoder):
             batch_size: the number of data treated at a time; all at once if None.
         """
         return self._decoded(self.encode(x, batch_size)[0], batch_size, mean=True)
-
-    @torch.no_grad()
-    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
-        r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
-
-        Args:
-            num_samples: the number of draws.
-            batch_size: the number drawn at a time; all at once if None.
-            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
-        """
-        _checks.positive_int("num_samples", num_samples)
-        z = self._prior().expand([num_samples]).sample()
-        return self._decoded(z, batch_size, mean=mean)
-
-    def _prior(self) -> TorchDistribution:
-        return dist.Normal(self._prior_loc, self._prior_scale).to_event(1)

@@ -116,8 +116,8 @@ def _components(prior: bool | tuple[Array, Array]) -> tuple[Floats, Floats]:
     """Locations and scales (C, 2) of the prior's components."""
     if isinstance(prior, bool):
         return np.zeros((int(prior), 2)), np.ones((int(prior), 2))
-    if len(prior) != 2:
-        raise ValueError(f"Expected prior to be a bool or locations and scales, got {len(prior)} arrays")
+    if not (isinstance(prior, tuple) and len(prior) == 2):
+        raise ValueError(f"Expected prior to be a bool or a tuple of locations and scales, got {prior!r}")
     locations = _drawing.floats("locations of prior", prior[0], "(C, 2)")
     scales = _drawing.floats("scales of prior", prior[1], f"({len(locations)}, 2)")
     if (scales < 0).any():
