@@ -14,7 +14,7 @@ export MPLBACKEND ?= agg
 help:
 	@echo "make demo       install, then run tutorials/quickstart.py (about 3 minutes)"
 	@echo "make test       install, then run all checks"
-	@echo "make tutorials  execute the tutorials into notebooks under tutorials/output (about 20 minutes)"
+	@echo "make tutorials  execute the tutorials into notebooks under tutorials/output (about 15 minutes)"
 	@echo "make bench      what the guarantee costs, against a plain decoder and a public one's way to write it"
 	@echo "make lint       ruff and mypy;  make format  ruff format;  make clean  remove what make made"
 	@echo "PYTHON=python3.12 selects the interpreter, VENV=DIR the virtual environment ($(VENV))"

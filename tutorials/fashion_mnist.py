@@ -278,6 +278,13 @@ figure.legend(entries.values(), entries.keys(), fontsize="small", loc="outside r
 figure.savefig(OUTPUT / "fashion_vae.png", dpi=120)
 
 # %% [markdown]
+# On the 5,200 images of the Fashion-MNIST subset (three seeds, 20 epochs) no seed of the plain decoder keeps all of its
+# latent dimensions: the smallest KL is 0.01 nats. With Normal noise the projected decoder at L = 0.5 has the best
+# likelihood, 326 nats against 291, with at least 1.29 nats in every dimension; a larger L costs likelihood, and the
+# paper's composition lies between. With binary pixels L has to be chosen for logits: at L = 1 the projected decoder is
+# far behind after these epochs, and at L = 10 ahead of the plain one, -155 against -159 nats, with 0.97 to 1.03 nats in
+# the weakest dimension. The small convolutional backbone brings nothing on this budget, and differs between seeds.
+#
 # ## The mixture of ten components
 #
 # A mixture that starts with random components loses them: all images go to the few components that are useful first.
@@ -289,7 +296,6 @@ figure.savefig(OUTPUT / "fashion_vae.png", dpi=120)
 
 # %%
 def fit_mixture(decoder, likelihood, latent_dim, start, seed):
-    pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     train_images, test_images = images_for(likelihood)
     began = time.perf_counter()
@@ -321,6 +327,7 @@ def fit_mixture(decoder, likelihood, latent_dim, start, seed):
 
 
 def build_mixture(decoder, likelihood, latent_dim):
+    pyro.clear_param_store()  # it holds the parameters of an earlier model under the same names
     parts = (
         DECODERS[decoder](latent_dim),
         MLPEncoder(IMAGE, latent_dim, HIDDEN),
@@ -365,6 +372,13 @@ MIXTURE_COLUMNS = {
 print_table(mixtures, MIXTURES, MIXTURE_COLUMNS)
 
 # %% [markdown]
+# On the same subset, three seeds: random components end with 3.7 to 5.3 of ten in use, and those from k-means with 8.6
+# to 9.6, none with less than 2.9 percent of the images, whatever the decoder, at a *higher* evidence (456 nats against
+# 369). The projected decoder is 75 nats ahead of the plain one, which is ahead of the compositions. The accuracy is
+# another matter: 0.47 to 0.51 for the best by evidence, and not above 0.52 for any. That is what k-means on principal
+# components of the images reaches too. The clusters that explain pixels best are dark and light shirts, not shirts
+# and coats, and neither the evidence nor L knows of labels.
+#
 # The best by evidence among those with Normal noise is the one to look at, whatever its accuracy. (It is chosen by the
 # likelihood of the held-out images themselves, but without their labels.)
 
@@ -378,7 +392,7 @@ pyro.set_rng_seed(0)
 samples = torch.stack([mixture.sample_component(y, 10, mean=True) for y in range(NUM_COMPONENTS)])
 shown = DATA.test[:10]
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", width_ratios=[1, 1])
+figure, axes = plt.subplots(2, 1, figsize=(6, 7.6), layout="constrained", height_ratios=[10, 2.2])
 plots.plot_class_samples(samples.clamp(0, 1), ax=axes[0])
 axes[0].set(title="samples, a row for each component", ylabel="component")
 plots.plot_reconstructions(shown, mixture.reconstruct(shown).clamp(0, 1), ax=axes[1])
