@@ -397,7 +397,7 @@ plots.plot_class_samples(samples.clamp(0, 1), ax=axes[0])
 axes[0].set(title="samples, a row for each component", ylabel="component")
 plots.plot_reconstructions(shown, mixture.reconstruct(shown).clamp(0, 1), ax=axes[1])
 axes[1].set_title("held-out images")
-figure.savefig(OUTPUT / "fashion_mixture.png", dpi=150)
+figure.savefig(OUTPUT / "fashion_mixture.png", dpi=110, bbox_inches="tight")
 
 # %% [markdown]
 # Component numbers mean nothing across seeds: the same cluster has another number in another fit. `match_components`
