@@ -29,11 +29,10 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from sklearn.datasets import load_digits
 from torch import nn
 from tqdm import trange
 
-from pyro_ilvae import diagnostics, from_pyro_mcmc, from_pyro_svi, plots
+from pyro_ilvae import datasets, diagnostics, from_pyro_mcmc, from_pyro_svi, plots
 
 warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
 import arviz as az  # noqa: E402 - after the filter, because it announces its successor on import
@@ -48,9 +47,8 @@ OUTPUT = Path(tempfile.mkdtemp() if SMOKE else "tutorials/output")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 LATENT_DIM, HIDDEN = 16, 128
 
-images = torch.tensor(load_digits().images / 16, dtype=torch.float32).round().flatten(1)
-order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-train, test = images[order[:1500]], images[order[1500:]]
+digits = datasets.digits()
+train, test = (datasets.binarize(split, threshold=0.5).flatten(1) for split in (digits.train, digits.test))
 
 # %% [markdown]
 # ## Pyro's ordinary VAE

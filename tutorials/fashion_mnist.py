@@ -211,9 +211,7 @@ def kept(function, *arguments):
 
 def sweep(function, jobs):
     """All calls in parallel processes, with a progress bar."""
-    runs = Parallel(n_jobs=int(os.environ.get("PYRO_ILVAE_JOBS", "-1")), return_as="generator")(
-        delayed(kept)(function, *job) for job in jobs
-    )
+    runs = Parallel(n_jobs=-1, return_as="generator")(delayed(kept)(function, *job) for job in jobs)
     return dict(zip(jobs, tqdm(runs, total=len(jobs), desc=function.__name__, mininterval=1.0), strict=True))
 
 

@@ -31,7 +31,6 @@ import pyro
 import torch
 from joblib import Parallel, delayed
 from pyro.infer import SVI, TraceMeanField_ELBO
-from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from pyro_ilvae import (
@@ -42,6 +41,7 @@ from pyro_ilvae import (
     MLPDecoder,
     MLPEncoder,
     ProjectedDecoder,
+    datasets,
     diagnostics,
     from_pyro_svi,
     likelihoods,
@@ -60,9 +60,8 @@ OUTPUT.mkdir(parents=True, exist_ok=True)
 
 LATENT_DIM, IMAGE, HIDDEN, BATCH_SIZE = 16, (8, 8), (128, 128), 128
 
-images = torch.tensor(load_digits().images / 16, dtype=torch.float32)
-order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-train, test = images[order[:1500]], images[order[1500:]]
+digits = datasets.digits()
+train, test = digits.train, digits.test
 
 # %% [markdown]
 # ## The decoders

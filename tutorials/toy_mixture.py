@@ -162,9 +162,7 @@ def fit_once(name, sigma, seed):
 
 
 jobs = [(name, sigma, seed) for seed in SEEDS for sigma in SIGMAS[::-1] for name in MODELS]
-runs = Parallel(n_jobs=int(os.environ.get("PYRO_ILVAE_JOBS", "-1")), return_as="generator")(
-    delayed(fit_once)(*job) for job in jobs
-)
+runs = Parallel(n_jobs=-1, return_as="generator")(delayed(fit_once)(*job) for job in jobs)
 results = dict(zip(jobs, tqdm(runs, total=len(jobs), desc="fits", mininterval=1.0), strict=True))
 
 

@@ -85,6 +85,20 @@ class Autoencoder(PyroModule):
                 parts.append(expectation(distribution) if mean else distribution.sample())
         return torch.cat(parts)
 
+    def _encoded(self, x: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """Location and scale of all data, from an encoder that returns these."""
+        with evaluation_mode(self):
+            parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
+        return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
+
+    def _sample_x(self, z: Tensor, x: Tensor | None, plate: pyro.plate) -> Tensor:
+        """The value of site ``x`` given ``z``: the data, or a draw."""
+        # Decoded outside the plate, so that a prior on a weight is global and not one for each datum.
+        distribution = self._likelihood(self.decoder(z), x)
+        with plate:
+            value: Tensor = pyro.sample("x", distribution, obs=x)
+        return value
+
     def _likelihood(self, eta: Tensor, x: Tensor | None) -> TorchDistribution:
         split = eta.dim() - len(self.event_shape)
         if split < 1 or eta.shape[split:] != self.event_shape:

@@ -163,10 +163,7 @@ class MixtureVAE(Autoencoder):
         with plate:
             y = pyro.sample("y", dist.Categorical(logits=logits), infer=self._enumeration("model"))
             z = pyro.sample("z", dist.Normal(_of_component(loc, y), _of_component(scale, y)).to_event(1))
-        distribution = self._likelihood(self.decoder(z), x)
-        with plate:
-            value: Tensor = pyro.sample("x", distribution, obs=x)
-        return value
+        return self._sample_x(z, x, plate)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
@@ -313,9 +310,7 @@ class MixtureVAE(Autoencoder):
         """
         _checks.positive_int("restarts", restarts)
         self._check_no_prior("initialize_components")
-        with evaluation_mode(self):
-            parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
-        loc, scale = (torch.cat(part) for part in zip(*parts, strict=True))
+        loc, scale = self._encoded(x, batch_size)
         sign = 1.0 if self.enumerate_in == "model" else -1.0
         clusters = find_clusters(loc, sign * scale.square(), self.num_components, restarts, seed)
         self.component_loc.copy_(clusters.loc)

@@ -6,8 +6,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pyro_ilvae._modes import evaluation_mode
-from pyro_ilvae.models._autoencoder import Autoencoder, batches
+from pyro_ilvae.models._autoencoder import Autoencoder
 
 
 class VAE(Autoencoder):
@@ -71,11 +70,7 @@ class VAE(Autoencoder):
         plate = self._data_plate(x, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
-        # Outside the plate, so that a prior on a weight is global and not one for each datum.
-        distribution = self._likelihood(self.decoder(z), x)
-        with plate:
-            value: Tensor = pyro.sample("x", distribution, obs=x)
-        return value
+        return self._sample_x(z, x, plate)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
@@ -100,9 +95,7 @@ class VAE(Autoencoder):
             x: the data.
             batch_size: the number of data encoded at a time; all at once if None.
         """
-        with evaluation_mode(self):
-            parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
-        return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
+        return self._encoded(x, batch_size)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
