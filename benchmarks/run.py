@@ -17,11 +17,13 @@ import inverse
 import measures
 import mixture
 import pyro
+import sequential
 import timing
 import torch
 import training
 
-ROWS = decoders.ROWS | training.ROWS | compiled.ROWS | mixture.ROWS | inverse.ROWS | measures.ROWS | growth.ROWS
+MODULES = (decoders, training, compiled, mixture, sequential, inverse, measures, growth)
+ROWS = {name: row for module in MODULES for name, row in module.ROWS.items()}
 
 
 def keep_memory() -> None:

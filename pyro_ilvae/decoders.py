@@ -12,7 +12,7 @@ from pyro_ilvae.frames import make_frame
 from pyro_ilvae.maps import BrenierMap
 from pyro_ilvae.networks import unused
 
-_INITIAL_SCALE = 0.3
+INITIAL_SCALE = 0.3  # of what the ICNNs add to a linear map at the start, where 1 is order one
 
 
 class InverseLipschitzDecoder(PyroModule):
@@ -30,8 +30,10 @@ class InverseLipschitzDecoder(PyroModule):
         inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, or the pair
             :math:`(L_1, L_2)`. (The paper's experiments set :math:`L_1 = L_2`, and name that number.)
         hidden_features: the widths of the hidden layers of both maps.
-        frame: "random" (orthonormal), "identity" (the paper's [I; 0]) or a (D, K) tensor with orthonormal columns;
-            :func:`~pyro_ilvae.principal_frame` computes a good one from data.
+        frame: "random" (orthonormal), "identity" (the paper's [I; 0]), "centred" (random, without the shift of all
+            categories, for :class:`~pyro_ilvae.likelihoods.Categorical`: L then holds for the logits up to that shift)
+            or a (D, K) tensor with orthonormal columns; :func:`~pyro_ilvae.principal_frame` computes a good one from
+            data.
         inner_hidden_features: the widths of the hidden layers of :math:`g_1`, if they differ.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
@@ -67,7 +69,7 @@ class InverseLipschitzDecoder(PyroModule):
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
         self.event_shape = _checks.event_shape(event_shape)
         features = self.event_shape.numel()
-        self.frame = make_frame(frame, features, self.latent_dim)
+        self.frame = make_frame(frame, self.event_shape, self.latent_dim)
         first, second = _split(inverse_lipschitz, 1.0)
         self.inner = BrenierMap(
             self.latent_dim, first, inner_hidden_features or hidden_features, activation, input_skips
@@ -75,9 +77,9 @@ class InverseLipschitzDecoder(PyroModule):
         self.outer = BrenierMap(features, second, hidden_features, activation, input_skips)
         # Both maps start close to the linear ones L_1 z and L_2 B u, which are where training is best conditioned; and
         # only the frame's K directions are ever fed into the outer one.
-        self.inner.icnn.reset_parameters(gradient_scale=_INITIAL_SCALE)
+        self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
         self.outer.icnn.reset_parameters(
-            input_norm=math.sqrt(self.latent_dim * (_INITIAL_SCALE**2 + first**2)), gradient_scale=_INITIAL_SCALE
+            input_norm=math.sqrt(self.latent_dim * (INITIAL_SCALE**2 + first**2)), gradient_scale=INITIAL_SCALE
         )
 
     @property
@@ -117,8 +119,7 @@ class ProjectedDecoder(PyroModule):
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
         inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder.
-        frame: "random" (orthonormal), "identity" ([I; 0]) or a (D, K) tensor with orthonormal columns;
-            :func:`~pyro_ilvae.principal_frame` computes a good one from data.
+        frame: as for :class:`InverseLipschitzDecoder`.
         hidden_features: the widths of the hidden layers of :math:`g`.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
@@ -152,9 +153,9 @@ class ProjectedDecoder(PyroModule):
             raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}")
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
         self.event_shape = _checks.event_shape(event_shape)
-        self.frame = make_frame(frame, self.event_shape.numel(), self.latent_dim)
+        self.frame = make_frame(frame, self.event_shape, self.latent_dim)
         self.map = BrenierMap(self.latent_dim, inverse_lipschitz, hidden_features, activation, input_skips)
-        self.map.icnn.reset_parameters(gradient_scale=_INITIAL_SCALE)
+        self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
         self.backbone = unused(backbone)
 
     @property

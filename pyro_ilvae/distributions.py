@@ -9,6 +9,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+PADDING = -1  #: what follows the last token of a sequence, so that those of several lengths fill a rectangle
 
 
 def innermost(distribution: Any) -> Any:
@@ -181,3 +184,60 @@ class NaturalContinuousBernoulli(_Natural):
             small, self.eta**2 / 24 - self.eta**4 / 2880, safe / 2 + torch.log(-torch.expm1(-safe)) - torch.log(safe)
         )
         return self.eta * (value - 0.5) - log_sinhc
+
+
+class TokenSequence(TorchDistribution):
+    r"""Sequences of tokens of different lengths, each token given those before it.
+
+    .. math:: \log p(x) = \sum_{t \le T_x} \log \operatorname{softmax}(\eta_t)_{x_t},
+
+    with :math:`T_x` the number of tokens before the padding, which has no density of its own.
+
+    The logits of a token depend on the tokens before it, so this is the distribution along one history: it has a
+    density at the tokens that the logits were computed for, and a draw is those tokens.
+
+    Args:
+        logits: :math:`\eta` of shape (..., T, V).
+        tokens: the history, of shape (..., T): numbers below V, followed by any amount of :data:`PADDING`.
+
+    Raises:
+        ValueError: from ``log_prob`` for other tokens than the history.
+
+    Example:
+        >>> tokens = torch.tensor([[1, 0], [1, PADDING]])
+        >>> TokenSequence(torch.zeros(2, 2, 4), tokens).log_prob(tokens).exp()
+        tensor([0.0625, 0.2500])
+    """
+
+    arg_constraints = {"logits": constraints.independent(constraints.real, 2)}  # noqa: RUF012 - PyTorch's form
+
+    def __init__(self, logits: Tensor, tokens: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.tokens = tokens
+        batch_shape = torch.broadcast_shapes(logits.shape[:-2], tokens.shape[:-1])
+        super().__init__(batch_shape, tokens.shape[-1:], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Rows of the integers from :data:`PADDING` to V - 1."""
+        return constraints.independent(constraints.integer_interval(PADDING, self.logits.shape[-1] - 1), 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(type(self), _instance)
+        new.logits, new.tokens = self.logits, self.tokens
+        super(TokenSequence, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """The history, of shape (..., T)."""
+        return self.tokens.expand(self._extended_shape(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density in nats."""
+        if value is not self.tokens and not bool((value == self.tokens).all()):
+            raise ValueError("Expected the tokens that the logits were computed for, got others")
+        targets = self.tokens.expand(self.logits.shape[:-1])
+        # One fused pass: a normalised copy of the logits is the largest tensor of a step.
+        nats = cross_entropy(self.logits.flatten(0, -2), targets.flatten(), ignore_index=PADDING, reduction="none")
+        return -nats.reshape(targets.shape).sum(-1).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))

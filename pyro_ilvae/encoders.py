@@ -156,5 +156,10 @@ def _posterior(output: Tensor, encoder: MLPEncoder | ConvEncoder) -> tuple[Tenso
     if encoder.num_components is not None:
         logits = (output[..., : encoder.num_components],)
         output = output[..., encoder.num_components :].unflatten(-1, (encoder.num_components, -1))
+    return *logits, *location_and_scale(output)
+
+
+def location_and_scale(output: Tensor) -> tuple[Tensor, Tensor]:
+    """A network's last layer, of shape (..., 2 K), as a location and a positive scale that starts near 1."""
     loc, raw = output.chunk(2, dim=-1)
-    return *logits, loc, F.softplus(raw + math.log(math.e - 1)) + _SMALLEST_SCALE
+    return loc, F.softplus(raw + math.log(math.e - 1)) + _SMALLEST_SCALE

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Self, TypeAlias
 
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -90,8 +93,9 @@ class OrthonormalFrame(PyroModule):
 Frame: TypeAlias = IdentityFrame | OrthonormalFrame
 
 
-def make_frame(frame: str | Tensor, features: int, latent_dim: int) -> Frame:
-    """The frame that a decoder's ``frame`` argument asks for: "identity", "random" or a (D, K) tensor."""
+def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int) -> Frame:
+    """The frame that a decoder's ``frame`` argument asks for: "identity", "random", "centred" or a (D, K) tensor."""
+    features = event_shape.numel()
     if latent_dim > features:
         raise ValueError(
             f"Expected latent_dim <= {features}, the number of entries of event_shape, got {latent_dim}: a map into "
@@ -103,7 +107,30 @@ def make_frame(frame: str | Tensor, features: int, latent_dim: int) -> Frame:
         return IdentityFrame(features, latent_dim)
     if frame == "random":
         return OrthonormalFrame(torch.linalg.qr(torch.randn(features, latent_dim)).Q)
-    raise ValueError(f"Expected frame to be 'identity', 'random' or a ({features}, {latent_dim}) tensor, got {frame!r}")
+    if frame == "centred":
+        return OrthonormalFrame(_centred(event_shape, latent_dim))
+    raise ValueError(
+        f"Expected frame to be 'identity', 'random', 'centred' or a ({features}, {latent_dim}) tensor, got {frame!r}"
+    )
+
+
+def centred_matrix(frame: str | Tensor, vocab_size: int, latent_dim: int) -> Tensor:
+    """Orthonormal columns of shape (V, K) orthogonal to the all-ones vector: random ones ("centred"), or those given.
+
+    The softmax ignores what a decoder does along that vector, so only the rest counts for the probabilities.
+    """
+    if isinstance(frame, Tensor):
+        matrix = _orthonormal(frame, vocab_size, latent_dim)
+        largest_sum = matrix.sum(0).abs().max()
+        if not largest_sum <= 1e-4:
+            raise ValueError(
+                "Expected frame with columns orthogonal to the all-ones vector, got one whose columns sum to up to "
+                f"{float(largest_sum):.2g} in absolute value; frame='centred' makes one"
+            )
+        return _orthonormalise(matrix - matrix.mean(0))
+    if frame != "centred":
+        raise ValueError(f"Expected frame to be 'centred' or a ({vocab_size}, {latent_dim}) tensor, got {frame!r}")
+    return _centred(torch.Size([vocab_size]), latent_dim)
 
 
 def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
@@ -149,6 +176,85 @@ def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
         directions = torch.linalg.svd(centred, full_matrices=False).Vh[:latent_dim].mT
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     return directions * torch.sign(largest)
+
+
+def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor:
+    r"""The directions of logits in which the sequences of a sample differ most: a frame for decoders of sequences.
+
+    .. math:: \operatorname{argmax}_{Q^\top Q = I,\; Q^\top 1 = 0} \operatorname{tr}(Q^\top Y^\top Y Q), \qquad
+        y_{nv} = \frac{c_{nv} - \bar c_v}{\sqrt{s_v}},
+
+    with :math:`c_{nv}` the number of times sequence n has token v, :math:`\bar c_v` and :math:`s_v` its mean and
+    standard deviation over the sequences. The root (Pareto scaling [1]) is between extremes: unscaled, the commonest
+    tokens fill all directions; scaled by s, the rarest do, since two that occur once, in the same sequence, are
+    perfectly correlated. The counts stay sparse.
+
+    Args:
+        x: a sample of tokens, int64 of shape (N, T), padded with -1.
+        vocab_size: the number :math:`V` of tokens.
+        latent_dim: the number :math:`K` of directions.
+
+    Returns:
+        :math:`Q` of shape (V, K): orthonormal columns that sum to 0, largest variance first, each with its largest
+        entry positive.
+
+    Raises:
+        ValueError: for tokens outside the vocabulary, and a sample whose counts differ in fewer than K directions.
+
+    References:
+        [1] van den Berg et al. 2006, Centering, scaling, and transformations, https://doi.org/10.1186/1471-2164-7-142
+
+    Example:
+        >>> principal_token_frame(torch.randint(0, 10, (100, 6)), vocab_size=10, latent_dim=2).shape
+        torch.Size([10, 2])
+    """
+    _checks.positive_int("vocab_size", vocab_size)
+    _checks.positive_int("latent_dim", latent_dim)
+    if x.dim() != 2 or x.is_floating_point() or (x.numel() and not -1 <= int(x.min()) <= int(x.max()) < vocab_size):
+        raise ValueError(f"Expected x of shape (N, T) with tokens below {vocab_size}, got {x.dtype}, {tuple(x.shape)}")
+    if latent_dim >= min(len(x), vocab_size):
+        raise ValueError(
+            f"Expected latent_dim < {min(len(x), vocab_size)}, the smaller of the numbers of sequences and tokens, "
+            f"got {latent_dim}"
+        )
+    rows, columns = (x >= 0).nonzero(as_tuple=True)
+    ones = np.ones(len(rows))
+    counts = scipy.sparse.csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
+    mean = np.asarray(counts.mean(0)).ravel()
+    spread = np.sqrt(np.maximum(np.asarray(counts.multiply(counts).mean(0)).ravel() - mean**2, 0.0))
+    weight = np.divide(1.0, np.sqrt(spread), out=np.zeros_like(spread), where=spread > 1e-9)
+
+    # Y as an operator: centred, it would be dense.
+    def product(v: np.ndarray) -> np.ndarray:
+        scaled = weight * (v.ravel() - v.mean())
+        return np.asarray(counts @ scaled - mean @ scaled)
+
+    def transposed(u: np.ndarray) -> np.ndarray:
+        v = weight * (counts.T @ u.ravel() - mean * u.sum())
+        return np.asarray(v - v.mean())
+
+    operator = scipy.sparse.linalg.LinearOperator(counts.shape, product, transposed, dtype=np.float64)
+    _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, random_state=0)
+    if not values.min() > 1e-6 * max(values.max(), 1e-300):
+        raise ValueError(
+            f"Expected x whose counts differ in at least {latent_dim} directions, got {int((values > 1e-6).sum())}"
+        )
+    directions = torch.from_numpy(vectors[::-1].T.copy()).to(torch.get_default_dtype())
+    return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
+
+
+def _centred(event_shape: torch.Size, latent_dim: int) -> Tensor:
+    """Random orthonormal columns without a component along a shift of all categories, the last dimension."""
+    features, categories = event_shape.numel(), event_shape[-1]
+    largest = features - features // categories
+    if latent_dim > largest:
+        raise ValueError(
+            f"Expected latent_dim <= {largest} with frame='centred', got {latent_dim}: of {tuple(event_shape)} logits, "
+            f"so many directions are left when the shift of all {categories} categories is taken out"
+        )
+    directions = torch.randn(*event_shape, latent_dim)
+    directions = directions - directions.mean(-2, keepdim=True)
+    return torch.linalg.qr(directions.reshape(features, latent_dim)).Q
 
 
 def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:

@@ -71,7 +71,7 @@ def test_hessian_is_positive_semi_definite(icnn):
 
 @given(networks(), st.sampled_from(["identity", "random"]))
 def test_gradient_in_frame_is_gradient_at_the_embedded_point(icnn, frame):
-    frame = make_frame(frame, icnn.in_features, max(1, icnn.in_features // 2)).to(torch.float64)
+    frame = make_frame(frame, torch.Size([icnn.in_features]), max(1, icnn.in_features // 2)).to(torch.float64)
     u = torch.randn(2, 5, frame.latent_dim, dtype=torch.float64)
     x = frame.add(u.new_zeros(2, 5, icnn.in_features), u)
     torch.testing.assert_close(icnn.gradient_in_frame(u, frame), icnn.gradient(x), rtol=1e-9, atol=1e-9)

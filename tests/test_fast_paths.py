@@ -22,7 +22,7 @@ def build(name, seed=0):
 @given(st.integers(0, 2**31), FRAMES, st.sampled_from([((5,), (5,)), ((2, 5), (5,)), ((5,), (2, 5)), ((), ())]))
 def test_frames_are_their_matrix(seed, kind, shapes):
     torch.manual_seed(seed)
-    frame = make_frame(kind, 7, 3).double()
+    frame = make_frame(kind, torch.Size([7]), 3).double()
     matrix = frame.coordinates(torch.eye(7, dtype=torch.float64))
     torch.testing.assert_close(matrix.mT @ matrix, torch.eye(3, dtype=torch.float64))
     u = torch.randn(*shapes[0], 3, dtype=torch.float64)
@@ -38,7 +38,7 @@ def test_frames_are_their_matrix(seed, kind, shapes):
 def test_map_in_a_frame_is_autograd_of_the_potential(seed, kind, skips):
     torch.manual_seed(seed)
     brenier = perturb(BrenierMap(7, 0.7, (16, 12, 8), input_skips=skips).double(), 0.5)
-    frame = make_frame(kind, 7, 3).double()
+    frame = make_frame(kind, torch.Size([7]), 3).double()
     u = torch.randn(2, 5, 3, dtype=torch.float64)
     x = frame.add(u.new_zeros(2, 5, 7), u).requires_grad_()
     (expected,) = torch.autograd.grad(brenier.potential(x).sum(), x)

@@ -46,12 +46,12 @@ class Autoencoder(PyroModule):
             "decoder.latent_dim": getattr(decoder, "latent_dim", None),
             "encoder.latent_dim": getattr(encoder, "latent_dim", None),
         }
-        self.latent_dim: int = _agreed("latent_dim", dims)
+        self.latent_dim: int = agreed("latent_dim", dims)
         shapes = {
             "the argument event_shape": None if event_shape is None else _checks.event_shape(event_shape),
             "decoder.event_shape": getattr(decoder, "event_shape", None),
         }
-        self.event_shape: torch.Size = _agreed("event_shape", shapes)
+        self.event_shape: torch.Size = agreed("event_shape", shapes)
         self.data_size = None if data_size is None else _checks.positive_int("data_size", data_size)
         self.decoder = unused(decoder)
         self.encoder = unused(encoder)
@@ -60,30 +60,9 @@ class Autoencoder(PyroModule):
 
     _prior_loc: Tensor
 
-    @torch.no_grad()
-    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
-        r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
-
-        Args:
-            num_samples: the number of draws.
-            batch_size: the number drawn at a time; all at once if None.
-            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
-        """
-        z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
-        return self._decoded(z, batch_size, mean=mean)
-
     def _prior(self) -> TorchDistribution:
         """The prior of z, of batch shape () and event shape (K,)."""
         return dist.Normal(self._prior_loc, torch.ones_like(self._prior_loc)).to_event(1)
-
-    def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
-        """The mean of x, or a draw of it, for each row of ``z``."""
-        parts = []
-        with evaluation_mode(self):
-            for batch in batches(z, batch_size):
-                distribution = self.likelihood(self.decoder(batch))
-                parts.append(expectation(distribution) if mean else distribution.sample())
-        return torch.cat(parts)
 
     def _encoded(self, x: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
         """Location and scale of all data, from an encoder that returns these."""
@@ -91,25 +70,12 @@ class Autoencoder(PyroModule):
             parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
         return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
 
-    def _sample_x(self, z: Tensor, x: Tensor | None, plate: pyro.plate) -> Tensor:
-        """The value of site ``x`` given ``z``: the data, or a draw."""
-        # Decoded outside the plate, so that a prior on a weight is global and not one for each datum.
-        distribution = self._likelihood(self.decoder(z), x)
+    def _sample_z(self, x: Tensor | None, plate: pyro.plate) -> Tensor:
+        """The value of site ``z`` in the guide, which is the prior without data."""
+        fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self.encoder(x))).to_event(1)
         with plate:
-            value: Tensor = pyro.sample("x", distribution, obs=x)
+            value: Tensor = pyro.sample("z", fn)
         return value
-
-    def _likelihood(self, eta: Tensor, x: Tensor | None) -> TorchDistribution:
-        split = eta.dim() - len(self.event_shape)
-        if split < 1 or eta.shape[split:] != self.event_shape:
-            expected = ", ".join(["...", *map(str, self.event_shape)])
-            raise ValueError(f"Expected decoder to return shape ({expected}), got {tuple(eta.shape)}")
-        distribution = self.likelihood(eta, x)
-        data_shape = distribution.batch_shape[split:]
-        if x is not None and x.shape[1:] != data_shape:
-            expected = ", ".join(["N", *map(str, data_shape)])
-            raise ValueError(f"Expected data at site 'x' of shape ({expected}), got {tuple(x.shape)}")
-        return distribution.to_event(len(data_shape))
 
     def _data_plate(self, x: Tensor | None, num_data: int) -> pyro.plate:
         if x is None:
@@ -173,12 +139,66 @@ class Autoencoder(PyroModule):
         """The model's own parameters, and the first of each part, which tells for all of it."""
         yield from self.named_parameters(recurse=False)
         for part, module in self.named_children():
-            separator = "." if isinstance(module, PyroModule) else "$$$"
             for name, parameter in islice(module.named_parameters(), 1):
-                yield f"{part}{separator}{name}", parameter
+                yield _stored_name(self, f"{part}.{name}"), parameter
 
 
-def _agreed(name: str, values: dict[str, Any]) -> Any:
+class DenseAutoencoder(Autoencoder):
+    """A model of data of one shape, whose natural parameters the decoder gives for all entries at once."""
+
+    @torch.no_grad()
+    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
+        r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
+
+        Args:
+            num_samples: the number of draws.
+            batch_size: the number drawn at a time; all at once if None.
+            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
+        """
+        z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
+        return self._decoded(z, batch_size, mean=mean)
+
+    def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
+        """The mean of x, or a draw of it, for each row of ``z``."""
+        parts = []
+        with evaluation_mode(self):
+            for batch in batches(z, batch_size):
+                distribution = self.likelihood(self.decoder(batch))
+                parts.append(expectation(distribution) if mean else distribution.sample())
+        return torch.cat(parts)
+
+    def _sample_x(self, z: Tensor, x: Tensor | None, plate: pyro.plate) -> Tensor:
+        """The value of site ``x`` given ``z``: the data, or a draw."""
+        # Decoded outside the plate, so that a prior on a weight is global and not one for each datum.
+        distribution = self._likelihood(self.decoder(z), x)
+        with plate:
+            value: Tensor = pyro.sample("x", distribution, obs=x)
+        return value
+
+    def _likelihood(self, eta: Tensor, x: Tensor | None) -> TorchDistribution:
+        split = eta.dim() - len(self.event_shape)
+        if split < 1 or eta.shape[split:] != self.event_shape:
+            expected = ", ".join(["...", *map(str, self.event_shape)])
+            raise ValueError(f"Expected decoder to return shape ({expected}), got {tuple(eta.shape)}")
+        distribution = self.likelihood(eta, x)
+        data_shape = distribution.batch_shape[split:]
+        if x is not None and x.shape[1:] != data_shape:
+            expected = ", ".join(["N", *map(str, data_shape)])
+            raise ValueError(f"Expected data at site 'x' of shape ({expected}), got {tuple(x.shape)}")
+        return distribution.to_event(len(data_shape))
+
+
+def _stored_name(module: nn.Module, path: str) -> str:
+    """The name of a module's parameter in Pyro's param store, which marks where the path enters a plain module."""
+    *parts, name = path.split(".")
+    for i, part in enumerate(parts, start=1):
+        module = module._modules[part]  # type: ignore[assignment]
+        if not isinstance(module, PyroModule):
+            return f"{'.'.join(parts[:i])}$$${'.'.join([*parts[i:], name])}"
+    return path
+
+
+def agreed(name: str, values: dict[str, Any]) -> Any:
     """The one value that all who name it agree on."""
     named = {source: value for source, value in values.items() if value is not None}
     if not named:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
 from pyro_ilvae._random import seeded
-from pyro_ilvae.models._autoencoder import Autoencoder, batches
+from pyro_ilvae.models._autoencoder import DenseAutoencoder, batches
 from pyro_ilvae.models._clusters import find_clusters
 
 
-class MixtureVAE(Autoencoder):
+class MixtureVAE(DenseAutoencoder):
     r"""A variational autoencoder whose prior is a mixture of Gaussians: a GMVAE, LIDMVAE or IL-LIDMVAE.
 
     .. math:: y_n \sim \operatorname{Categorical}(\pi), \qquad

@@ -1,15 +1,14 @@
 """The variational autoencoder: a Pyro model and its amortised guide in one PyroModule."""
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pyro_ilvae.models._autoencoder import Autoencoder
+from pyro_ilvae.models._autoencoder import DenseAutoencoder
 
 
-class VAE(Autoencoder):
+class VAE(DenseAutoencoder):
     r"""A variational autoencoder, with the decoder deciding what can collapse.
 
     .. math:: z_n \sim N(0, I_K), \qquad x_n \mid z_n \sim p(x \mid \eta = f(z_n)), \qquad
@@ -81,11 +80,7 @@ class VAE(Autoencoder):
         """
         x = self._checked(x)
         self._warn_of_another_model()
-        plate = self._data_plate(x, num_data)
-        fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self.encoder(x))).to_event(1)
-        with plate:
-            value: Tensor = pyro.sample("z", fn)
-        return value
+        return self._sample_z(x, self._data_plate(x, num_data))
 
     @torch.no_grad()
     def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:

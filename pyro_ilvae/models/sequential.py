@@ -1,0 +1,280 @@
+"""The variational autoencoder over sequences of tokens: a Pyro model and its amortised guide in one PyroModule."""
+
+from typing import overload
+
+import pyro
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae.distributions import PADDING, TokenSequence
+from pyro_ilvae.generation import ancestral_sample, beam_search
+from pyro_ilvae.likelihoods import Categorical
+from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches
+from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
+
+
+class SequentialVAE(Autoencoder):
+    r"""A variational autoencoder over sequences of tokens: an SVAE, LIDSVAE or IL-LIDSVAE.
+
+    .. math:: z_n \sim N(0, I_K), \qquad x_{nt} \mid x_{n,<t}, z_n \sim \operatorname{Categorical}\bigl(
+        \operatorname{softmax} f(z_n; h_{nt})\bigr), \qquad q(z_n \mid x_n) = N(\mu(x_n), \operatorname{diag}
+        \sigma(x_n)^2),
+
+    for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``, and :math:`h_{nt}` is a
+    state over the tokens before t. With a plain decoder this is an SVAE, with an inverse Lipschitz one LIDSVAE (L = 0)
+    or IL-LIDSVAE (L > 0).
+
+    Data are tokens, int64 of shape (N, T), as :mod:`pyro_ilvae.text` makes them: each row is a sequence, and -1 fills
+    the rest of a row after its last token. The padding is masked out of every density, and columns of padding alone
+    are cut off.
+
+    Args:
+        vocab_size: the number :math:`V` of tokens.
+        latent_dim: the dimension :math:`K` of the latent variable.
+        decoder: the map f: a :class:`~pyro_ilvae.SequenceDecoder`, :class:`~pyro_ilvae.ProjectedSequenceDecoder` or
+            :class:`~pyro_ilvae.InverseLipschitzSequenceDecoder`.
+        encoder: a module from tokens (..., T) to the location and scale of z, each (..., K), such as
+            :class:`~pyro_ilvae.SequenceEncoder`.
+        data_size: the number N of data in the data set, see :class:`~pyro_ilvae.VAE`.
+        end_token: the token that ends a sequence when one is drawn or searched for; if None, drawn sequences are all of
+            ``max_length``. It is part of the data like any other token.
+        max_length: the number of tokens after which a drawn sequence is cut off.
+
+    Raises:
+        ValueError: if the parts disagree on a dimension, and from ``model`` and ``guide`` for data that are not tokens
+            (naming the site), rows without a token or with padding before a token, or more data than ``data_size``.
+
+    References:
+        | Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
+          network, https://arxiv.org/abs/2304.12770
+        | Wang, Blei & Cunningham 2021, Posterior collapse and latent variable non-identifiability,
+          https://arxiv.org/abs/2301.00537
+        | Bowman et al. 2016, Generating sentences from a continuous space, https://arxiv.org/abs/1511.06349
+
+    Example:
+        >>> import pyro
+        >>> from pyro.infer import SVI, TraceMeanField_ELBO
+        >>> from pyro_ilvae import ProjectedSequenceDecoder, SequenceEncoder, text
+        >>> data = text.words()
+        >>> size = len(data.vocabulary)
+        >>> vae = SequentialVAE(
+        ...     size,
+        ...     latent_dim=2,
+        ...     decoder=ProjectedSequenceDecoder(size, 2, inverse_lipschitz=4.0, hidden_features=32),
+        ...     encoder=SequenceEncoder(size, 2, hidden_features=32),
+        ...     data_size=len(data.train),
+        ...     end_token=data.vocabulary.end,
+        ... )
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+        >>> losses = [svi.step(batch) for batch in data.train[:100].split(20)]
+        >>> vae.encode(data.test)[0].shape == (len(data.test), 2)
+        True
+        >>> samples = data.vocabulary.decode(vae.sample_prior(3))
+    """
+
+    decoder: AutoregressiveDecoder
+
+    def __init__(
+        self,
+        vocab_size: int,
+        latent_dim: int,
+        decoder: AutoregressiveDecoder,
+        encoder: nn.Module,
+        data_size: int | None = None,
+        *,
+        end_token: int | None = None,
+        max_length: int = 100,
+    ) -> None:
+        sizes = {
+            "the argument vocab_size": _checks.positive_int("vocab_size", vocab_size),
+            "decoder.vocab_size": getattr(decoder, "vocab_size", None),
+            "encoder.vocab_size": getattr(encoder, "vocab_size", None),
+        }
+        agreed_size: int = agreed("vocab_size", sizes)
+        super().__init__(
+            decoder, encoder, Categorical(agreed_size), data_size, latent_dim=latent_dim, event_shape=vocab_size
+        )
+        self.vocab_size = agreed_size
+        self.max_length = _checks.positive_int("max_length", max_length)
+        if end_token is not None and end_token not in range(vocab_size):
+            raise ValueError(f"Expected end_token to be None or a token below {vocab_size}, got {end_token!r}")
+        self.end_token = end_token
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+        """The generative model, conditioned on ``x`` where it is given.
+
+        Args:
+            x: a batch of tokens of shape (N, T), or None for a draw from the prior predictive.
+            num_data: the number of data to draw if ``x`` is None.
+
+        Returns:
+            The value of site ``x``: the data, or a draw of shape (num_data, max_length).
+        """
+        x = self._checked(x)
+        plate = self._data_plate(x, num_data)
+        with plate:
+            z = pyro.sample("z", self._prior())
+        tokens = self._drawn(z) if x is None else x
+        # Outside the plate, so that a prior on a weight is global and not one for each datum.
+        distribution = TokenSequence(self._logits(z, tokens), tokens)
+        with plate:
+            value: Tensor = pyro.sample("x", distribution, obs=x)
+        return value
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+        """The amortised posterior, with the arguments of :meth:`model`; without data it is the prior.
+
+        Returns:
+            The value of site ``z``.
+        """
+        x = self._checked(x)
+        self._warn_of_another_model()
+        return self._sample_z(x, self._data_plate(x, num_data))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Location and scale of q(z | x), each of shape (N, K), for tokens ``x`` of shape (N, T).
+
+        Args:
+            x: the data.
+            batch_size: the number of data encoded at a time; all at once if None.
+        """
+        return self._encoded(x, batch_size)
+
+    @torch.no_grad()
+    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, temperature: float = 1.0) -> Tensor:
+        """Draws from the prior predictive: tokens of shape (num_samples, max_length), padded with -1.
+
+        Args:
+            num_samples: the number of draws.
+            batch_size: the number drawn at a time; all at once if None.
+            temperature: as for :meth:`sample`.
+        """
+        z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
+        return self.sample(z, batch_size, temperature=temperature)
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, batch_size: int | None = None, *, temperature: float = 1.0) -> Tensor:
+        r"""A draw of x for each z, token by token: :math:`x_t \sim \operatorname{softmax}(f(z; h_t) / \tau)`.
+
+        Args:
+            z: of shape (N, K).
+            batch_size: the number drawn at a time; all at once if None.
+            temperature: :math:`\tau > 0`; 1 draws from the model, less makes probable tokens more so.
+
+        Returns:
+            Tokens of shape (N, max_length), padded with -1 after the end token.
+        """
+        with evaluation_mode(self):
+            draws = [
+                ancestral_sample(self.decoder, batch, self.max_length, self.end_token, temperature)
+                for batch in batches(self._codes(z), batch_size)
+            ]
+        return torch.cat(draws)
+
+    @torch.no_grad()
+    def search(self, z: Tensor, batch_size: int | None = None, *, num_beams: int = 1) -> Tensor:
+        r"""The most probable x for each z that a beam search finds, the greedy one with a single beam.
+
+        Args:
+            z: of shape (N, K).
+            batch_size: the number searched for at a time; all at once if None.
+            num_beams: the number of sequences kept at each length; they are compared by their log probability.
+
+        Returns:
+            Tokens of shape (N, max_length), padded with -1 after the end token.
+        """
+        with evaluation_mode(self):
+            found = [
+                beam_search(self.decoder, batch, self.max_length, self.end_token, num_beams)
+                for batch in batches(self._codes(z), batch_size)
+            ]
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, batch_size: int | None = None, *, num_beams: int = 1) -> Tensor:
+        """The sequence that :meth:`search` finds at the posterior mean of z, of shape (N, max_length).
+
+        Args:
+            x: tokens of shape (N, T).
+            batch_size: the number of data treated at a time; all at once if None.
+            num_beams: as for :meth:`search`.
+        """
+        return self.search(self.encode(x, batch_size)[0], batch_size, num_beams=num_beams)
+
+    @torch.no_grad()
+    def interpolate(self, start: Tensor, end: Tensor, num_steps: int = 7, *, num_beams: int = 1) -> Tensor:
+        """The sequences that :meth:`search` finds on the straight line between two posterior means.
+
+        Args:
+            start: one sequence, tokens of shape (T,).
+            end: the other one, which may have another length.
+            num_steps: the number of points on the line, with its two ends; at least 2.
+            num_beams: as for :meth:`search`.
+
+        Returns:
+            Tokens of shape (num_steps, max_length), padded with -1 after the end token.
+        """
+        if _checks.positive_int("num_steps", num_steps) < 2:
+            raise ValueError(f"Expected num_steps >= 2, got {num_steps}")
+        first, last = (self.encode(sequence.unsqueeze(0))[0] for sequence in (start, end))
+        weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
+        return self.search(torch.lerp(first, last, weight), num_beams=num_beams)
+
+    def _codes(self, z: Tensor) -> Tensor:
+        if z.dim() != 2:
+            raise ValueError(f"Expected z of shape (N, {self.latent_dim}), got {tuple(z.shape)}")
+        return z
+
+    def _logits(self, z: Tensor, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(z, tokens)
+        if logits.shape[-2:] != (tokens.shape[-1], self.vocab_size):
+            raise ValueError(
+                f"Expected decoder to return shape (..., {tokens.shape[-1]}, {self.vocab_size}), "
+                f"got {tuple(logits.shape)}"
+            )
+        return logits
+
+    @torch.no_grad()
+    def _drawn(self, z: Tensor) -> Tensor:
+        """Tokens of shape (..., max_length) for the model's own draws of z."""
+        flat = z.reshape(-1, self.latent_dim)
+        draws = ancestral_sample(self.decoder, flat, self.max_length, self.end_token)
+        return draws.reshape(*z.shape[:-1], self.max_length)
+
+    @overload
+    def _checked(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def _checked(self, x: Tensor | None) -> Tensor | None: ...
+
+    def _checked(self, x: Tensor | None) -> Tensor | None:
+        """The tokens, checked, without columns of padding alone."""
+        if x is None:
+            return None
+        if not isinstance(x, Tensor) or x.dim() != 2 or len(x) == 0:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"Expected data at site 'x' as a tensor of tokens of shape (N, T) with N >= 1, got {got}")
+        if x.dtype != torch.long:
+            raise ValueError(f"Expected data at site 'x' of dtype torch.int64, got {x.dtype}")
+        if x.numel() and not (x.min() >= PADDING and x.max() < self.vocab_size):
+            raise ValueError(
+                f"Expected tokens at site 'x' from 0 to {self.vocab_size - 1}, or {PADDING} as padding, "
+                f"got values from {int(x.min())} to {int(x.max())}"
+            )
+        present = x >= 0
+        lengths = present.sum(-1)
+        # A token after the padding would be read as if it stood before it.
+        wrong = (lengths == 0) | (present[:, 1:] & ~present[:, :-1]).any(-1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Expected at least one token in each row at site 'x', and padding only after the last one, got "
+                f"{int(wrong.sum())} rows without, the first of them row {row}: {x[row].tolist()}"
+            )
+        return x[:, : int(lengths.max())]
