@@ -234,11 +234,13 @@ def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor
         return np.asarray(v - v.mean())
 
     operator = scipy.sparse.linalg.LinearOperator(counts.shape, product, transposed, dtype=np.float64)
-    _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, random_state=0)
-    if not values.min() > 1e-6 * max(values.max(), 1e-300):
-        raise ValueError(
-            f"Expected x whose counts differ in at least {latent_dim} directions, got {int((values > 1e-6).sum())}"
-        )
+    start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, so that the frame is reproducible
+    rank = int((spread > 1e-9).sum())  # at most
+    if rank >= latent_dim:
+        _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, v0=start)
+        rank = int((values > 1e-6 * values.max()).sum())
+    if rank < latent_dim:
+        raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
     directions = torch.from_numpy(vectors[::-1].T.copy()).to(torch.get_default_dtype())
     return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
 
