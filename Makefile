@@ -33,6 +33,7 @@ test: lint
 	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/diagnostics.py
 	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/toy_mixture.py
 	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/fashion_mnist.py
+	PYRO_ILVAE_SMOKE=1 $(BIN)/python -W error tutorials/text.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -48,7 +49,7 @@ bench: $(INSTALLED)
 
 tutorials: $(INSTALLED)
 	mkdir -p tutorials/output
-	for name in quickstart diagnostics toy_mixture fashion_mnist; do \
+	for name in quickstart diagnostics toy_mixture fashion_mnist text; do \
 		MPLBACKEND=module://matplotlib_inline.backend_inline $(BIN)/jupytext --to ipynb --execute --run-path . \
 			--output tutorials/output/$$name.ipynb tutorials/$$name.py || exit 1; \
 	done

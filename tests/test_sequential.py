@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from objects import perturb
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -114,6 +115,19 @@ def test_predictive(name, parallel):
         x = draws["x"].reshape(35, LENGTH)
         trace = poutine.trace(poutine.condition(vae.model, data={"z": torch.zeros(35, LATENT)})).get_trace(x)
         assert trace.log_prob_sum().isfinite()
+
+
+@pytest.mark.parametrize("name", GRU)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_draws_are_those_of_the_given_z(name, parallel):
+    vae, num_samples = perturb(vae_with(name, max_length=1)), 2000 if parallel else 200
+    z = 2 * torch.randn(3, LATENT)
+    predictive = Predictive(vae.model, {"z": z.expand(num_samples, 3, LATENT)}, parallel=parallel)
+    drawn = predictive(num_data=3)["x"].reshape(num_samples, 3)
+    with torch.no_grad():
+        probs = vae.decoder.begin(z)[0].softmax(-1)
+    frequencies = torch.nn.functional.one_hot(drawn, VOCAB).float().mean(0)
+    assert ((frequencies - probs).abs() < 5 * (probs * (1 - probs) / num_samples).sqrt() + 1 / num_samples).all()
 
 
 def test_without_data_guide_is_the_prior():

@@ -78,7 +78,7 @@ try:
         raise FileNotFoundError
     CORPORA = [first_part(text.names(), None, 2000)]
     if FULL:
-        CORPORA.append(first_part(text.tinyshakespeare(), None, 1000))
+        CORPORA.append(first_part(text.tinyshakespeare(), None, 500))
 except FileNotFoundError:
     CORPORA = [first_part(text.words(), 300 if SMOKE else None, 50 if SMOKE else None)]
 CORPORA = {data.name: data for data in CORPORA}
