@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -194,11 +195,13 @@ class TokenSequence(TorchDistribution):
     with :math:`T_x` the number of tokens before the padding, which has no density of its own.
 
     The logits of a token depend on the tokens before it, so this is the distribution along one history: it has a
-    density at the tokens that the logits were computed for, and a draw is those tokens.
+    density at the tokens that the logits were computed for. A draw puts other tokens, and their logits, in their place.
 
     Args:
         logits: :math:`\eta` of shape (..., T, V).
         tokens: the history, of shape (..., T): numbers below V, followed by any amount of :data:`PADDING`.
+        draw: a function that returns the logits and tokens of a draw, of these shapes; if None, the tokens given are
+            one already.
 
     Raises:
         ValueError: from ``log_prob`` for other tokens than the history.
@@ -211,9 +214,16 @@ class TokenSequence(TorchDistribution):
 
     arg_constraints = {"logits": constraints.independent(constraints.real, 2)}  # noqa: RUF012 - PyTorch's form
 
-    def __init__(self, logits: Tensor, tokens: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        draw: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
         self.logits = logits
         self.tokens = tokens
+        self._draw = draw
         batch_shape = torch.broadcast_shapes(logits.shape[:-2], tokens.shape[:-1])
         super().__init__(batch_shape, tokens.shape[-1:], validate_args=validate_args)
 
@@ -224,13 +234,15 @@ class TokenSequence(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(type(self), _instance)
-        new.logits, new.tokens = self.logits, self.tokens
+        new.logits, new.tokens, new._draw = self.logits, self.tokens, self._draw
         super(TokenSequence, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """The history, of shape (..., T)."""
+        """A draw, of shape (..., T), which is the history from here on."""
+        if self._draw is not None:
+            self.logits, self.tokens = self._draw()
         return self.tokens.expand(self._extended_shape(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:

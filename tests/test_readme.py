@@ -7,7 +7,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_examples_run(capsys):
-    example, mixture = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    example, mixture, sequences = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
@@ -15,4 +15,6 @@ def test_examples_run(capsys):
     assert "verdict" in printed
     exec(compile(mixture, README.name, "exec"), variables)
     assert 1 <= variables["usage"].effective_number <= 3
+    exec(compile(sequences, README.name, "exec"), variables)
+    assert variables["sequential"].reconstruct(variables["data"].test[:2]).shape == (2, 20)
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)

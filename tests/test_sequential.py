@@ -130,6 +130,20 @@ def test_draws_are_those_of_the_given_z(name, parallel):
     assert ((frequencies - probs).abs() < 5 * (probs * (1 - probs) / num_samples).sqrt() + 1 / num_samples).all()
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_draws_in_place_of_data(name):
+    vae, x = perturb(vae_with(name)), X.repeat(20, 1)
+    trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x)
+    drawn = trace.nodes["x"]["value"]
+    assert drawn.shape == x.shape
+    assert (drawn != x).any(-1).float().mean() > 0.5
+    again = poutine.trace(poutine.condition(vae.model, data={"z": trace.nodes["z"]["value"]})).get_trace(drawn)
+    torch.testing.assert_close(trace.log_prob_sum(), again.log_prob_sum())
+    for parallel in (False, True):
+        draws = Predictive(poutine.uncondition(vae.model), num_samples=3, parallel=parallel)(X)["x"]
+        assert draws.reshape(3, *X.shape).float().std(0).max() > 0
+
+
 def test_without_data_guide_is_the_prior():
     vae = vae_with()
     fn = poutine.trace(vae.guide).get_trace(num_data=4).nodes["z"]["fn"]

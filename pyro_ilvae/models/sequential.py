@@ -1,5 +1,6 @@
 """The variational autoencoder over sequences of tokens: a Pyro model and its amortised guide in one PyroModule."""
 
+from functools import partial
 from typing import overload
 
 import pyro
@@ -118,9 +119,12 @@ class SequentialVAE(Autoencoder):
         plate = self._data_plate(x, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
-        tokens = self._drawn(z) if x is None else x
         # Outside the plate, so that a prior on a weight is global and not one for each datum.
-        distribution = TokenSequence(self._logits(z, tokens), tokens)
+        if x is None:
+            distribution = TokenSequence(*self._drawn(z, self.max_length))
+        else:
+            # Handlers such as uncondition draw although there are data, and sequences as long as these.
+            distribution = TokenSequence(self._logits(z, x), x, draw=partial(self._drawn, z, x.shape[1]))
         with plate:
             value: Tensor = pyro.sample("x", distribution, obs=x)
         return value
@@ -240,12 +244,12 @@ class SequentialVAE(Autoencoder):
             )
         return logits
 
-    @torch.no_grad()
-    def _drawn(self, z: Tensor) -> Tensor:
-        """Tokens of shape (..., max_length) for the model's own draws of z."""
-        flat = z.reshape(-1, self.latent_dim)
-        draws = ancestral_sample(self.decoder, flat, self.max_length, self.end_token)
-        return draws.reshape(*z.shape[:-1], self.max_length)
+    def _drawn(self, z: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+        """Logits and tokens, of shape (..., max_length), for the model's own draws of z."""
+        with torch.no_grad():
+            draws = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
+        tokens = draws.reshape(*z.shape[:-1], max_length)
+        return self._logits(z, tokens), tokens
 
     @overload
     def _checked(self, x: Tensor) -> Tensor: ...
