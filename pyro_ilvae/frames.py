@@ -182,12 +182,12 @@ def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor
     r"""The directions of logits in which the sequences of a sample differ most: a frame for decoders of sequences.
 
     .. math:: \operatorname{argmax}_{Q^\top Q = I,\; Q^\top 1 = 0} \operatorname{tr}(Q^\top Y^\top Y Q), \qquad
-        y_{nv} = \frac{c_{nv} - \bar c_v}{\sqrt{s_v}},
+        y_{nv} = \frac{c_{nv} - \bar c_v}{s_v + s_0},
 
     with :math:`c_{nv}` the number of times sequence n has token v, :math:`\bar c_v` and :math:`s_v` its mean and
-    standard deviation over the sequences. The root (Pareto scaling [1]) is between extremes: unscaled, the commonest
-    tokens fill all directions; scaled by s, the rarest do, since two that occur once, in the same sequence, are
-    perfectly correlated. The counts stay sparse.
+    standard deviation over the sequences, and :math:`s_0` the root mean square of the :math:`s_v`, as for genes in [1].
+    Unscaled, the commonest tokens would fill all directions; scaled by s alone, the rarest would, since two that occur
+    once, in the same sequence, are perfectly correlated. The counts stay sparse.
 
     Args:
         x: a sample of tokens, int64 of shape (N, T), padded with -1.
@@ -202,7 +202,8 @@ def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor
         ValueError: for tokens outside the vocabulary, and a sample whose counts differ in fewer than K directions.
 
     References:
-        [1] van den Berg et al. 2006, Centering, scaling, and transformations, https://doi.org/10.1186/1471-2164-7-142
+        [1] Tusher, Tibshirani & Chu 2001, Significance analysis of microarrays applied to the ionizing radiation
+        response, https://doi.org/10.1073/pnas.091062498
 
     Example:
         >>> principal_token_frame(torch.randint(0, 10, (100, 6)), vocab_size=10, latent_dim=2).shape
@@ -222,27 +223,32 @@ def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor
     counts = scipy.sparse.csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
     mean = np.asarray(counts.mean(0)).ravel()
     spread = np.sqrt(np.maximum(np.asarray(counts.multiply(counts).mean(0)).ravel() - mean**2, 0.0))
-    weight = np.divide(1.0, np.sqrt(spread), out=np.zeros_like(spread), where=spread > 1e-9)
-
-    # Y as an operator: centred, it would be dense.
-    def product(v: np.ndarray) -> np.ndarray:
-        scaled = weight * (v.ravel() - v.mean())
-        return np.asarray(counts @ scaled - mean @ scaled)
-
-    def transposed(u: np.ndarray) -> np.ndarray:
-        v = weight * (counts.T @ u.ravel() - mean * u.sum())
-        return np.asarray(v - v.mean())
-
-    operator = scipy.sparse.linalg.LinearOperator(counts.shape, product, transposed, dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, so that the frame is reproducible
-    rank = int((spread > 1e-9).sum())  # at most
-    if rank >= latent_dim:
-        _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, v0=start)
+    rank = 0
+    if spread.max() > 1e-9:
+        scale = spread + np.sqrt(np.square(spread).mean())
+        start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, for a reproducible frame
+        _, values, vectors = scipy.sparse.linalg.svds(_centred_operator(counts, mean, scale), latent_dim, v0=start)
         rank = int((values > 1e-6 * values.max()).sum())
     if rank < latent_dim:
         raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
     directions = torch.from_numpy(vectors[::-1].T.copy()).to(torch.get_default_dtype())
     return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
+
+
+def _centred_operator(
+    counts: scipy.sparse.csr_matrix, mean: np.ndarray, scale: np.ndarray
+) -> scipy.sparse.linalg.LinearOperator:
+    """The counts without their column means, scaled, and then without their row means; as a matrix it would be dense."""
+
+    def product(v: np.ndarray) -> np.ndarray:
+        scaled = (v.ravel() - v.mean()) / scale
+        return np.asarray(counts @ scaled - mean @ scaled)
+
+    def transposed(u: np.ndarray) -> np.ndarray:
+        v = (counts.T @ u.ravel() - mean * u.sum()) / scale
+        return np.asarray(v - v.mean())
+
+    return scipy.sparse.linalg.LinearOperator(counts.shape, product, transposed, dtype=np.float64)
 
 
 def _centred(event_shape: torch.Size, latent_dim: int) -> Tensor:

@@ -13,7 +13,7 @@ def scaled_counts(x, vocab_size):
     """The matrix Y of the definition, written out, with its rows centred."""
     counts = torch.stack([(x == token).sum(1) for token in range(vocab_size)], dim=1).double()
     spread = counts.std(0, correction=0)
-    scaled = torch.where(spread > 0, (counts - counts.mean(0)) / spread.sqrt().clamp(min=1e-9), 0.0)
+    scaled = (counts - counts.mean(0)) / (spread + spread.square().mean().sqrt())
     return scaled - scaled.mean(1, keepdim=True)
 
 
