@@ -238,7 +238,7 @@ def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor
 def _centred_operator(
     counts: scipy.sparse.csr_matrix, mean: np.ndarray, scale: np.ndarray
 ) -> scipy.sparse.linalg.LinearOperator:
-    """The counts without their column means, scaled, and then without their row means; as a matrix it would be dense."""
+    """The counts without column means, scaled, then without row means: a product, as the matrix would be dense."""
 
     def product(v: np.ndarray) -> np.ndarray:
         scaled = (v.ravel() - v.mean()) / scale
