@@ -200,11 +200,12 @@ class TokenSequence(TorchDistribution):
     Args:
         logits: :math:`\eta` of shape (..., T, V).
         tokens: the history, of shape (..., T): numbers below V, followed by any amount of :data:`PADDING`.
-        draw: a function that returns the logits and tokens of a draw, of these shapes; if None, the tokens given are
-            one already.
+        draw: a function from a batch shape to the logits and tokens of independent draws, of shapes (\*batch shape, T,
+            V) and (\*batch shape, T); if None, the tokens are what is drawn.
+        drawn: whether the tokens are a draw already, which the first call of ``sample`` returns.
 
     Raises:
-        ValueError: from ``log_prob`` for other tokens than the history.
+        ValueError: for logits and tokens of different lengths, and from ``log_prob`` for other tokens than the history.
 
     Example:
         >>> tokens = torch.tensor([[1, 0], [1, PADDING]])
@@ -218,12 +219,20 @@ class TokenSequence(TorchDistribution):
         self,
         logits: Tensor,
         tokens: Tensor,
-        draw: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        draw: Callable[[torch.Size], tuple[Tensor, Tensor]] | None = None,
+        *,
+        drawn: bool = False,
         validate_args: bool | None = None,
     ) -> None:
+        if logits.shape[-2:-1] != tokens.shape[-1:]:
+            raise ValueError(
+                f"Expected logits of shape (..., T, V) for tokens of shape (..., T), got {tuple(logits.shape)} and "
+                f"{tuple(tokens.shape)}"
+            )
         self.logits = logits
         self.tokens = tokens
         self._draw = draw
+        self._drawn = drawn
         batch_shape = torch.broadcast_shapes(logits.shape[:-2], tokens.shape[:-1])
         super().__init__(batch_shape, tokens.shape[-1:], validate_args=validate_args)
 
@@ -234,22 +243,28 @@ class TokenSequence(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(type(self), _instance)
-        new.logits, new.tokens, new._draw = self.logits, self.tokens, self._draw
+        new.logits, new.tokens, new._draw, new._drawn = self.logits, self.tokens, self._draw, self._drawn
         super(TokenSequence, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """A draw, of shape (..., T), which is the history from here on."""
-        if self._draw is not None:
-            self.logits, self.tokens = self._draw()
-        return self.tokens.expand(self._extended_shape(torch.Size(sample_shape)))
+        """Draws, of shape (..., T), which are the history from here on."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        # A draw for fewer dimensions than are asked for would be repeated along the others.
+        if self._draw is not None and not (self._drawn and self.tokens.shape == shape):
+            self.logits, self.tokens = self._draw(shape[:-1])
+        self._drawn = False
+        return self.tokens.expand(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density in nats."""
-        if value is not self.tokens and not bool((value == self.tokens).all()):
+        same = value.shape[-1:] == self.tokens.shape[-1:] and bool((value == self.tokens).all())
+        if value is not self.tokens and not same:
             raise ValueError("Expected the tokens that the logits were computed for, got others")
-        targets = self.tokens.expand(self.logits.shape[:-1])
+        batch_shape = torch.broadcast_shapes(self.logits.shape[:-2], self.tokens.shape[:-1])
+        logits = self.logits.expand(*batch_shape, *self.logits.shape[-2:]).flatten(0, -2)
+        targets = self.tokens.expand(*batch_shape, -1)
         # One fused pass: a normalised copy of the logits is the largest tensor of a step.
-        nats = cross_entropy(self.logits.flatten(0, -2), targets.flatten(), ignore_index=PADDING, reduction="none")
+        nats = cross_entropy(logits, targets.flatten(), ignore_index=PADDING, reduction="none")
         return -nats.reshape(targets.shape).sum(-1).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))

@@ -76,7 +76,8 @@ def beam_search(
         itself = torch.full_like(nats, -torch.inf)
         itself[..., 0] = 0.0
         candidates = score.unsqueeze(-1) + torch.where(running.unsqueeze(-1), nats, itself)
-        score, place = candidates.flatten(1).topk(min(num_beams, candidates[0].numel()))
+        flat = candidates.flatten(1)
+        score, place = flat.topk(min(num_beams, flat.shape[1]))
         parent, token = place // vocab_size, place % vocab_size
         tokens = tokens.gather(1, parent.unsqueeze(-1).expand(-1, -1, max_length))
         running = running.gather(1, parent)

@@ -108,6 +108,8 @@ class TransformerHistory(PyroModule):
         self.features = _checks.positive_int("features", features)
         if features % 2 or features % _checks.positive_int("num_heads", num_heads):
             raise ValueError(f"Expected an even number of features that {num_heads} heads divide, got {features}")
+        if _checks.constant("dropout", dropout) > 1:
+            raise ValueError(f"Expected dropout in [0, 1], got {dropout!r}")
         self.embedding = nn.Embedding(vocab_size + 2, features)
         nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(features))
         layer = nn.TransformerEncoderLayer(

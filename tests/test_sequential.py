@@ -144,6 +144,38 @@ def test_draws_in_place_of_data(name):
         assert draws.reshape(3, *X.shape).float().std(0).max() > 0
 
 
+@pytest.mark.parametrize("uncondition", [False, True])
+def test_draws_at_one_z_are_independent(uncondition):
+    vae, z = vae_with(), torch.zeros(12, LATENT)
+    model = poutine.condition(poutine.uncondition(vae.model) if uncondition else vae.model, data={"z": z})
+    arguments = {"x": X} if uncondition else {"num_data": 12}
+    for parallel in (False, True):
+        draws = Predictive(model, num_samples=7, parallel=parallel)(**arguments)["x"].reshape(7, 12, LENGTH)
+        assert len(draws.unique(dim=0)) == 7
+        fn = poutine.trace(model).get_trace(**arguments).nodes["x"]["fn"]
+        draws = fn.sample((5,))
+        assert draws.shape == (5, 12, LENGTH)
+        assert len(draws.unique(dim=0)) == 5
+        assert fn.log_prob(draws).shape == (5, 12)
+        assert not torch.equal(fn.sample(), fn.sample())
+
+
+def test_one_sequence_has_one_draw_of_a_weight():
+    vae = vae_with()
+    bias = vae.decoder.readout.output
+    drawn = []
+
+    def prior(module):
+        drawn.append(torch.randn(()))
+        return dist.Normal(drawn[-1] * torch.ones(VOCAB), 0.1).to_event(1)
+
+    bias.bias = PyroSample(prior)
+    for method in (vae.sample, vae.search):
+        drawn.clear()
+        method(torch.zeros(3, LATENT))
+        assert len(drawn) == 1
+
+
 def test_without_data_guide_is_the_prior():
     vae = vae_with()
     fn = poutine.trace(vae.guide).get_trace(num_data=4).nodes["z"]["fn"]
@@ -274,6 +306,8 @@ def test_refuses_data(x, message):
     ("build", "message"),
     [
         (lambda: vae_with(end_token=VOCAB), f"Expected end_token to be None or a token below {VOCAB}, got {VOCAB}"),
+        (lambda: vae_with(end_token=True), "end_token"),
+        (lambda: vae_with(end_token=0.0), "end_token"),
         (lambda: vae_with(max_length=0), "max_length"),
         (lambda: vae_with(data_size=0), "data_size"),
         (lambda: SequentialVAE(VOCAB, 2, DECODERS[GRU[0]](), SequenceEncoder(VOCAB, 2)), "Expected one latent_dim"),

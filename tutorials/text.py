@@ -135,6 +135,7 @@ RECIPES = {
     "projected, L = 2.5": ("projected", projected(2.5), {}),
     "projected, L = 3": ("projected", projected(3.0), {}),
     "projected, L = 4": ("projected", projected(4.0), {}),
+    "projected, L = 1, 0.4 free nats": ("projected, variants", projected(1.0), {"free_nats": 0.4}),
     "projected, L = 3, random frame": ("projected, variants", projected(3.0, "centred"), {}),
     "projected, L from 12 to 3": ("projected, variants", projected(3.0), {"constant": (12.0, 3.0)}),
     "projected, L = 3, KL annealed": ("projected, variants", projected(3.0), {"beta": (0.0, 1.0)}),
@@ -285,7 +286,7 @@ def sweep(function, jobs):
 
 
 SHORT = ["SVAE", "SVAE, KL annealed", "LIDSVAE", "projected, L = 1", "projected, L = 3"]
-WORDS = [*SHORT, "SVAE, 0.4 free nats"]
+WORDS = ["SVAE", "SVAE, KL annealed", "SVAE, 0.4 free nats", "LIDSVAE", "projected, L = 3"]
 CHOSEN = {name: (WORDS if name == "tinyshakespeare" else list(RECIPES)) if FULL else SHORT for name in CORPORA}
 ROWS = [(corpus, recipe) for corpus in CORPORA for recipe in CHOSEN[corpus]]
 language_models = sweep(fit_language_model, [(corpus, seed) for seed in SEEDS for corpus in CORPORA])

@@ -1,7 +1,7 @@
 """The variational autoencoder over sequences of tokens: a Pyro model and its amortised guide in one PyroModule."""
 
 from functools import partial
-from typing import overload
+from typing import SupportsIndex, overload
 
 import pyro
 import torch
@@ -100,7 +100,8 @@ class SequentialVAE(Autoencoder):
         )
         self.vocab_size = agreed_size
         self.max_length = _checks.positive_int("max_length", max_length)
-        if end_token is not None and end_token not in range(vocab_size):
+        integer = isinstance(end_token, SupportsIndex) and not isinstance(end_token, bool)
+        if end_token is not None and not (integer and 0 <= end_token < vocab_size):
             raise ValueError(f"Expected end_token to be None or a token below {vocab_size}, got {end_token!r}")
         self.end_token = end_token
 
@@ -119,12 +120,11 @@ class SequentialVAE(Autoencoder):
         plate = self._data_plate(x, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
+        # Handlers such as uncondition draw although there are data, and sequences as long as these.
+        draw = partial(self._drawn, z, self.max_length if x is None else x.shape[1])
         # Outside the plate, so that a prior on a weight is global and not one for each datum.
-        if x is None:
-            distribution = TokenSequence(*self._drawn(z, self.max_length))
-        else:
-            # Handlers such as uncondition draw although there are data, and sequences as long as these.
-            distribution = TokenSequence(self._logits(z, x), x, draw=partial(self._drawn, z, x.shape[1]))
+        logits, tokens = draw(z.shape[:-1]) if x is None else (self._logits(z, x), x)
+        distribution = TokenSequence(logits, tokens, draw, drawn=x is None)
         with plate:
             value: Tensor = pyro.sample("x", distribution, obs=x)
         return value
@@ -162,6 +162,7 @@ class SequentialVAE(Autoencoder):
         z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
         return self.sample(z, batch_size, temperature=temperature)
 
+    @pyro_method
     @torch.no_grad()
     def sample(self, z: Tensor, batch_size: int | None = None, *, temperature: float = 1.0) -> Tensor:
         r"""A draw of x for each z, token by token: :math:`x_t \sim \operatorname{softmax}(f(z; h_t) / \tau)`.
@@ -181,6 +182,7 @@ class SequentialVAE(Autoencoder):
             ]
         return torch.cat(draws)
 
+    @pyro_method
     @torch.no_grad()
     def search(self, z: Tensor, batch_size: int | None = None, *, num_beams: int = 1) -> Tensor:
         r"""The most probable x for each z that a beam search finds, the greedy one with a single beam.
@@ -244,11 +246,12 @@ class SequentialVAE(Autoencoder):
             )
         return logits
 
-    def _drawn(self, z: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
-        """Logits and tokens, of shape (..., max_length), for the model's own draws of z."""
+    def _drawn(self, z: Tensor, max_length: int, batch_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Logits and tokens, of shape (..., max_length), of independent draws given z."""
+        z = z.expand(*batch_shape, self.latent_dim)
         with torch.no_grad():
             draws = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
-        tokens = draws.reshape(*z.shape[:-1], max_length)
+        tokens = draws.reshape(*batch_shape, max_length)
         return self._logits(z, tokens), tokens
 
     @overload
