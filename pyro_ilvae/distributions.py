@@ -194,18 +194,20 @@ class TokenSequence(TorchDistribution):
 
     with :math:`T_x` the number of tokens before the padding, which has no density of its own.
 
-    The logits of a token depend on the tokens before it, so this is the distribution along one history: it has a
-    density at the tokens that the logits were computed for. A draw puts other tokens, and their logits, in their place.
+    The logits of a token depend on the tokens before it, so those given are for one history, the tokens given. What is
+    drawn, and the density at other tokens, take the functions that a model of sequences has for it.
 
     Args:
         logits: :math:`\eta` of shape (..., T, V).
         tokens: the history, of shape (..., T): numbers below V, followed by any amount of :data:`PADDING`.
-        draw: a function from a batch shape to the logits and tokens of independent draws, of shapes (\*batch shape, T,
-            V) and (\*batch shape, T); if None, the tokens are what is drawn.
-        drawn: whether the tokens are a draw already, which the first call of ``sample`` returns.
+        draw: a function from a batch shape to independent draws and their logits, of shapes (\*batch shape, T) and
+            (\*batch shape, T, V); if None, the history is what is drawn.
+        logits_of: the function from other tokens to their logits.
+        drawn: whether the history is a draw already, which the first call of ``sample`` returns.
 
     Raises:
-        ValueError: for logits and tokens of different lengths, and from ``log_prob`` for other tokens than the history.
+        ValueError: for logits and tokens of different lengths, and from ``log_prob`` for other tokens than the history
+            or the last draw without ``logits_of``.
 
     Example:
         >>> tokens = torch.tensor([[1, 0], [1, PADDING]])
@@ -220,6 +222,7 @@ class TokenSequence(TorchDistribution):
         logits: Tensor,
         tokens: Tensor,
         draw: Callable[[torch.Size], tuple[Tensor, Tensor]] | None = None,
+        logits_of: Callable[[Tensor], Tensor] | None = None,
         *,
         drawn: bool = False,
         validate_args: bool | None = None,
@@ -232,7 +235,9 @@ class TokenSequence(TorchDistribution):
         self.logits = logits
         self.tokens = tokens
         self._draw = draw
+        self._logits_of = logits_of
         self._drawn = drawn
+        self._last_draw: tuple[Tensor, Tensor] | None = None
         batch_shape = torch.broadcast_shapes(logits.shape[:-2], tokens.shape[:-1])
         super().__init__(batch_shape, tokens.shape[-1:], validate_args=validate_args)
 
@@ -243,28 +248,45 @@ class TokenSequence(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(type(self), _instance)
-        new.logits, new.tokens, new._draw, new._drawn = self.logits, self.tokens, self._draw, self._drawn
+        new.logits, new.tokens, new._drawn, new._last_draw = self.logits, self.tokens, self._drawn, self._last_draw
+        new._draw, new._logits_of = self._draw, self._logits_of
         super(TokenSequence, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, of shape (..., T), which are the history from here on."""
+        """Draws, of shape (..., T)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         # A draw for fewer dimensions than are asked for would be repeated along the others.
-        if self._draw is not None and not (self._drawn and self.tokens.shape == shape):
-            self.logits, self.tokens = self._draw(shape[:-1])
-        self._drawn = False
-        return self.tokens.expand(shape)
+        if self._draw is None or (self._drawn and self.tokens.shape == shape):
+            self._drawn = False
+            return self.tokens.expand(shape)
+        self._last_draw = self._draw(shape[:-1])
+        return self._last_draw[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density in nats."""
-        same = value.shape[-1:] == self.tokens.shape[-1:] and bool((value == self.tokens).all())
-        if value is not self.tokens and not same:
-            raise ValueError("Expected the tokens that the logits were computed for, got others")
-        batch_shape = torch.broadcast_shapes(self.logits.shape[:-2], self.tokens.shape[:-1])
-        logits = self.logits.expand(*batch_shape, *self.logits.shape[-2:]).flatten(0, -2)
-        targets = self.tokens.expand(*batch_shape, -1)
+        logits = self._logits_at(value)
+        batch_shape = torch.broadcast_shapes(logits.shape[:-2], value.shape[:-1])
+        targets = value.expand(*batch_shape, -1)
         # One fused pass: a normalised copy of the logits is the largest tensor of a step.
-        nats = cross_entropy(logits, targets.flatten(), ignore_index=PADDING, reduction="none")
-        return -nats.reshape(targets.shape).sum(-1).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
+        nats = cross_entropy(
+            logits.expand(*batch_shape, *logits.shape[-2:]).flatten(0, -2),
+            targets.flatten(),
+            ignore_index=PADDING,
+            reduction="none",
+        )
+        return -nats.reshape(targets.shape).sum(-1).expand(torch.broadcast_shapes(batch_shape, self.batch_shape))
+
+    def _logits_at(self, value: Tensor) -> Tensor:
+        known = [(self.tokens, self.logits), *([] if self._last_draw is None else [self._last_draw])]
+        for tokens, logits in known:
+            # Comparing them waits for the device, which a step of training should not.
+            if value is tokens or (value.shape[-1] == tokens.shape[-1] and bool((value == tokens).all())):
+                return logits
+        if self._logits_of is None:
+            raise ValueError("Expected the tokens that the logits were computed for, got others")
+        inside = (value >= PADDING) & (value < self.logits.shape[-1])
+        if not inside.all():
+            raise ValueError(f"Expected tokens from {PADDING} to {self.logits.shape[-1] - 1}, got {value[~inside][0]}")
+        return self._logits_of(value)

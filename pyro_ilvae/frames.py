@@ -1,5 +1,6 @@
 """Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Self, TypeAlias
 
@@ -57,7 +58,9 @@ class OrthonormalFrame(PyroModule):
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.features, self.latent_dim = matrix.shape
-        self.register_buffer("matrix", matrix.detach().clone().to(torch.get_default_dtype()))
+        # On the device where parameters are made, wherever the data were that the matrix is from.
+        device = torch.empty(0).device
+        self.register_buffer("matrix", matrix.detach().clone().to(device, torch.get_default_dtype()))
 
     matrix: Tensor
 
@@ -227,11 +230,15 @@ def principal_token_frame(x: Tensor, vocab_size: int, latent_dim: int) -> Tensor
     if spread.max() > 1e-9:
         scale = spread + np.sqrt(np.square(spread).mean())
         start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, for a reproducible frame
-        _, values, vectors = scipy.sparse.linalg.svds(_centred_operator(counts, mean, scale), latent_dim, v0=start)
-        rank = int((values > 1e-6 * values.max()).sum())
+        operator = _centred_operator(counts, mean, scale)
+        # Against the size of the counts before their rows were centred, beside which the rest may be rounding.
+        smallest = 1e-6 * math.sqrt(len(x)) * np.linalg.norm(spread / scale)
+        if np.linalg.norm(operator @ np.random.default_rng(1).standard_normal(vocab_size)) > smallest:
+            _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, v0=start)
+            rank = int((values > smallest).sum())
     if rank < latent_dim:
         raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
-    directions = torch.from_numpy(vectors[::-1].T.copy()).to(torch.get_default_dtype())
+    directions = torch.from_numpy(vectors[::-1].T.copy()).to(x.device, torch.get_default_dtype())
     return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
 
 

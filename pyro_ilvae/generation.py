@@ -33,7 +33,8 @@ def ancestral_sample(
     running = torch.ones(len(z), dtype=torch.bool, device=z.device)
     logits, state = decoder.begin(z)
     for t in range(max_length):
-        drawn = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1).squeeze(-1)
+        scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
+        drawn = torch.multinomial(F.softmax(scaled, dim=-1), 1).squeeze(-1)
         tokens[:, t] = drawn.masked_fill(~running, PADDING)
         if end_token is not None:
             running &= drawn != end_token
@@ -72,6 +73,8 @@ def beam_search(
     for t in range(max_length):
         vocab_size = logits.shape[-1]
         nats = F.log_softmax(logits, dim=-1).reshape(*running.shape, vocab_size)
+        if nats.isnan().any():
+            raise ValueError("Expected the decoder to return logits without NaN, got some")
         # A sequence that has ended has one continuation, itself, which stands in the place of token 0.
         itself = torch.full_like(nats, -torch.inf)
         itself[..., 0] = 0.0

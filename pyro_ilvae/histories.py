@@ -47,11 +47,10 @@ class RecurrentHistory(PyroModule):
         self.vocab_size = _checks.positive_int("vocab_size", vocab_size)
         self.kind = _checks.choice("kind", kind, ("gru", "lstm"))
         self.features = _checks.positive_int("hidden_features", hidden_features)
-        self.embedding = nn.Embedding(vocab_size + 2, _checks.positive_int("embedding_features", embedding_features))
+        width = _checks.positive_int("embedding_features", embedding_features)
+        self.embedding = nn.Embedding(self.vocab_size + 2, width)
         layer = nn.GRU if kind == "gru" else nn.LSTM
-        self.recurrent = layer(
-            embedding_features, hidden_features, _checks.positive_int("num_layers", num_layers), batch_first=True
-        )
+        self.recurrent = layer(width, self.features, _checks.positive_int("num_layers", num_layers), batch_first=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""

@@ -1,5 +1,6 @@
 """Autoregressive decoders whose logits are an inverse Lipschitz function of z at every position, and a plain one."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,8 +54,10 @@ class AutoregressiveDecoder(PyroModule):
     Args:
         vocab_size: the number :math:`V` of tokens.
         latent_dim: the dimension :math:`K` of the latent variable.
-        history: "gru", "lstm" or "transformer", or a module such as :class:`~pyro_ilvae.RecurrentHistory`.
-        hidden_features: the width of the history's state and of the hidden layer behind it.
+        history: "gru", "lstm" or "transformer", or a module with the attribute ``features``, the width of its state,
+            and the method ``forward`` of :class:`~pyro_ilvae.RecurrentHistory`, for inputs up to V + 1; to draw
+            sequences it needs ``begin`` and ``step`` too.
+        hidden_features: the width of the state, unless the history is a module, and of the hidden layer behind it.
         word_dropout: the probability with which, in training, a token is hidden from those after it.
     """
 
@@ -67,6 +70,8 @@ class AutoregressiveDecoder(PyroModule):
         self.event_shape = torch.Size([self.vocab_size])
         _checks.positive_int("hidden_features", hidden_features)
         self.history = unused(make_history(history, self.vocab_size, hidden_features))
+        if not hasattr(self.history, "features"):
+            raise ValueError(f"Expected history with the attribute features, the width of its state, got {history!r}")
         known = getattr(self.history, "vocab_size", self.vocab_size)
         if known != self.vocab_size:
             raise ValueError(f"Expected history of vocab_size {self.vocab_size}, got {known}")
@@ -105,8 +110,58 @@ class AutoregressiveDecoder(PyroModule):
         history, after = self.history.step(tokens, tuple(before))  # type: ignore[operator]
         return self._logits(history.unsqueeze(-2), z.unsqueeze(-2)).squeeze(-2), (z, *after)
 
+    def given(self, x: Tensor) -> "DecoderGiven":
+        """The decoder of one sequence as a function of z alone, for :func:`~pyro_ilvae.diagnostics.lipschitz_audit`.
+
+        Args:
+            x: the tokens, int64 of shape (T,), none of them padding.
+
+        Example:
+            >>> from pyro_ilvae.diagnostics import lipschitz_audit
+            >>> decoder = ProjectedSequenceDecoder(vocab_size=10, latent_dim=2, inverse_lipschitz=4.0)
+            >>> audit = lipschitz_audit(decoder.given(torch.tensor([4, 5, 0])), num_samples=50, steps=5, seed=0)
+            >>> round(audit.certified, 3), audit.smallest >= audit.certified
+            (6.928, True)
+        """
+        return DecoderGiven(self, x)
+
     def _logits(self, history: Tensor, z: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class DecoderGiven(nn.Module):
+    r"""A decoder of sequences at one history, from z of shape (..., K) to logits of shape (..., T, V).
+
+    Each of the T positions has the constant L of the decoder, and so all together :math:`\sqrt{T}\, L`.
+
+    Args:
+        decoder: a decoder of sequences.
+        x: the tokens, int64 of shape (T,).
+
+    Raises:
+        ValueError: for tokens of another shape, and padding.
+    """
+
+    def __init__(self, decoder: AutoregressiveDecoder, x: Tensor) -> None:
+        super().__init__()
+        if x.dim() != 1 or len(x) == 0 or x.min() < 0:
+            raise ValueError(f"Expected x of shape (T,) with T >= 1 tokens and no padding, got {x.tolist()}")
+        self.decoder = decoder
+        self.latent_dim = decoder.latent_dim
+        self.event_shape = torch.Size([len(x), decoder.vocab_size])
+        self.register_buffer("x", x, persistent=False)
+
+    @property
+    def inverse_lipschitz(self) -> float | None:
+        r"""The constant of all positions together; None without one."""
+        constant = getattr(self.decoder, "inverse_lipschitz", None)
+        return None if constant is None else math.sqrt(len(self.x)) * constant
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits of shape (..., T, V), for ``z`` of shape (..., K)."""
+        return self.decoder(z.unsqueeze(-2), self.x.unsqueeze(0)).squeeze(-3)  # type: ignore[no-any-return]
+
+    x: Tensor
 
 
 class SequenceDecoder(AutoregressiveDecoder):
@@ -118,7 +173,7 @@ class SequenceDecoder(AutoregressiveDecoder):
         vocab_size: the number :math:`V` of tokens.
         latent_dim: the dimension :math:`K` of the latent variable.
         history: "gru", "lstm" or "transformer", or a module such as :class:`~pyro_ilvae.RecurrentHistory`.
-        hidden_features: the width of the history's state and of the hidden layer behind it.
+        hidden_features: the width of the state, unless the history is a module, and of the hidden layer behind it.
         word_dropout: the probability with which, in training, a token is hidden from those after it.
 
     References:
@@ -161,11 +216,11 @@ class InverseLipschitzSequenceDecoder(AutoregressiveDecoder):
         latent_dim: the dimension :math:`K` of the latent variable.
         inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0`, split evenly, or the pair :math:`(L_1, L_2)`.
         history: "gru", "lstm" or "transformer", or a module such as :class:`~pyro_ilvae.RecurrentHistory`.
-        hidden_features: the width of the history's state.
+        hidden_features: the width of the state, unless the history is a module.
         history_features: the number :math:`F` of numbers the history is reduced to; the largest that is allowed, up to
-            ``hidden_features``, if None.
+            the width of the state, if None.
         map_features: the widths of the hidden layers of both maps.
-        frame: "centred" (random), or B itself.
+        frame: "centred" (random), or B itself, of shape (V, F + K) with orthonormal columns that sum to 0.
         word_dropout: the probability with which, in training, a token is hidden from those after it.
 
     Raises:
@@ -248,12 +303,13 @@ class ProjectedSequenceDecoder(AutoregressiveDecoder):
         latent_dim: the dimension :math:`K <= V - 1` of the latent variable.
         inverse_lipschitz: the constant :math:`L \ge 0`, in units of logits.
         history: "gru", "lstm" or "transformer", or a module such as :class:`~pyro_ilvae.RecurrentHistory`.
-        hidden_features: the width of the history's state and of the hidden layer behind it.
+        hidden_features: the width of the state, unless the history is a module, and of the hidden layer behind it.
         map_features: the widths of the hidden layers of :math:`g`.
-        frame: "centred" (random), or Q itself.
+        frame: "centred" (random), or Q itself, of shape (V, K) with orthonormal columns that sum to 0;
+            :func:`~pyro_ilvae.principal_token_frame` computes a good one from data.
         word_dropout: the probability with which, in training, a token is hidden from those after it.
-        readout: the network :math:`r`, called with the history (..., T, H) and z (..., 1, K), to logits (..., T, V);
-            one hidden layer if None.
+        readout: the network :math:`r`, called with the history (..., T, H) and z (..., 1, K), to finite logits
+            (..., T, V); one hidden layer if None.
 
     Raises:
         ValueError: for K > V - 1, a frame that is not orthonormal and centred, a negative or non-finite constant, and

@@ -47,15 +47,12 @@ class SequenceEncoder(PyroModule):
         super().__init__()
         self.vocab_size = _checks.positive_int("vocab_size", vocab_size)
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
-        self.embedding = nn.Embedding(vocab_size, _checks.positive_int("embedding_features", embedding_features))
-        self.recurrent = nn.GRU(
-            embedding_features,
-            _checks.positive_int("hidden_features", hidden_features),
-            _checks.positive_int("num_layers", num_layers),
-            batch_first=True,
-            bidirectional=True,
-        )
-        self.network = mlp(2 * hidden_features, (hidden_features,), 2 * self.latent_dim)
+        width = _checks.positive_int("embedding_features", embedding_features)
+        hidden = _checks.positive_int("hidden_features", hidden_features)
+        layers = _checks.positive_int("num_layers", num_layers)
+        self.embedding = nn.Embedding(self.vocab_size, width)
+        self.recurrent = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
+        self.network = mlp(2 * hidden, (hidden,), 2 * self.latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""

@@ -52,6 +52,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         _checks.choice("level", self.level, _LEVELS)
+        object.__setattr__(self, "tokens", tuple(self.tokens))
         if tuple(self.tokens[:2]) != ("<end>", "<unk>") or len(set(self.tokens)) < len(self.tokens):
             raise ValueError(f"Expected distinct tokens that start with <end> and <unk>, got {shortened(self.tokens)}")
 

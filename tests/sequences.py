@@ -42,9 +42,11 @@ DECODERS = {
 
 
 def tokens(num_sequences, length, seed=0):
-    """Random rows of tokens of different lengths, at least one of them as long as the row, padded with -1."""
+    """Random rows of different lengths, one of them of the whole, some ended by token 0, padded with -1."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(VOCAB, (num_sequences, length), generator=generator)
+    x = torch.randint(1, VOCAB, (num_sequences, length), generator=generator)
     lengths = torch.randint(1, length + 1, (num_sequences, 1), generator=generator)
     lengths[0] = length
+    ended = torch.rand(num_sequences, generator=generator) < 0.5
+    x[torch.arange(num_sequences), lengths.squeeze(1) - 1] *= ~ended
     return x.masked_fill(torch.arange(length) >= lengths, -1)

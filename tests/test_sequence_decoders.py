@@ -21,6 +21,7 @@ from pyro_ilvae import (
     mlp,
     principal_token_frame,
 )
+from pyro_ilvae.diagnostics import lipschitz_audit
 from pyro_ilvae.distributions import TokenSequence
 
 LENGTH = 5
@@ -102,6 +103,21 @@ def test_any_readout_can_be_projected(scale):
     assert decoder(z, x).shape == (4, LENGTH, VOCAB)
     values = [smallest_ratio(decoder, row.unsqueeze(0), 1.0, 1) for row in x]
     assert min(values) >= 1.5 * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_at_one_history_is_a_function_of_z(name):
+    decoder = DECODERS[name]().double()
+    x, z = torch.randint(VOCAB, (4,)), torch.randn(6, LATENT, dtype=torch.float64)
+    given = decoder.given(x)
+    torch.testing.assert_close(given(z), decoder(z, x.expand(6, 4)))
+    assert given.event_shape == (4, VOCAB)
+    if name not in INVERSE_LIPSCHITZ_DECODERS:
+        assert given.inverse_lipschitz is None
+        return
+    audit = lipschitz_audit(given, num_samples=50, steps=5, seed=0)
+    assert audit.certified == pytest.approx(2 * decoder.inverse_lipschitz)
+    assert audit.smallest >= audit.certified * (1 - 1e-6)
 
 
 @pytest.mark.parametrize("event_shape", [(5,), (2, 4)])
@@ -215,6 +231,11 @@ def test_memory_is_linear_in_a_vocabulary_of_50000():
             lambda: SequenceDecoder(9, 2, history="rnn"),
             "Expected history to be 'gru', 'lstm', 'transformer' or a module",
         ),
+        (
+            lambda: SequenceDecoder(9, 2, history=torch.nn.Linear(2, 2)),
+            "Expected history with the attribute features",
+        ),
+        (lambda: SequenceDecoder(9, 2).given(torch.tensor([3, -1])), "no padding"),
         (lambda: SequenceDecoder(10, 2, history=HISTORIES["gru"]()), "Expected history of vocab_size 10, got 9"),
         (lambda: SequenceDecoder(9, 2)(torch.zeros(4, 3), tokens(4, 2)), r"Expected z of shape \(..., 2\)"),
         (lambda: ProjectedSequenceDecoder(9, 9), "Expected latent_dim <= 8 with frame='centred', got 9"),

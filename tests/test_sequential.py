@@ -144,6 +144,41 @@ def test_draws_in_place_of_data(name):
         assert draws.reshape(3, *X.shape).float().std(0).max() > 0
 
 
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_data_from_a_handler_are_data(name):
+    vae, z = vae_with(name).double(), torch.randn(12, LATENT, dtype=torch.float64)
+    expected = poutine.trace(poutine.condition(vae.model, data={"z": z})).get_trace(X).log_prob_sum()
+    conditioned = poutine.condition(vae.model, data={"z": z, "x": X})
+    for arguments in ({"num_data": 12}, {"x": X}, {"x": X.flip(0)}):
+        trace = poutine.trace(conditioned).get_trace(**arguments)
+        torch.testing.assert_close(trace.log_prob_sum(), expected)
+    trace.nodes["x"]["fn"].sample()
+    torch.testing.assert_close(trace.log_prob_sum(), expected)
+    trace = poutine.trace(vae.model).get_trace(num_data=12)
+    replayed = poutine.trace(poutine.replay(vae.model, trace=trace)).get_trace(num_data=12)
+    torch.testing.assert_close(replayed.log_prob_sum(), trace.log_prob_sum())
+
+
+def test_data_from_a_handler_are_refused_where_a_weight_was_drawn():
+    vae = vae_with()
+    vae.decoder.readout.output.bias = PyroSample(dist.Normal(torch.zeros(VOCAB), 1.0).to_event(1))
+    with pytest.raises(ValueError, match="Expected data as the argument x of a model whose decoder has a prior"):
+        poutine.trace(poutine.condition(vae.model, data={"x": X})).get_trace(num_data=12).log_prob_sum()
+    assert poutine.trace(vae.model).get_trace(X).log_prob_sum().isfinite()
+
+
+def test_draws_are_of_the_model_as_it_is_evaluated():
+    encoder = SequenceEncoder(VOCAB, LATENT, embedding_features=4, hidden_features=8)
+    decoder = DECODERS[GRU[0]](word_dropout=0.9)
+    vae = perturb(SequentialVAE(VOCAB, LATENT, decoder, encoder, end_token=0, max_length=LENGTH)).double()
+    trace = poutine.trace(vae.model).get_trace(num_data=12)
+    assert decoder.training
+    again = poutine.condition(vae.eval().model, data={"z": trace.nodes["z"]["value"]})
+    drawn = trace.nodes["x"]["value"]
+    torch.testing.assert_close(trace.log_prob_sum(), poutine.trace(again).get_trace(drawn).log_prob_sum())
+
+
 @pytest.mark.parametrize("uncondition", [False, True])
 def test_draws_at_one_z_are_independent(uncondition):
     vae, z = vae_with(), torch.zeros(12, LATENT)
@@ -259,8 +294,10 @@ def test_prior_on_a_weight(name):
 @torch.no_grad()
 def test_diagnostics_and_arviz_take_sequences():
     vae = vae_with()
-    summary = collapse_summary(vae.model, vae.guide, X, num_samples=3, batch_size=5, measures=("kl", "evidence"))
+    summary = collapse_summary(vae.model, vae.guide, X, num_samples=20, batch_size=5)
     assert summary.sizes["unit"] == LATENT
+    assert summary.elbo < 0
+    assert "reads the data before each position" in str(summary.attrs["notes"])
     whole, batched = (evidence(vae.model, vae.guide, X, num_samples=200, batch_size=size, seed=0) for size in (None, 5))
     error = (whole.log_likelihood_standard_errors.square() + batched.log_likelihood_standard_errors.square()).sqrt()
     assert ((whole.log_likelihood - batched.log_likelihood).abs() < 5 * error + 1e-4).all()
@@ -293,6 +330,7 @@ def changed(row, column, value):
         (changed(3, 0, -2), "got values from -2"),
         (changed(0, 0, -1), "padding only after the last one, got 1 rows without, the first of them row 0"),
         (changed(5, slice(None), -1), "row 5"),
+        (torch.tensor([[3, 4, 0], [3, 0, 0]]), "nothing after the end token 0 .* row 1"),
         (torch.cat([X, X]), "Expected at most data_size = 12 data at site 'x', got 24"),
     ],
 )

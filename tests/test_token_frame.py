@@ -61,6 +61,7 @@ def test_dtype_is_the_default():
         (tokens(3, 6), VOCAB, 3, "Expected latent_dim < 3"),
         (tokens(40, 6), VOCAB, 0, "latent_dim"),
         (torch.zeros(40, 6, dtype=torch.long), VOCAB, 2, "differ in at least 2 directions, got 0"),
+        (torch.arange(5).repeat(3, 3).where(torch.arange(15) < 5 * torch.arange(1, 4)[:, None], -1), 5, 1, "got 0"),
         (torch.arange(40)[:, None] % 2, VOCAB, 2, "differ in at least 2 directions, got 1"),
     ],
 )

@@ -104,11 +104,11 @@ def plain(data):
     return SequenceDecoder(len(data.vocabulary), LATENT_DIM, hidden_features=HIDDEN)
 
 
-def projected(constant, frame="tokens"):
+def projected(constant):
     def build(data):
         size = len(data.vocabulary)
-        matrix = principal_token_frame(data.train, size, LATENT_DIM) if frame == "tokens" else frame
-        return ProjectedSequenceDecoder(size, LATENT_DIM, constant, hidden_features=HIDDEN, frame=matrix)
+        frame = principal_token_frame(data.train, size, LATENT_DIM)
+        return ProjectedSequenceDecoder(size, LATENT_DIM, constant, hidden_features=HIDDEN, frame=frame)
 
     return build
 
@@ -128,17 +128,12 @@ RECIPES = {
     "SVAE, beta = 0.2": ("plain, KL weighted", plain, {"beta": (0.2, 0.2)}),
     "SVAE, 0.4 free nats": ("plain, free bits", plain, {"free_nats": 0.4}),
     "LIDSVAE": ("composition", composition(0.0), {}),
-    "composition, L = 2": ("composition", composition(2.0), {}),
-    "projected, L = 0": ("projected", projected(0.0), {}),
     "projected, L = 1": ("projected", projected(1.0), {}),
     "projected, L = 2": ("projected", projected(2.0), {}),
     "projected, L = 2.5": ("projected", projected(2.5), {}),
     "projected, L = 3": ("projected", projected(3.0), {}),
-    "projected, L = 4": ("projected", projected(4.0), {}),
     "projected, L = 1, 0.4 free nats": ("projected, variants", projected(1.0), {"free_nats": 0.4}),
-    "projected, L = 3, random frame": ("projected, variants", projected(3.0, "centred"), {}),
     "projected, L from 12 to 3": ("projected, variants", projected(3.0), {"constant": (12.0, 3.0)}),
-    "projected, L = 3, KL annealed": ("projected, variants", projected(3.0), {"beta": (0.0, 1.0)}),
 }
 
 # %% [markdown]
@@ -329,7 +324,8 @@ for corpus in CORPORA:
 # ## What information costs
 #
 # Each point is a fit: to the right the mutual information of x and z, upwards the perplexity, where less is better. The
-# dotted line is 2 percent above the best of all fits; the front is what no other fit beats in both.
+# dotted line is 2 percent above the best of all fits; the front is what no other fit beats in both. What lies far above
+# the others is named at the top, outside.
 
 
 # %%
@@ -342,7 +338,8 @@ def front(points):
     return kept[::-1]
 
 
-figure, axes = plt.subplots(1, len(CORPORA), figsize=(6 * len(CORPORA), 4.6), layout="constrained", squeeze=False)
+OFFSET = {"textcoords": "offset points", "fontsize": "small"}
+figure, axes = plt.subplots(1, len(CORPORA), figsize=(5 * len(CORPORA) + 2, 4.4), layout="constrained", squeeze=False)
 for ax, corpus in zip(axes[0], CORPORA, strict=True):
     everything = []
     for i, family in enumerate(dict.fromkeys(RECIPES[recipe][0] for recipe in CHOSEN[corpus])):
@@ -358,9 +355,15 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
             for recipe in recipes:
                 runs = [fits[corpus, recipe, seed] for seed in SEEDS]
                 place = [np.median([run[key] for run in runs]) for key in ("information", "perplexity")]
-                ax.annotate(recipe.split(", ")[1], place, xytext=(7, -9), textcoords="offset points", fontsize="small")
+                ax.annotate(recipe.split(", ")[1], place, xytext=(-6, -12), ha="right", **OFFSET)
     ax.plot(*zip(*front(everything), strict=True), color="black", linewidth=0.8, label="front")
     best = min(perplexity for _, perplexity in everything)
+    beyond = [point for point in everything if point[1] > 1.15 * best]
+    if beyond and not SMOKE:
+        ax.set_ylim(top=1.15 * best)
+        place, height = np.median(beyond, axis=0)
+        place = max(place, 0.12 * max(information for information, _ in everything))
+        ax.annotate(f"{len(beyond)} fits at {height:.1f}", (place, 1.15 * best), xytext=(0, -12), ha="center", **OFFSET)
     ax.axhline(1.02 * best, color="black", linestyle=":", linewidth=1, label="2 % above the best")
     ax.axhline(
         np.median([language_models[corpus, seed]["perplexity"] for seed in SEEDS]),
@@ -370,10 +373,17 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
         label="language model without z",
     )
     ax.set(title=corpus, xlabel="mutual information of x and z (nats)", ylabel="held-out perplexity per token")
-axes[0, -1].legend(fontsize="small")
+entries = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+figure.legend(entries.values(), entries.keys(), fontsize="small", loc="outside right upper")
 figure.savefig(OUTPUT / "text_tradeoff.png", dpi=120)
 
 # %% [markdown]
+# On the names (three seeds) the plain decoder collapses, and so does LIDSVAE, whose L is 0. L is a dial that hits the
+# same amount of information in each seed: three nats, at L = 2.5, cost 2 percent of perplexity, and 1.6 percent at
+# L = 1 with free bits, about what free bits alone cost a decoder without a guarantee. To start from a larger L costs
+# more. On Shakespeare the projected decoder at L = 3 is better than all others, the language model included (102.0
+# against 105.8), with all of its dimensions active.
+#
 # ## Samples and interpolations
 #
 # Of the plain SVAE and of the projected decoder at L = 3, with the first seed. Where z says nothing, all points
@@ -392,7 +402,8 @@ for corpus, data in CORPORA.items():
         vae = restored(corpus, recipe, SEEDS[0])
         pyro.set_rng_seed(0)
         show = data.vocabulary.decode
-        print(f"\n{corpus}, {recipe}")
+        kl = diagnostics.kl_per_dimension(vae.model, vae.guide, data.test, batch_size=200).values.mean(0)
+        print(f"\n{corpus}, {recipe}; KL by dimension (nats): {' '.join(f'{value:.2f}' for value in kl)}")
         print("  samples:        ", " / ".join(show(vae.sample_prior(6))))
         print("  colder (0.5):   ", " / ".join(show(vae.sample_prior(6, temperature=0.5))))
         print("  held out:       ", " / ".join(show(data.test[:6])))
@@ -407,6 +418,11 @@ for corpus, data in CORPORA.items():
 # and how probable they are, can be computed by integrating over z on a grid. Models are then fitted to the sequences
 # alone. `information` is what the fitted guide's z says about held-out sequences, next to the truth. `z explained` is
 # the part of the true z's variance that is linear in the fitted posterior means, next to that in the exact ones.
+
+#
+# In three such languages z is worth 1.03 to 1.83 nats. The plain decoder finds 0.02 to 0.17 of them; with its KL
+# annealed it claims 1.95 to 2.54. The projected decoder at L = 2 comes within 0.5 nats in each, and has the best
+# likelihood in two of the three.
 
 # %%
 VOCAB, LENGTH, NUM_SEQUENCES = 20, 10, 300 if SMOKE else 10_000

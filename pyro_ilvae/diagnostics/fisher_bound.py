@@ -16,6 +16,7 @@ from pyro_ilvae.diagnostics._importance import weighted_mean
 from pyro_ilvae.diagnostics._posteriors import UnavailableError
 from pyro_ilvae.diagnostics._scores import differentiable_sites
 from pyro_ilvae.diagnostics.fisher import PosteriorFisherDivergence, weighted_divergence, weighted_squares
+from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
 
 
 class FisherBound(NamedTuple):
@@ -125,6 +126,8 @@ def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
         raise UnavailableError(
             f"Expected a decoder that carries latent_dim, event_shape and inverse_lipschitz, got {kind}"
         )
+    if isinstance(decoder, AutoregressiveDecoder):
+        raise UnavailableError(f"Expected a decoder of z alone, got {kind}, which reads the data before each position")
     if torch.Size(event_shape).numel() == latent_dim:
         return decoder, constant
     if isinstance(decoder, InverseLipschitzDecoder):

@@ -20,6 +20,7 @@ from pyro_ilvae.diagnostics.fisher import posterior_fisher_divergence
 from pyro_ilvae.diagnostics.fisher_bound import fisher_bound
 from pyro_ilvae.diagnostics.fisher_guide import guide_fisher_divergence
 from pyro_ilvae.diagnostics.information_metric import mean_fisher_divergence
+from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
 
 MEASURES = ("kl", "active_units", "mutual_information", "fisher", "evidence", "decoder")
 
@@ -228,7 +229,9 @@ def _whole(
             result |= _posterior_fisher(model, guide, data, decoder, options, notes)
         except ValueError as error:
             notes.append(f"posterior_fisher: {error}")
-    if "decoder" in measures and decoder is not None and likelihood is not None:
+    if "decoder" in measures and isinstance(decoder, AutoregressiveDecoder):
+        notes.append("model_fisher: unavailable for a decoder that reads the data before each position")
+    elif "decoder" in measures and decoder is not None and likelihood is not None:
         try:
             own = mean_fisher_divergence(
                 decoder, likelihood, num_samples=options["num_samples"], batch_size=100, seed=options["seed"]

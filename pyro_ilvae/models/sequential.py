@@ -1,11 +1,12 @@
 """The variational autoencoder over sequences of tokens: a Pyro model and its amortised guide in one PyroModule."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import SupportsIndex, overload
 
 import pyro
 import torch
-from pyro.nn import pyro_method
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
@@ -123,8 +124,8 @@ class SequentialVAE(Autoencoder):
         # Handlers such as uncondition draw although there are data, and sequences as long as these.
         draw = partial(self._drawn, z, self.max_length if x is None else x.shape[1])
         # Outside the plate, so that a prior on a weight is global and not one for each datum.
-        logits, tokens = draw(z.shape[:-1]) if x is None else (self._logits(z, x), x)
-        distribution = TokenSequence(logits, tokens, draw, drawn=x is None)
+        tokens, logits = draw(z.shape[:-1]) if x is None else (x, self._logits(z, x))
+        distribution = TokenSequence(logits, tokens, draw, partial(self._logits_of_others, z), drawn=x is None)
         with plate:
             value: Tensor = pyro.sample("x", distribution, obs=x)
         return value
@@ -151,70 +152,77 @@ class SequentialVAE(Autoencoder):
         return self._encoded(x, batch_size)
 
     @torch.no_grad()
-    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, temperature: float = 1.0) -> Tensor:
+    def sample_prior(
+        self,
+        num_samples: int = 1,
+        batch_size: int | None = None,
+        *,
+        temperature: float = 1.0,
+        max_length: int | None = None,
+    ) -> Tensor:
         """Draws from the prior predictive: tokens of shape (num_samples, max_length), padded with -1.
 
         Args:
             num_samples: the number of draws.
             batch_size: the number drawn at a time; all at once if None.
             temperature: as for :meth:`sample`.
+            max_length: as for :meth:`sample`.
         """
         z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
-        return self.sample(z, batch_size, temperature=temperature)
+        return self.sample(z, batch_size, temperature=temperature, max_length=max_length)
 
-    @pyro_method
     @torch.no_grad()
-    def sample(self, z: Tensor, batch_size: int | None = None, *, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, z: Tensor, batch_size: int | None = None, *, temperature: float = 1.0, max_length: int | None = None
+    ) -> Tensor:
         r"""A draw of x for each z, token by token: :math:`x_t \sim \operatorname{softmax}(f(z; h_t) / \tau)`.
 
         Args:
-            z: of shape (N, K).
+            z: of shape (..., K).
             batch_size: the number drawn at a time; all at once if None.
             temperature: :math:`\tau > 0`; 1 draws from the model, less makes probable tokens more so.
+            max_length: the number of tokens after which a sequence is cut off; the model's if None.
 
         Returns:
-            Tokens of shape (N, max_length), padded with -1 after the end token.
+            Tokens of shape (..., max_length), padded with -1 after the end token.
         """
-        with evaluation_mode(self):
-            draws = [
-                ancestral_sample(self.decoder, batch, self.max_length, self.end_token, temperature)
-                for batch in batches(self._codes(z), batch_size)
-            ]
-        return torch.cat(draws)
+        return self._generated(z, batch_size, ancestral_sample, max_length, temperature)
 
-    @pyro_method
     @torch.no_grad()
-    def search(self, z: Tensor, batch_size: int | None = None, *, num_beams: int = 1) -> Tensor:
+    def search(
+        self, z: Tensor, batch_size: int | None = None, *, num_beams: int = 1, max_length: int | None = None
+    ) -> Tensor:
         r"""The most probable x for each z that a beam search finds, the greedy one with a single beam.
 
         Args:
-            z: of shape (N, K).
+            z: of shape (..., K).
             batch_size: the number searched for at a time; all at once if None.
             num_beams: the number of sequences kept at each length; they are compared by their log probability.
+            max_length: the number of tokens after which a sequence is cut off; the model's if None.
 
         Returns:
-            Tokens of shape (N, max_length), padded with -1 after the end token.
+            Tokens of shape (..., max_length), padded with -1 after the end token.
         """
-        with evaluation_mode(self):
-            found = [
-                beam_search(self.decoder, batch, self.max_length, self.end_token, num_beams)
-                for batch in batches(self._codes(z), batch_size)
-            ]
-        return torch.cat(found)
+        return self._generated(z, batch_size, beam_search, max_length, num_beams)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, batch_size: int | None = None, *, num_beams: int = 1) -> Tensor:
+    def reconstruct(
+        self, x: Tensor, batch_size: int | None = None, *, num_beams: int = 1, max_length: int | None = None
+    ) -> Tensor:
         """The sequence that :meth:`search` finds at the posterior mean of z, of shape (N, max_length).
 
         Args:
             x: tokens of shape (N, T).
             batch_size: the number of data treated at a time; all at once if None.
             num_beams: as for :meth:`search`.
+            max_length: as for :meth:`search`.
         """
-        return self.search(self.encode(x, batch_size)[0], batch_size, num_beams=num_beams)
+        return self.search(self.encode(x, batch_size)[0], batch_size, num_beams=num_beams, max_length=max_length)
 
     @torch.no_grad()
-    def interpolate(self, start: Tensor, end: Tensor, num_steps: int = 7, *, num_beams: int = 1) -> Tensor:
+    def interpolate(
+        self, start: Tensor, end: Tensor, num_steps: int = 7, *, num_beams: int = 1, max_length: int | None = None
+    ) -> Tensor:
         """The sequences that :meth:`search` finds on the straight line between two posterior means.
 
         Args:
@@ -222,6 +230,7 @@ class SequentialVAE(Autoencoder):
             end: the other one, which may have another length.
             num_steps: the number of points on the line, with its two ends; at least 2.
             num_beams: as for :meth:`search`.
+            max_length: as for :meth:`search`.
 
         Returns:
             Tokens of shape (num_steps, max_length), padded with -1 after the end token.
@@ -230,12 +239,21 @@ class SequentialVAE(Autoencoder):
             raise ValueError(f"Expected num_steps >= 2, got {num_steps}")
         first, last = (self.encode(sequence.unsqueeze(0))[0] for sequence in (start, end))
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
-        return self.search(torch.lerp(first, last, weight), num_beams=num_beams)
+        return self.search(torch.lerp(first, last, weight), num_beams=num_beams, max_length=max_length)
 
-    def _codes(self, z: Tensor) -> Tensor:
-        if z.dim() != 2:
-            raise ValueError(f"Expected z of shape (N, {self.latent_dim}), got {tuple(z.shape)}")
-        return z
+    @pyro_method  # so that a weight with a prior is drawn once, and not for each token
+    def _generated(
+        self, z: Tensor, batch_size: int | None, function: Callable[..., Tensor], max_length: int | None, option: float
+    ) -> Tensor:
+        """What a function of :mod:`pyro_ilvae.generation` makes of each z, in batches."""
+        _checks.last_dim("z", z, self.latent_dim)
+        length = self.max_length if max_length is None else _checks.positive_int("max_length", max_length)
+        flat = z.reshape(-1, self.latent_dim).to(self._prior_loc.dtype)
+        with evaluation_mode(self):
+            parts = [
+                function(self.decoder, batch, length, self.end_token, option) for batch in batches(flat, batch_size)
+            ]
+        return torch.cat(parts).reshape(*z.shape[:-1], length)
 
     def _logits(self, z: Tensor, tokens: Tensor) -> Tensor:
         logits: Tensor = self.decoder(z, tokens)
@@ -246,13 +264,25 @@ class SequentialVAE(Autoencoder):
             )
         return logits
 
+    @pyro_method
     def _drawn(self, z: Tensor, max_length: int, batch_shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Logits and tokens, of shape (..., max_length), of independent draws given z."""
+        """Tokens, of shape (..., max_length), of independent draws given z, and their logits."""
         z = z.expand(*batch_shape, self.latent_dim)
-        with torch.no_grad():
-            draws = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
-        tokens = draws.reshape(*batch_shape, max_length)
-        return self._logits(z, tokens), tokens
+        # Draws are of the model as it is evaluated, without dropout, and so is their density.
+        with evaluation_mode(self.decoder):
+            with torch.no_grad():
+                flat = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
+            tokens = flat.reshape(*batch_shape, max_length)
+            return tokens, self._logits(z, tokens)
+
+    def _logits_of_others(self, z: Tensor, tokens: Tensor) -> Tensor:
+        """The logits at tokens that a handler puts in place of the data, for the density that it asks for later."""
+        if any(isinstance(part, PyroModule) and part._pyro_samples for part in self.decoder.modules()):
+            raise ValueError(
+                "Expected data as the argument x of a model whose decoder has a prior on a weight, got them from a "
+                "handler at site 'x', when that draw of the weight is no longer at hand"
+            )
+        return self._logits(z, tokens)
 
     @overload
     def _checked(self, x: Tensor) -> Tensor: ...
@@ -284,4 +314,12 @@ class SequentialVAE(Autoencoder):
                 f"Expected at least one token in each row at site 'x', and padding only after the last one, got "
                 f"{int(wrong.sum())} rows without, the first of them row {row}: {x[row].tolist()}"
             )
+        if self.end_token is not None:
+            after = (x[:, :-1] == self.end_token) & present[:, 1:]
+            if after.any():
+                row = int(after.any(-1).nonzero()[0])
+                raise ValueError(
+                    f"Expected nothing after the end token {self.end_token} at site 'x' but {PADDING} as padding, got "
+                    f"{int(after.any(-1).sum())} rows with more, the first of them row {row}: {x[row].tolist()}"
+                )
         return x[:, : int(lengths.max())]
