@@ -168,7 +168,7 @@ def test_principal_frame_spans_the_data():
         ({"inverse_lipschitz": -0.1}, "inverse_lipschitz to be a finite number >= 0, got -0.1"),
         ({"inverse_lipschitz": float("nan")}, "inverse_lipschitz"),
         ({"inverse_lipschitz": float("inf")}, "inverse_lipschitz"),
-        ({"frame": "principal"}, "Expected frame to be 'identity', 'random' or"),
+        ({"frame": "principal"}, "Expected frame to be 'identity', 'random', 'centred' or"),
         ({"frame": torch.ones(8, 3)}, "Expected frame with orthonormal columns"),
         ({"frame": torch.full((8, 3), float("nan"))}, "Expected frame with orthonormal columns"),
         ({"frame": torch.eye(3)}, r"Expected frame of shape \(8, 3\), got \(3, 3\)"),
