@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ilvae import _checks
+from pyro_ilvae.autoregressive import AutoregressiveDecoder
 from pyro_ilvae.distributions import PADDING
 from pyro_ilvae.histories import State
-from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
 
 
 def ancestral_sample(

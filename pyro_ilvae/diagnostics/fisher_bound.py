@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
+from pyro_ilvae.autoregressive import AutoregressiveDecoder
 from pyro_ilvae.decoders import InverseLipschitzDecoder
 from pyro_ilvae.diagnostics._batches import Data, Stochastic, batches
 from pyro_ilvae.diagnostics._importance import weighted_mean
 from pyro_ilvae.diagnostics._posteriors import UnavailableError
 from pyro_ilvae.diagnostics._scores import differentiable_sites
 from pyro_ilvae.diagnostics.fisher import PosteriorFisherDivergence, weighted_divergence, weighted_squares
-from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
 
 
 class FisherBound(NamedTuple):

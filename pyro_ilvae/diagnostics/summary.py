@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._random import seeded
+from pyro_ilvae.autoregressive import AutoregressiveDecoder
 from pyro_ilvae.diagnostics._batches import Data, Stochastic, batches
 from pyro_ilvae.diagnostics._posteriors import UnavailableError
 from pyro_ilvae.diagnostics.aggregate_posterior import mutual_information
@@ -20,7 +21,6 @@ from pyro_ilvae.diagnostics.fisher import posterior_fisher_divergence
 from pyro_ilvae.diagnostics.fisher_bound import fisher_bound
 from pyro_ilvae.diagnostics.fisher_guide import guide_fisher_divergence
 from pyro_ilvae.diagnostics.information_metric import mean_fisher_divergence
-from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
 
 MEASURES = ("kl", "active_units", "mutual_information", "fisher", "evidence", "decoder")
 

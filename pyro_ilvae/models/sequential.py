@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae.autoregressive import AutoregressiveDecoder
 from pyro_ilvae.distributions import PADDING, TokenSequence
 from pyro_ilvae.generation import ancestral_sample, beam_search
 from pyro_ilvae.likelihoods import Categorical
 from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches
-from pyro_ilvae.sequence_decoders import AutoregressiveDecoder
 
 
 class SequentialVAE(Autoencoder):
