@@ -10,7 +10,7 @@ from hypothesis import settings
 # Small matrix products wait for each other on more threads.
 torch.set_num_threads(1)
 
-# Deadlines measure the machine, not the law; derandomised so that a failure on one machine is one on all.
+# Deadlines measure the machine, not the law; derandomized so that a failure on one machine is one on all.
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "laws"))
 

@@ -38,19 +38,37 @@ def decoding(decoder: nn.Module, latent_dim: int) -> Step:
 
 def same_function(latent_dim: int, features: int) -> InverseLipschitzDecoder:
     """The reference's function: identity frame, input skips, its activations."""
-    return InverseLipschitzDecoder(latent_dim, features, 1.0, (512, 512), "identity", activation=ACTIVATION)
+    return InverseLipschitzDecoder(
+        latent_dim=latent_dim,
+        event_shape=features,
+        inverse_lipschitz=1.0,
+        map_features=(512, 512),
+        frame="identity",
+        activation=ACTIVATION,
+    )
 
 
 def light(latent_dim: int, features: int, width: int = 512) -> InverseLipschitzDecoder:
     """A composition made cheap: a small inner map, no input skips, a narrower second layer."""
     return InverseLipschitzDecoder(
-        latent_dim, features, 1.0, (width, width // 2), inner_hidden_features=(64, 64), input_skips=False
+        latent_dim=latent_dim,
+        event_shape=features,
+        inverse_lipschitz=1.0,
+        map_features=(width, width // 2),
+        inner_map_features=(64, 64),
+        input_skips=False,
     )
 
 
 def small_inner(latent_dim: int, features: int) -> InverseLipschitzDecoder:
     """The default composition with a small inner map."""
-    return InverseLipschitzDecoder(latent_dim, features, 1.0, (512, 512), inner_hidden_features=(64, 64))
+    return InverseLipschitzDecoder(
+        latent_dim=latent_dim,
+        event_shape=features,
+        inverse_lipschitz=1.0,
+        map_features=(512, 512),
+        inner_map_features=(64, 64),
+    )
 
 
 def conv_backbone(latent_dim: int) -> nn.Module:
@@ -91,7 +109,7 @@ def composition(row: str, latent_dim: int, features: int, name: str) -> list[Lin
     decoder = COMPOSITIONS[name](latent_dim, features)
     steps = {
         name: training_step(decoder, latent_dim, features),
-        "plain": training_step(MLPDecoder(latent_dim, features), latent_dim, features),
+        "plain": training_step(MLPDecoder(latent_dim=latent_dim, event_shape=features), latent_dim, features),
     }
     return [
         at_most(row, name, "plain", compare(steps, "plain"), 1.6),
@@ -109,7 +127,9 @@ def against_reference(row: str, name: str, decoder: nn.Module, latent_dim: int, 
 
 def projected(row: str, backbone: Callable[[], nn.Module], latent_dim: int, features: int) -> list[Line]:
     steps = {
-        "projected": training_step(ProjectedDecoder(backbone(), latent_dim, features), latent_dim, features),
+        "projected": training_step(
+            ProjectedDecoder(backbone(), latent_dim=latent_dim, event_shape=features), latent_dim, features
+        ),
         "its backbone": training_step(backbone(), latent_dim, features),
     }
     return [at_most(row, "projected", "its backbone", compare(steps, "its backbone"), 1.15)]
@@ -119,7 +139,7 @@ def projected_mlp(row: str, latent_dim: int, features: int) -> list[Line]:
     def backbone() -> nn.Module:
         return mlp(latent_dim, (512, 512), features)
 
-    decoder = ProjectedDecoder(backbone(), latent_dim, features)
+    decoder = ProjectedDecoder(backbone(), latent_dim=latent_dim, event_shape=features)
     return [
         *projected(row, backbone, latent_dim, features),
         against_reference(row, "projected", decoder, latent_dim, features),

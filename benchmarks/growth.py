@@ -31,14 +31,16 @@ def build(kind: str, sizes: dict[str, int]) -> Step:
     latent_dim, features, width = sizes["K"], sizes["D"], sizes["width"]
     decoder: nn.Module
     if kind == "composition":
-        decoder = InverseLipschitzDecoder(latent_dim, features, hidden_features=(width, width))
+        decoder = InverseLipschitzDecoder(latent_dim=latent_dim, event_shape=features, map_features=(width, width))
     else:
-        decoder = ProjectedDecoder(mlp(latent_dim, (width, width), features), latent_dim, features)
+        decoder = ProjectedDecoder(
+            mlp(latent_dim, (width, width), features), latent_dim=latent_dim, event_shape=features
+        )
     return training_step(decoder, latent_dim, features, sizes["batch"])
 
 
 def slopes(xs: tuple[int, ...], ys: list[float] | list[int]) -> list[float]:
-    """The slopes between neighbours on log-log axes: what is superlinear anywhere shows in one of them."""
+    """The slopes between neighbors on log-log axes: what is superlinear anywhere shows in one of them."""
     points = list(zip(xs, ys, strict=True))
     return [math.log(y1 / y0) / math.log(x1 / x0) for (x0, y0), (x1, y1) in itertools.pairwise(points)]
 
@@ -80,9 +82,9 @@ def draw(path: Path) -> None:
     figure, axes = plt.subplots(2, 4, figsize=(13, 5.5), sharex="col", sharey="row", layout="constrained")
     for row, (label, unit) in enumerate((("time of a step, ms", 1e-3), ("memory of a step, MiB", 2**20))):
         for ax, (name, values) in zip(axes[row], SIZES.items(), strict=True):
-            for kind, colour in (("composition", "C0"), ("projected", "C1")):
+            for kind, color in (("composition", "C0"), ("projected", "C1")):
                 ys = [y / unit for y in measured[kind][name][row]]
-                ax.loglog(values, ys, "o-", color=colour, label=f"{kind}, steepest slope {max(slopes(values, ys)):.2f}")
+                ax.loglog(values, ys, "o-", color=color, label=f"{kind}, steepest slope {max(slopes(values, ys)):.2f}")
             # Slope 1 through the last point of the lower curve, as far down as a decade.
             last = min(measured[kind][name][row][-1] / unit for kind in measured)
             xs = [value for value in values if value >= values[-1] / 10]

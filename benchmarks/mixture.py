@@ -32,9 +32,12 @@ class SequentialMixtureVAE(MixtureVAE):
 def build(kind: type[MixtureVAE], latent_dim: int, features: int, enumerate_in: Any = "guide") -> MixtureVAE:
     width = 512 if features > 100 else 32
     mixture = kind(
-        ProjectedDecoder(mlp(latent_dim, (width, width), features), latent_dim, features),
+        ProjectedDecoder(mlp(latent_dim, (width, width), features), latent_dim=latent_dim, event_shape=features),
         MLPEncoder(
-            features, latent_dim, (width, width), num_components=COMPONENTS if enumerate_in == "guide" else None
+            event_shape=features,
+            latent_dim=latent_dim,
+            hidden_features=(width, width),
+            num_components=COMPONENTS if enumerate_in == "guide" else None,
         ),
         COMPONENTS,
         likelihoods.Normal(0.3, estimate="learned"),

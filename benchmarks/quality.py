@@ -35,7 +35,9 @@ BATCH = 128
 
 
 def composition(frame: Tensor, **arguments: Any) -> nn.Module:
-    return InverseLipschitzDecoder(LATENT, len(frame), (0.5, 0.5), frame=frame, **arguments)
+    return InverseLipschitzDecoder(
+        latent_dim=LATENT, event_shape=len(frame), inverse_lipschitz=(0.5, 0.5), frame=frame, **arguments
+    )
 
 
 SMALL: dict[str, Any] = {"inner_hidden_features": (64, 64)}
@@ -51,8 +53,10 @@ DECODERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "skips-384-128": lambda q: composition(q, **SMALL, hidden_features=(384, 128)),
     "skips-256-256": lambda q: composition(q, **SMALL, hidden_features=(256, 256)),
     "skips-448-64": lambda q: composition(q, **SMALL, hidden_features=(448, 64)),
-    "projected": lambda q: ProjectedDecoder(mlp(LATENT, (512, 512), len(q)), LATENT, len(q), 1.0, q),
-    "plain": lambda q: MLPDecoder(LATENT, len(q)),
+    "projected": lambda q: ProjectedDecoder(
+        mlp(LATENT, (512, 512), len(q)), latent_dim=LATENT, event_shape=len(q), inverse_lipschitz=1.0, frame=q
+    ),
+    "plain": lambda q: MLPDecoder(latent_dim=LATENT, event_shape=len(q)),
 }
 
 
@@ -61,7 +65,7 @@ def run(name: str, seed: int, epochs: int, train: Tensor, test: Tensor) -> str:
     pyro.set_rng_seed(seed)
     vae = VAE(
         decoder=DECODERS[name](principal_frame(train, LATENT)),
-        encoder=MLPEncoder(train.shape[1], LATENT),
+        encoder=MLPEncoder(event_shape=train.shape[1], latent_dim=LATENT),
         likelihood=likelihoods.Normal(0.3, estimate="learned"),
         data_size=len(train),
     )

@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 
-import compiled
 import decoders
 import growth
 import inverse
@@ -22,7 +21,7 @@ import timing
 import torch
 import training
 
-MODULES = (decoders, training, compiled, mixture, sequential, inverse, measures, growth)
+MODULES = (decoders, training, mixture, sequential, inverse, measures, growth)
 ROWS = {name: row for module in MODULES for name, row in module.ROWS.items()}
 
 

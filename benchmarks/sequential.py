@@ -33,7 +33,7 @@ def step_of(decoder: str, x: torch.Tensor, vocab_size: int) -> Step:
         vocab_size,
         LATENT_DIM,
         DECODERS[decoder](vocab_size, LATENT_DIM),
-        SequenceEncoder(vocab_size, LATENT_DIM),
+        SequenceEncoder(vocab_size=vocab_size, latent_dim=LATENT_DIM),
         data_size=10_000,
     )
     # As a part of a whole, under a number of its own, so that the param store keeps the models apart.

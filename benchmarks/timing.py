@@ -112,7 +112,7 @@ def faster(row: str, name: str, baseline: str, timings: dict[str, Timing], targe
 def peak_bytes(step: Step) -> int:
     """The most memory that PyTorch held during a call beyond the least, from its allocator's own records.
 
-    The least is what stays: of a training step, the parameters and the optimiser's state, but not the gradients.
+    The least is what stays: of a training step, the parameters and the optimizer's state, but not the gradients.
     """
     step()
     if on_gpu():

@@ -27,8 +27,10 @@ def build(latent_dim: int, features: int, kind: str) -> VAE:
     if kind == "light composition":
         decoder = light(latent_dim, features, width)
     else:
-        decoder = ProjectedDecoder(mlp(latent_dim, (width, width), features), latent_dim, features)
-    encoder = MLPEncoder(features, latent_dim, (width, width))
+        decoder = ProjectedDecoder(
+            mlp(latent_dim, (width, width), features), latent_dim=latent_dim, event_shape=features
+        )
+    encoder = MLPEncoder(event_shape=features, latent_dim=latent_dim, hidden_features=(width, width))
     vae = VAE(decoder, encoder, likelihoods.Normal(0.3, estimate="learned"), data_size=DATA_SIZE)
     # As a part of a whole, under a number of its own, so that the param store keeps the models apart.
     setattr(models, f"vae_{next(count)}", vae)

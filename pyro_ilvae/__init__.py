@@ -1,23 +1,20 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
-from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots, text
-from pyro_ilvae.compilation import compiled
-from pyro_ilvae.convex import ICNN
-from pyro_ilvae.decoders import InverseLipschitzDecoder, ProjectedDecoder
+from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots
+from pyro_ilvae.decoders.brenier import BrenierMap, BrenierTransform
+from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
+from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.plain import MLPDecoder
+from pyro_ilvae.decoders.principal import principal_frame, principal_token_frame
+from pyro_ilvae.decoders.projected import ProjectedDecoder
 from pyro_ilvae.encoders import ConvEncoder, MLPEncoder
-from pyro_ilvae.frames import principal_frame, principal_token_frame
-from pyro_ilvae.histories import RecurrentHistory, TransformerHistory
 from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, JointOptim, anneal, schedules
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
-from pyro_ilvae.maps import BrenierMap, BrenierTransform
 from pyro_ilvae.models import VAE, MixtureVAE, SequentialVAE
-from pyro_ilvae.networks import MLPDecoder, mlp
-from pyro_ilvae.sequence_decoders import (
-    InverseLipschitzSequenceDecoder,
-    ProjectedSequenceDecoder,
-    SequenceDecoder,
-)
-from pyro_ilvae.sequence_encoders import SequenceEncoder
+from pyro_ilvae.networks import mlp
+from pyro_ilvae.sequences.decoder import SequenceDecoder
+from pyro_ilvae.sequences.encoder import SequenceEncoder
+from pyro_ilvae.sequences.histories import RecurrentHistory, TransformerHistory
 
 __version__ = "0.1.0"
 
@@ -30,20 +27,17 @@ __all__ = [
     "ConvEncoder",
     "InverseLipschitzDecoder",
     "InverseLipschitzScheduler",
-    "InverseLipschitzSequenceDecoder",
     "JointOptim",
     "MLPDecoder",
     "MLPEncoder",
     "MixtureVAE",
     "ProjectedDecoder",
-    "ProjectedSequenceDecoder",
     "RecurrentHistory",
     "SequenceDecoder",
     "SequenceEncoder",
     "SequentialVAE",
     "TransformerHistory",
     "anneal",
-    "compiled",
     "datasets",
     "diagnostics",
     "from_pyro_mcmc",
@@ -55,5 +49,4 @@ __all__ = [
     "principal_frame",
     "principal_token_frame",
     "schedules",
-    "text",
 ]

@@ -10,10 +10,23 @@ import torch
 
 def positive_int(name: str, value: int) -> int:
     """Return ``value`` if it is an int of at least 1."""
-    # SupportsIndex rather than int, for the integers of NumPy.
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1:
+    if not _is_int(value) or index(value) < 1:
         raise ValueError(f"Expected {name} to be an int >= 1, got {value!r}")
     return index(value)
+
+
+def index_below(name: str, value: int, size: int) -> int:
+    """Return ``value`` if it is an int from 0 to ``size`` - 1."""
+    if not _is_int(value) or not 0 <= index(value) < size:
+        raise ValueError(f"Expected {name} to be an int from 0 to {size - 1}, got {value!r}")
+    return index(value)
+
+
+def seed(value: int | None) -> int | None:
+    """Return ``value`` if it is an int that a generator takes, or None."""
+    if value is not None and not (_is_int(value) and -(2**63) <= index(value) < 2**64):
+        raise ValueError(f"Expected seed to be an int or None, got {value!r}")
+    return value
 
 
 def widths(name: str, value: Sequence[int]) -> tuple[int, ...]:
@@ -36,11 +49,35 @@ def choice(name: str, value: str, options: Sequence[str]) -> str:
     return value
 
 
-def constant(name: str, value: float) -> float:
-    """Return ``value`` as a finite, non-negative float."""
-    number = float(value) if isinstance(value, SupportsFloat) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or number < 0:
+def non_negative(name: str, value: float) -> float:
+    """Return ``value`` as a finite float of at least 0."""
+    number = _number(value)
+    if not 0 <= number < math.inf:
         raise ValueError(f"Expected {name} to be a finite number >= 0, got {value!r}")
+    return number
+
+
+def positive(name: str, value: float) -> float:
+    """Return ``value`` as a finite float above 0."""
+    number = _number(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"Expected {name} to be a finite number > 0, got {value!r}")
+    return number
+
+
+def finite(name: str, value: float) -> float:
+    """Return ``value`` as a finite float."""
+    number = _number(value)
+    if not math.isfinite(number):
+        raise ValueError(f"Expected {name} to be a finite number, got {value!r}")
+    return number
+
+
+def fraction(name: str, value: float) -> float:
+    """Return ``value`` as a float in [0, 1]."""
+    number = _number(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"Expected {name} to be a number in [0, 1], got {value!r}")
     return number
 
 
@@ -48,3 +85,34 @@ def last_dim(name: str, value: torch.Tensor, size: int) -> None:
     """Raise unless ``value`` has shape (..., size)."""
     if value.dim() == 0 or value.shape[-1] != size:
         raise ValueError(f"Expected {name} of shape (..., {size}), got {tuple(value.shape)}")
+
+
+def context(value: torch.Tensor | None, size: int | None) -> None:
+    """Raise unless there is a context of shape (..., size), or none where there is no size."""
+    if size is None and value is not None:
+        raise ValueError("Expected no context for a decoder without context_dim, got one")
+    if size is not None:
+        if value is None:
+            raise ValueError(f"Expected context of shape (..., {size}), got None")
+        last_dim("context", value, size)
+
+
+def _is_int(value: object) -> bool:
+    # SupportsIndex rather than int, for the integers of NumPy; tensors of other numbers have it too, and fail.
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return False
+    try:
+        index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _number(value: object) -> float:
+    """The value as a float, NaN if it is none."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        return math.nan
+    try:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):  # an array or tensor of several numbers
+        return math.nan

@@ -269,7 +269,7 @@ class TokenSequence(TorchDistribution):
         logits = self._logits_at(value)
         batch_shape = torch.broadcast_shapes(logits.shape[:-2], value.shape[:-1])
         targets = value.expand(*batch_shape, -1)
-        # One fused pass: a normalised copy of the logits is the largest tensor of a step.
+        # One fused pass: a normalized copy of the logits is the largest tensor of a step.
         nats = cross_entropy(
             logits.expand(*batch_shape, *logits.shape[-2:]).flatten(0, -2),
             targets.flatten(),

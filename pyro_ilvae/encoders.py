@@ -1,4 +1,4 @@
-"""Amortised networks for guides: from a datum to the location and the positive scale of its latent variable."""
+"""Amortized networks for guides: from a datum to the location and the positive scale of its latent variable."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,6 +44,7 @@ class MLPEncoder(PyroModule):
 
     def __init__(
         self,
+        *,
         event_shape: int | Sequence[int],
         latent_dim: int,
         hidden_features: Sequence[int] = (512, 512),
@@ -94,6 +95,7 @@ class ConvEncoder(PyroModule):
 
     def __init__(
         self,
+        *,
         event_shape: Sequence[int],
         latent_dim: int,
         channels: Sequence[int] = (32, 64),

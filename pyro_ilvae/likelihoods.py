@@ -1,14 +1,15 @@
 r"""Likelihoods: from natural parameters eta to a Pyro distribution over data.
 
 Each is called as ``likelihood(eta, x=None)`` and returns a distribution whose batch shape ends in the shape of one
-datum; any callable of that form can take its place. ``support`` is what data are checked against on entry.
+datum. Any callable of that form can take its place; :class:`~pyro_ilvae.protocols.Likelihood` lists what else a
+likelihood may say about itself, and how to write one.
 
 Each knows the Fisher information of one datum with respect to eta,
 
 .. math:: I(\eta) = E_{p(x \mid \eta)}[s s^\top], \qquad s = \nabla_\eta \log p(x \mid \eta),
 
-which is that of each entry of the datum by itself: ``information_product(eta, tangent)`` is I v, and
-``smallest_information(eta)`` the smallest eigenvalue of each entry's I.
+which is block-diagonal, with a block for each entry of the datum: ``information_product(eta, tangent)`` is I v, and
+``smallest_information(eta)`` the smallest eigenvalue of each block.
 """
 
 import math
@@ -24,11 +25,34 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 
+__all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
+
 
 class _Entrywise(PyroModule):
     """Likelihoods with one natural parameter for each entry of a datum, whose Fisher information is a diagonal."""
 
+    support_hint = ""
+    integer_data = False
+    depends_on_batch = False
     smallest_information: Callable[[Tensor], Tensor]
+
+    @pyro_method
+    def mean(self, eta: Tensor) -> Tensor:
+        """The mean of a datum, of the shape of ``eta``."""
+        return self(eta).mean  # type: ignore[no-any-return]
+
+    @pyro_method
+    def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
+        r"""The divergence of each entry, :math:`\mathrm{KL}(p(x_d \mid \eta_d) \| p(x_d \mid \eta'_d))`, in nats.
+
+        Computed in double precision, of the shape of ``eta``.
+        """
+        p, q = self(eta.double()), self(other.double())
+        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean, which need not be in the
+        # support. PyTorch's own formulas are infinite as soon as a probability rounds to one.
+        mean = p.mean
+        p._validate_args = q._validate_args = False
+        return p.log_prob(mean) - q.log_prob(mean)  # type: ignore[no-any-return]
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
         r"""The product :math:`I(\eta) v` with ``tangent`` v, whose shape ends in that of ``eta``."""
@@ -65,12 +89,8 @@ class Normal(_Entrywise):
 
     def __init__(self, scale: float = 1.0, estimate: Literal["fixed", "learned", "optimal"] = "fixed") -> None:
         super().__init__()
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"Expected scale to be a finite number > 0, got {scale!r}")
-        if estimate not in ("fixed", "learned", "optimal"):
-            raise ValueError(f"Expected estimate to be 'fixed', 'learned' or 'optimal', got {estimate!r}")
-        self.estimate = estimate
-        log_scale = torch.tensor(math.log(scale))
+        self.estimate = _checks.choice("estimate", estimate, ("fixed", "learned", "optimal"))
+        log_scale = torch.tensor(math.log(_checks.positive("scale", scale)))
         if estimate == "learned":
             self.log_scale = nn.Parameter(log_scale)
         else:
@@ -80,10 +100,24 @@ class Normal(_Entrywise):
     log_scale: Tensor
     num_updates: Tensor
 
+    def extra_repr(self) -> str:
+        """The scale and how it is found, for ``print``."""
+        return f"scale={float(self.log_scale.detach().exp()):.4g}, estimate={self.estimate!r}"
+
     @property
     def scale(self) -> Tensor:
         r"""The standard deviation :math:`\sigma` in use without data, a tensor of shape ()."""
         return self.log_scale.exp()
+
+    @property
+    def noise_scale(self) -> Tensor:
+        r"""The standard deviation :math:`\sigma` of Normal noise around eta, the same for all entries."""
+        return self.scale
+
+    @property
+    def depends_on_batch(self) -> bool:  # type: ignore[override]
+        """Whether the density of a datum depends on the other data of its batch."""
+        return self.estimate == "optimal"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` serves the optimal scale only."""
@@ -113,6 +147,7 @@ class Bernoulli(_Entrywise):
     """
 
     support = constraints.boolean
+    support_hint = "; binarize the data or use ContinuousBernoulli for intensities"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
@@ -135,6 +170,7 @@ class ContinuousBernoulli(_Entrywise):
     """
 
     support = constraints.unit_interval
+    support_hint = "; divide intensities by their largest possible value"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
@@ -159,9 +195,17 @@ class Categorical(PyroModule):
         torch.Size([10, 3])
     """
 
+    support_hint = ""
+    integer_data = True
+    depends_on_batch = False
+
     def __init__(self, num_categories: int) -> None:
         super().__init__()
         self.num_categories = _checks.positive_int("num_categories", num_categories)
+
+    def extra_repr(self) -> str:
+        """The number of categories, for ``print``."""
+        return f"num_categories={self.num_categories}"
 
     @property
     def support(self) -> constraints.Constraint:
@@ -172,6 +216,20 @@ class Categorical(PyroModule):
         """The distribution of batch shape ``eta.shape[:-1]``; ``x`` is not used."""
         _checks.last_dim("eta", eta, self.num_categories)
         return dist.Categorical(logits=eta)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """The probabilities of the categories, of the shape of ``eta``: categories have no mean."""
+        _checks.last_dim("eta", eta, self.num_categories)
+        return eta.softmax(-1)
+
+    def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
+        r"""The divergence of each entry, :math:`\sum_c p_c \log(p_c / p'_c)`, in nats, of shape ``eta.shape[:-1]``.
+
+        Computed in double precision.
+        """
+        _checks.last_dim("eta", eta, self.num_categories)
+        p, q = dist.Categorical(logits=eta.double()), dist.Categorical(logits=other.double())
+        return torch.distributions.kl_divergence(p, q)
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
         r"""The product :math:`(\operatorname{diag} p - p p^\top) v` for each entry, with ``tangent`` v as ``eta``."""
@@ -223,17 +281,17 @@ class NegativeBinomial(_Entrywise):
 
     def __init__(self, total_count: float = 1.0, estimate: Literal["fixed", "learned"] = "learned") -> None:
         super().__init__()
-        if not (math.isfinite(total_count) and total_count > 0):
-            raise ValueError(f"Expected total_count to be a finite number > 0, got {total_count!r}")
-        if estimate not in ("fixed", "learned"):
-            raise ValueError(f"Expected estimate to be 'fixed' or 'learned', got {estimate!r}")
-        log_total_count = torch.tensor(math.log(total_count))
-        if estimate == "learned":
+        log_total_count = torch.tensor(math.log(_checks.positive("total_count", total_count)))
+        if _checks.choice("estimate", estimate, ("fixed", "learned")) == "learned":
             self.log_total_count = nn.Parameter(log_total_count)
         else:
             self.register_buffer("log_total_count", log_total_count)
 
     log_total_count: Tensor
+
+    def extra_repr(self) -> str:
+        """The total count, for ``print``."""
+        return f"total_count={float(self.log_total_count.detach().exp()):.4g}"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
@@ -243,12 +301,6 @@ class NegativeBinomial(_Entrywise):
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`r / (1 + e^{-\eta})`, of the shape of ``eta``."""
         return self.log_total_count.exp() * torch.sigmoid(eta)
-
-
-_HINTS = {
-    "Bernoulli": "; binarise the data or use ContinuousBernoulli for intensities",
-    "ContinuousBernoulli": "; divide intensities by their largest possible value",
-}
 
 
 def check_support(likelihood: object, x: Tensor, site: str) -> None:
@@ -270,14 +322,12 @@ def check_support(likelihood: object, x: Tensor, site: str) -> None:
         low, high = x[~valid].min().item(), x[~valid].max().item()
         raise ValueError(
             f"Expected data at site '{site}' in the support of {name}, {support}, got {int((~valid).sum())} values "
-            f"outside it, from {low:g} to {high:g}{_HINTS.get(name, '')}"
+            f"outside it, from {low:g} to {high:g}{getattr(likelihood, 'support_hint', '')}"
         )
 
 
-def expectation(distribution: TorchDistribution) -> Tensor:
-    """The mean of a likelihood's distribution; for categories, whose mean is not defined, their probabilities."""
-    if isinstance(distribution, dist.Categorical):
-        probabilities: Tensor = distribution.probs
-        return probabilities
-    mean: Tensor = distribution.mean
+def mean_of_data(likelihood: Callable[..., TorchDistribution], eta: Tensor) -> Tensor:
+    """What the likelihood gives as its mean, or else the mean of its distribution."""
+    own = getattr(likelihood, "mean", None)
+    mean: Tensor = likelihood(eta).mean if own is None else own(eta)
     return mean

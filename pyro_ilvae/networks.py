@@ -5,14 +5,14 @@ from itertools import pairwise
 from typing import TypeVar
 
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import nn
 
-from pyro_ilvae import _checks
+__all__ = ["mlp"]
 
 T = TypeVar("T")
 
 # PyroModule[...] makes classes at run time, which type checkers cannot follow.
-_Linear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
+Linear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
 _Softplus: type[nn.Softplus] = PyroModule[nn.Softplus]  # type: ignore[assignment]
 _Sequential: type[nn.Sequential] = PyroModule[nn.Sequential]  # type: ignore[assignment]
 
@@ -21,7 +21,7 @@ def unused(module: T) -> T:
     """The module itself, ready to become a part of another one although it may have been called by itself.
 
     Pyro asserts that a part was never called on its own, since its parameters would have two names in the global
-    store. The first of them is never read again once the part belongs to a whole.
+    store. The earlier name is never read again once the part belongs to a whole.
     """
     for part in module.modules() if isinstance(module, nn.Module) else ():
         if isinstance(part, PyroModule) and not part._pyro_context.active:
@@ -48,41 +48,6 @@ def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> 
     sizes = [in_features, *hidden_features]
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(sizes):
-        layers += [_Linear(wide, narrow), _Softplus()]
-    layers.append(_Linear(sizes[-1], out_features))
+        layers += [Linear(wide, narrow), _Softplus()]
+    layers.append(Linear(sizes[-1], out_features))
     return _Sequential(*layers)
-
-
-class MLPDecoder(PyroModule):
-    r"""The plain decoder of an ordinary VAE: a multilayer perceptron, with no guarantee on its latent variable.
-
-    .. math:: \eta = A_n\,a(\cdots a(A_1 z + b_1)\cdots) + b_n, \qquad a = \operatorname{softplus}.
-
-    Args:
-        latent_dim: the dimension :math:`K` of the latent variable.
-        event_shape: the shape of the natural parameters of one datum.
-        hidden_features: the widths of the hidden layers.
-
-    Example:
-        >>> import torch
-        >>> MLPDecoder(latent_dim=2, event_shape=(8, 8))(torch.zeros(5, 2)).shape
-        torch.Size([5, 8, 8])
-    """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        event_shape: int | Sequence[int],
-        hidden_features: Sequence[int] = (512, 512),
-    ) -> None:
-        super().__init__()
-        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
-        self.event_shape = _checks.event_shape(event_shape)
-        self.network = mlp(
-            self.latent_dim, _checks.widths("hidden_features", hidden_features), self.event_shape.numel()
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K)."""
-        _checks.last_dim("z", z, self.latent_dim)
-        return self.network(z).reshape(z.shape[:-1] + self.event_shape)  # type: ignore[no-any-return]

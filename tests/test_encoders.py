@@ -8,9 +8,17 @@ import torch
 from pyro_ilvae import ConvEncoder, MLPEncoder
 
 ENCODERS = {
-    "mlp": (lambda **options: MLPEncoder((6, 5), 2, (8,), **options), (6, 5)),
-    "conv": (lambda **options: ConvEncoder((6, 5), 2, (3,), (8,), **options), (6, 5)),
-    "conv-deep": (lambda **options: ConvEncoder((2, 9, 7), 2, (3, 4, 5), (8,), **options), (2, 9, 7)),
+    "mlp": (lambda **options: MLPEncoder(event_shape=(6, 5), latent_dim=2, hidden_features=(8,), **options), (6, 5)),
+    "conv": (
+        lambda **options: ConvEncoder(event_shape=(6, 5), latent_dim=2, channels=(3,), hidden_features=(8,), **options),
+        (6, 5),
+    ),
+    "conv-deep": (
+        lambda **options: ConvEncoder(
+            event_shape=(2, 9, 7), latent_dim=2, channels=(3, 4, 5), hidden_features=(8,), **options
+        ),
+        (2, 9, 7),
+    ),
 }
 
 

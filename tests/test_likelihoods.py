@@ -22,7 +22,7 @@ EXPECTED = {
 }
 BAD = {
     "normal": ([float("nan")], "1 NaN or infinite values"),
-    "bernoulli": ([0.5], "from 0.5 to 0.5; binarise the data or use ContinuousBernoulli"),
+    "bernoulli": ([0.5], "from 0.5 to 0.5; binarize the data or use ContinuousBernoulli"),
     "continuous_bernoulli": ([-3.0, 255.0], "2 values outside it, from -3 to 255; divide intensities"),
     "poisson": ([-1.0, 1.5], "2 values outside it, from -1 to 1.5"),
     "negative_binomial": ([-2.0], "from -2 to -2"),
@@ -162,7 +162,12 @@ def fit_noise(estimate, steps=300, batch_size=20):
     """Normal noise of scale 0.5 around a constant, which the decoder's bias can fit."""
     x = 0.5 * torch.randn(200, 4)
     likelihood = likelihoods.Normal(2.0, estimate)
-    vae = VAE(MLPDecoder(1, 4, (4,)), MLPEncoder(4, 1, (4,)), likelihood, data_size=len(x))
+    vae = VAE(
+        MLPDecoder(latent_dim=1, event_shape=4, hidden_features=(4,)),
+        MLPEncoder(event_shape=4, latent_dim=1, hidden_features=(4,)),
+        likelihood,
+        data_size=len(x),
+    )
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     for step in range(steps):
         svi.step(x[(step * batch_size) % 200 :][:batch_size])

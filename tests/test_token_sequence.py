@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.sequence_decoders import DECODERS, LATENT, VOCAB, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from pyro import poutine
-from sequences import DECODERS, LATENT, VOCAB, tokens
 
 from pyro_ilvae.distributions import PADDING, TokenSequence
 
@@ -73,7 +73,7 @@ def test_left_dimensions_are_a_loop_over_them(left):
     for history in (x, x.expand(*left, 4, 5)):
         fn = TokenSequence(logits, history)
         assert (fn.batch_shape, fn.event_shape) == ((*left, 4), (5,))
-        # What is observed may have fewer dimensions than the logits, as under vectorised particles.
+        # What is observed may have fewer dimensions than the logits, as under vectorized particles.
         for value in (history, x):
             torch.testing.assert_close(fn.log_prob(value), expected)
 

@@ -53,7 +53,7 @@ train, test = (datasets.binarize(split, threshold=0.5).flatten(1) for split in (
 # %% [markdown]
 # ## Pyro's ordinary VAE
 #
-# As in Pyro's own tutorial: `nn.Module` networks, registered by `pyro.module`, on binarised digits. Before any training
+# As in Pyro's own tutorial: `nn.Module` networks, registered by `pyro.module`, on binarized digits. Before any training
 # a linear reference says what to expect: which principal directions of the data carry more variance than the noise, and
 # so would survive in a linear VAE. For binary pixels the noise is that of a coin, at most 0.5.
 

@@ -104,17 +104,29 @@ PIXELS = IMAGE[0] * IMAGE[1]
 
 
 def plain(latent_dim):
-    return MLPDecoder(latent_dim, IMAGE, HIDDEN)
+    return MLPDecoder(latent_dim=latent_dim, event_shape=IMAGE, hidden_features=HIDDEN)
 
 
 def composition(latent_dim, constant):
     frame = principal_frame(DATA.train, latent_dim)
-    return InverseLipschitzDecoder(latent_dim, IMAGE, (constant, constant), HIDDEN, frame)
+    return InverseLipschitzDecoder(
+        latent_dim=latent_dim,
+        event_shape=IMAGE,
+        inverse_lipschitz=(constant, constant),
+        map_features=HIDDEN,
+        frame=frame,
+    )
 
 
 def projected(latent_dim, constant, convolutions=False):
     backbone = ConvBackbone(latent_dim) if convolutions else mlp(latent_dim, HIDDEN, PIXELS)
-    return ProjectedDecoder(backbone, latent_dim, IMAGE, constant, principal_frame(DATA.train, latent_dim))
+    return ProjectedDecoder(
+        backbone,
+        latent_dim=latent_dim,
+        event_shape=IMAGE,
+        inverse_lipschitz=constant,
+        frame=principal_frame(DATA.train, latent_dim),
+    )
 
 
 DECODERS = {
@@ -189,7 +201,7 @@ def fit_vae(decoder, likelihood, seed):
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     train_images, test_images = images_for(likelihood)
-    encoder = MLPEncoder(IMAGE, LATENT_DIM, HIDDEN)
+    encoder = MLPEncoder(event_shape=IMAGE, latent_dim=LATENT_DIM, hidden_features=HIDDEN)
     vae = VAE(DECODERS[decoder](LATENT_DIM), encoder, LIKELIHOODS[likelihood](), data_size=len(train_images))
     began = time.perf_counter()
     train(vae, train_images, EPOCHS, TraceMeanField_ELBO())
@@ -328,7 +340,7 @@ def build_mixture(decoder, likelihood, latent_dim):
     pyro.clear_param_store()  # it holds the parameters of an earlier model under the same names
     parts = (
         DECODERS[decoder](latent_dim),
-        MLPEncoder(IMAGE, latent_dim, HIDDEN),
+        MLPEncoder(event_shape=IMAGE, latent_dim=latent_dim, hidden_features=HIDDEN),
         NUM_COMPONENTS,
         LIKELIHOODS[likelihood](),
     )
@@ -351,7 +363,7 @@ MIXTURES = [
 mixtures = sweep(fit_mixture, [(*row, seed) for seed in SEEDS for row in MIXTURES])
 
 # %% [markdown]
-# Accuracy, adjusted Rand index and normalised mutual information compare the most probable component of held-out images
+# Accuracy, adjusted Rand index and normalized mutual information compare the most probable component of held-out images
 # with their labels, which are matched one to one. The effective number of components is the exponential of the entropy
 # of the aggregate q(y); `KL of y` is the mean of KL(q(y | x) || pi), which splits into KL(q(y) || pi), `usage KL`, and
 # the mutual information of x and y. The KL is that of z from the whole mixture.

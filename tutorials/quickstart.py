@@ -78,15 +78,19 @@ FRAME = principal_frame(train, LATENT_DIM)
 
 
 def composition(constant):
-    return InverseLipschitzDecoder(LATENT_DIM, IMAGE, constant, HIDDEN, FRAME)
+    return InverseLipschitzDecoder(
+        latent_dim=LATENT_DIM, event_shape=IMAGE, inverse_lipschitz=constant, map_features=HIDDEN, frame=FRAME
+    )
 
 
 def projected(constant):
-    return ProjectedDecoder(mlp(LATENT_DIM, HIDDEN, 64), LATENT_DIM, IMAGE, constant, FRAME)
+    return ProjectedDecoder(
+        mlp(LATENT_DIM, HIDDEN, 64), latent_dim=LATENT_DIM, event_shape=IMAGE, inverse_lipschitz=constant, frame=FRAME
+    )
 
 
 DECODERS = {
-    "VAE (plain)": lambda: MLPDecoder(LATENT_DIM, IMAGE, HIDDEN),
+    "VAE (plain)": lambda: MLPDecoder(latent_dim=LATENT_DIM, event_shape=IMAGE, hidden_features=HIDDEN),
     "LIDVAE (L = 0)": lambda: composition(0.0),
     "IL-LIDVAE, L = 0.2": lambda: composition(0.2),
     "IL-LIDVAE, L = 0.5": lambda: composition(0.5),
@@ -97,7 +101,7 @@ DECODERS = {
 # %% [markdown]
 # ## The fit
 #
-# Plain Pyro: `SVI`, an optimiser, and an ELBO, here with the weight of the KL rising from 0 to 1 over the first quarter
+# Plain Pyro: `SVI`, an optimizer, and an ELBO, here with the weight of the KL rising from 0 to 1 over the first quarter
 # of the training. The last line evaluates on the held-out images: the ELBO at full weight, an importance-weighted log
 # likelihood, the KL of each dimension, active units.
 
@@ -109,7 +113,7 @@ def fit(name, seed, constants=None):
     pyro.set_rng_seed(seed)
     vae = VAE(
         decoder=DECODERS[name](),
-        encoder=MLPEncoder(IMAGE, LATENT_DIM, HIDDEN),
+        encoder=MLPEncoder(event_shape=IMAGE, latent_dim=LATENT_DIM, hidden_features=HIDDEN),
         likelihood=likelihoods.Normal(0.3, estimate="learned"),
         data_size=len(train),
     )

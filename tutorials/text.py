@@ -52,8 +52,8 @@ from pyro_ilvae import (
     diagnostics,
     principal_token_frame,
     schedules,
-    text,
 )
+from pyro_ilvae.datasets import text
 from pyro_ilvae.distributions import TokenSequence
 
 # Smoke mode runs every line in seconds, for tests: its numbers mean nothing.
@@ -107,7 +107,7 @@ def plain(data):
 def projected(constant):
     def build(data):
         size = len(data.vocabulary)
-        frame = principal_token_frame(data.train, size, LATENT_DIM)
+        frame = principal_token_frame(data.train, vocab_size=size, latent_dim=LATENT_DIM)
         return ProjectedSequenceDecoder(size, LATENT_DIM, constant, hidden_features=HIDDEN, frame=frame)
 
     return build
@@ -212,10 +212,8 @@ def build(corpus, recipe):
     data = CORPORA[corpus]
     size = len(data.vocabulary)
     return SequentialVAE(
-        size,
-        LATENT_DIM,
         RECIPES[recipe][1](data),
-        SequenceEncoder(size, LATENT_DIM, hidden_features=HIDDEN // 2),
+        SequenceEncoder(vocab_size=size, latent_dim=LATENT_DIM, hidden_features=HIDDEN // 2),
         data_size=len(data.train),
         end_token=data.vocabulary.end,
         max_length=data.train.shape[1],
@@ -368,7 +366,7 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
     ax.axhline(1.02 * best, color="black", linestyle=":", linewidth=1, label="2 % above the best")
     ax.axhline(
         np.median([language_models[corpus, seed]["perplexity"] for seed in SEEDS]),
-        color="grey",
+        color="gray",
         linestyle="--",
         linewidth=1,
         label="language model without z",
@@ -439,8 +437,8 @@ SYNTHETIC = {
 
 def sequential_vae(decoder, hidden_features, data_size=None):
     pyro.clear_param_store()
-    encoder = SequenceEncoder(VOCAB, 2, hidden_features=hidden_features)
-    return SequentialVAE(VOCAB, 2, decoder, encoder, data_size, max_length=LENGTH)
+    encoder = SequenceEncoder(vocab_size=VOCAB, latent_dim=2, hidden_features=hidden_features)
+    return SequentialVAE(decoder, encoder, data_size, max_length=LENGTH)
 
 
 def random_language(seed):
@@ -489,7 +487,7 @@ def fit_synthetic(seed):
         if constant is None:
             decoder = SequenceDecoder(VOCAB, 2, history="lstm", hidden_features=64)
         else:
-            frame = principal_token_frame(x, VOCAB, 2)
+            frame = principal_token_frame(x, vocab_size=VOCAB, latent_dim=2)
             decoder = ProjectedSequenceDecoder(VOCAB, 2, constant, history="lstm", hidden_features=64, frame=frame)
         vae = sequential_vae(decoder, 64, data_size=len(x))
         train(vae, x, epochs=1 if SMOKE else 20, batch_size=128, **options)

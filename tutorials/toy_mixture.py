@@ -81,12 +81,16 @@ MODELS = {
 
 def build(mixture, constant, x):
     decoder = (
-        MLPDecoder(2, 2, HIDDEN) if constant is None else InverseLipschitzDecoder(2, 2, (constant, constant), HIDDEN)
+        MLPDecoder(latent_dim=2, event_shape=2, hidden_features=HIDDEN)
+        if constant is None
+        else InverseLipschitzDecoder(
+            latent_dim=2, event_shape=2, inverse_lipschitz=(constant, constant), map_features=HIDDEN
+        )
     )
-    encoder = MLPEncoder(2, 2, HIDDEN)
+    encoder = MLPEncoder(event_shape=2, latent_dim=2, hidden_features=HIDDEN)
     likelihood = likelihoods.Normal(float(x.std()), estimate="learned")
     if mixture:
-        return MixtureVAE(decoder, encoder, 2, likelihood, data_size=len(x))
+        return MixtureVAE(decoder, encoder, num_components=2, likelihood=likelihood, data_size=len(x))
     return VAE(decoder, encoder, likelihood, data_size=len(x))
 
 
@@ -272,7 +276,7 @@ figure.savefig(OUTPUT / "toy_sweep.png", dpi=120)
 # %% [markdown]
 # ## Figures 2 and 4: the posteriors in latent space
 #
-# Posterior means and 2-sigma ellipses of 200 data at sigma = 7.5, coloured by cluster, for the first seed; dashed, the
+# Posterior means and 2-sigma ellipses of 200 data at sigma = 7.5, colored by cluster, for the first seed; dashed, the
 # 2-sigma contours of the prior. A collapsed posterior is the prior, whatever the datum.
 
 # %%

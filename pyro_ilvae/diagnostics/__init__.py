@@ -1,35 +1,34 @@
 """Diagnostics of posterior collapse, for Pyro models and guides, for draws, and for decoders."""
 
-from pyro_ilvae.diagnostics._posteriors import UnavailableError
-from pyro_ilvae.diagnostics.aggregate_posterior import MutualInformation, mutual_information
-from pyro_ilvae.diagnostics.clusters import ClusterAgreement, cluster_agreement
-from pyro_ilvae.diagnostics.collapse import (
-    ActiveUnits,
-    CollapsedFraction,
-    active_units,
-    active_units_of_draws,
-    collapsed_dimensions,
-    collapsed_fraction,
+from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, KLPerDimension
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.weighted_scores import PosteriorFisherDivergence
+from pyro_ilvae.diagnostics.active_units import ActiveUnits, active_units
+from pyro_ilvae.diagnostics.active_units_of_draws import active_units_of_draws
+from pyro_ilvae.diagnostics.bits_per_dimension import bits_per_dimension
+from pyro_ilvae.diagnostics.cluster_agreement import ClusterAgreement, cluster_agreement
+from pyro_ilvae.diagnostics.coinciding_components import CoincidingComponents, coinciding_components
+from pyro_ilvae.diagnostics.collapse_summary import collapse_summary
+from pyro_ilvae.diagnostics.collapsed_dimensions import collapsed_dimensions
+from pyro_ilvae.diagnostics.collapsed_fraction import CollapsedFraction, collapsed_fraction
+from pyro_ilvae.diagnostics.component_usage import ComponentUsage, component_usage
+from pyro_ilvae.diagnostics.evidence import Evidence, evidence
+from pyro_ilvae.diagnostics.fisher.fisher_bound import FisherBound, fisher_bound
+from pyro_ilvae.diagnostics.fisher.guide_fisher_divergence import GuideFisherDivergence, guide_fisher_divergence
+from pyro_ilvae.diagnostics.fisher.mean_fisher_divergence import MeanFisherDivergence, mean_fisher_divergence
+from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence import posterior_fisher_divergence
+from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence_of_draws import (
+    FisherDivergenceOfDraws,
+    posterior_fisher_divergence_of_draws,
 )
-from pyro_ilvae.diagnostics.components import (
-    CoincidingComponents,
-    ComponentMatch,
-    ComponentUsage,
-    coinciding_components,
-    component_usage,
-    match_components,
-)
-from pyro_ilvae.diagnostics.divergences import KLDivergence, KLPerDimension, kl_divergence, kl_per_dimension
-from pyro_ilvae.diagnostics.evidence_bounds import Evidence, bits_per_dimension, evidence, perplexity
-from pyro_ilvae.diagnostics.fisher import PosteriorFisherDivergence, posterior_fisher_divergence
-from pyro_ilvae.diagnostics.fisher_bound import FisherBound, fisher_bound
-from pyro_ilvae.diagnostics.fisher_draws import FisherDivergenceOfDraws, posterior_fisher_divergence_of_draws
-from pyro_ilvae.diagnostics.fisher_guide import GuideFisherDivergence, guide_fisher_divergence
-from pyro_ilvae.diagnostics.identifiability import Separation, separation
-from pyro_ilvae.diagnostics.information_metric import MeanFisherDivergence, mean_fisher_divergence
+from pyro_ilvae.diagnostics.kl_divergence import kl_divergence
+from pyro_ilvae.diagnostics.kl_per_dimension import kl_per_dimension
 from pyro_ilvae.diagnostics.linear_reference import LinearReference, linear_reference
-from pyro_ilvae.diagnostics.lipschitz import LipschitzAudit, lipschitz_audit
-from pyro_ilvae.diagnostics.summary import collapse_summary
+from pyro_ilvae.diagnostics.lipschitz_audit import LipschitzAudit, lipschitz_audit
+from pyro_ilvae.diagnostics.match_components import ComponentMatch, match_components
+from pyro_ilvae.diagnostics.mutual_information import MutualInformation, mutual_information
+from pyro_ilvae.diagnostics.perplexity import perplexity
+from pyro_ilvae.diagnostics.separation import Separation, separation
 
 __all__ = [
     "ActiveUnits",

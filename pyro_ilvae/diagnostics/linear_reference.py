@@ -80,9 +80,7 @@ def linear_reference(
         >>> round(reference.inverse_lipschitz, 3)
         1.264
     """
-    noise = float(noise_scale.detach() if isinstance(noise_scale, Tensor) else noise_scale)
-    if not (math.isfinite(noise) and noise > 0):
-        raise ValueError(f"Expected noise_scale to be a finite number > 0, got {noise_scale!r}")
+    noise = _checks.positive("noise_scale", noise_scale)
     if x.dim() == 0 or len(x) < 2 or x[0].numel() == 0:
         raise ValueError(f"Expected x of shape (N, *event_shape) with N >= 2 data, got {tuple(x.shape)}")
     if not x.isfinite().all():
@@ -94,10 +92,10 @@ def linear_reference(
     if inverse_lipschitz is not None and nats is not None:
         raise ValueError(f"Expected inverse_lipschitz or nats, got both: {inverse_lipschitz!r} and {nats!r}")
     if inverse_lipschitz is not None:
-        inverse_lipschitz = _checks.constant("inverse_lipschitz", inverse_lipschitz)
+        inverse_lipschitz = _checks.non_negative("inverse_lipschitz", inverse_lipschitz)
         nats = 0.5 * math.log1p((inverse_lipschitz / noise) * (inverse_lipschitz / noise))
     elif nats is not None:
-        nats = _checks.constant("nats", nats)
+        nats = _checks.non_negative("nats", nats)
         inverse_lipschitz = noise * math.exp(nats) * math.sqrt(-math.expm1(-2 * nats))
 
     variances = torch.nn.functional.pad(_principal_variances(x.reshape(len(x), -1)), (0, features))[:count]
@@ -122,6 +120,6 @@ def _principal_variances(flat: Tensor) -> Tensor:
     # Of 60,000 images the scatter matrix is quick to decompose and the data matrix is not.
     scatter = torch.zeros(features, features, dtype=torch.float64, device=flat.device)
     for rows in flat.split(_ROWS):
-        centred = rows.double() - mean
-        scatter.addmm_(centred.mT, centred)
+        centered = rows.double() - mean
+        scatter.addmm_(centered.mT, centered)
     return torch.linalg.eigvalsh(scatter / num_data).flip(-1).clamp(min=0)

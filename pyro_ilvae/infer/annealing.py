@@ -1,7 +1,7 @@
 """The handler that scales latent sites, which is what a KL weight is in Pyro's terms."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
 
@@ -44,24 +44,17 @@ class AnnealMessenger(Messenger):
     Args:
         beta: the weight, a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`
             whose current value is used; or a mapping from names of sites to such weights.
-        sites: the names of the sites to scale; all latent sites if None. Not to be given with a mapping.
 
     Raises:
         ValueError: for a weight that is negative or not finite; and when the function returns, for a name that was no
             latent site in it, or whose density is that of an auxiliary site (as in guides such as AutoNormal).
     """
 
-    def __init__(self, beta: Beta | Mapping[str, Beta], sites: Iterable[str] | None = None) -> None:
+    def __init__(self, beta: Beta | Mapping[str, Beta]) -> None:
         super().__init__()
-        if isinstance(sites, str):
-            raise ValueError(f"Expected sites to be a collection of names, got the string {sites!r}")
         self.betas: Mapping[str, Beta] | None = None
         if isinstance(beta, Mapping):
-            if sites is not None:
-                raise ValueError("Expected either sites or a mapping of betas, got both")
             self.betas = dict(beta)
-        elif sites is not None:
-            self.betas = dict.fromkeys(sites, beta)
         else:
             self.beta = beta
             current_beta(beta)
@@ -101,35 +94,27 @@ class AnnealMessenger(Messenger):
         missing = set(self.betas) - self.latent_sites
         if missing:
             raise ValueError(
-                f"Expected sites to name latent sites of model or guide, got {sorted(missing)}; the latent sites are "
+                f"Expected beta to name latent sites of model or guide, got {sorted(missing)}; the latent sites are "
                 f"{sorted(self.latent_sites)}"
             )
         uncovered = self._auxiliary_sites - set(self.betas)
         if self._delta_sites and uncovered:
             raise ValueError(
-                f"Expected sites whose density is their own, got {sorted(self._delta_sites)}: in this guide they are "
-                f"functions of the auxiliary sites {sorted(uncovered)}. Anneal all latent sites (sites=None), or name "
-                "the auxiliary ones too where no other site depends on them"
+                f"Expected beta to name sites whose density is their own, got {sorted(self._delta_sites)}: in this "
+                f"guide they are functions of the auxiliary sites {sorted(uncovered)}. Give one beta for all latent "
+                "sites, or name the auxiliary ones too where no other site depends on them"
             )
 
 
 @overload
-def anneal(
-    fn: None = None, beta: Beta | Mapping[str, Beta] = 1.0, sites: Iterable[str] | None = None
-) -> AnnealMessenger: ...
+def anneal(fn: None = None, beta: Beta | Mapping[str, Beta] = 1.0) -> AnnealMessenger: ...
 
 
 @overload
-def anneal(
-    fn: Callable[P, T], beta: Beta | Mapping[str, Beta] = 1.0, sites: Iterable[str] | None = None
-) -> Callable[P, T]: ...
+def anneal(fn: Callable[P, T], beta: Beta | Mapping[str, Beta] = 1.0) -> Callable[P, T]: ...
 
 
-def anneal(
-    fn: Callable[..., Any] | None = None,
-    beta: Beta | Mapping[str, Beta] = 1.0,
-    sites: Iterable[str] | None = None,
-) -> Any:
+def anneal(fn: Callable[..., Any] | None = None, beta: Beta | Mapping[str, Beta] = 1.0) -> Any:
     r"""Scale the latent sites of a stochastic function by beta; a wrapper, decorator or context manager.
 
     .. math:: \log p_\beta(x, z) = \log p(x \mid z) + \beta \log p(z).
@@ -137,7 +122,6 @@ def anneal(
     Args:
         fn: the model or guide; if None, the handler itself is returned, for ``with`` and ``@``.
         beta: see :class:`AnnealMessenger`.
-        sites: see :class:`AnnealMessenger`.
 
     Returns:
         ``fn`` under the handler, or the handler.
@@ -155,5 +139,5 @@ def anneal(
         >>> trace.nodes["z"]["scale"]
         0.0
     """
-    messenger = AnnealMessenger(beta, sites)
+    messenger = AnnealMessenger(beta)
     return messenger if fn is None else messenger(fn)

@@ -1,7 +1,7 @@
 """An annealed version of Pyro's ELBO objectives, which also stops at the first loss that is not finite."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import pyro
@@ -55,7 +55,7 @@ class AnnealedELBO(ELBO):
 
     .. math:: \mathcal{L}_\beta = E_{q(z \mid x)}[\log p(x \mid z)] - \beta\,\mathrm{KL}(q(z \mid x) \| p(z)).
 
-    What is optimised (``loss_and_grads``, ``differentiable_loss``) is annealed; what is evaluated (``loss``, and so
+    What is optimized (``loss_and_grads``, ``differentiable_loss``) is annealed; what is evaluated (``loss``, and so
     ``svi.evaluate_loss``) is the objective itself, at beta = 1. Nothing here counts steps: a schedule moves when the
     training loop calls its ``step()``.
 
@@ -64,13 +64,12 @@ class AnnealedELBO(ELBO):
     stands inside the log-sum-exp. With :class:`~pyro.infer.TraceEnum_ELBO` a site enumerated in the *model* must have
     the scale of the sites that depend on it, so it can only be annealed together with them.
 
-    A loss or gradient that is not finite raises :class:`NonFiniteLossError` before the optimiser moves.
+    A loss or gradient that is not finite raises :class:`NonFiniteLossError` before the optimizer moves.
 
     Args:
         elbo: a Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO or RenyiELBO.
         beta: the weight, a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`;
             or a mapping from names of sites to such weights.
-        sites: the names of the latent sites to weight; all of them if None.
 
     Raises:
         ValueError: for objectives in which beta has no meaning or would be baked into compiled code, weights that are
@@ -93,12 +92,7 @@ class AnnealedELBO(ELBO):
         1.0
     """
 
-    def __init__(
-        self,
-        elbo: ELBO,
-        beta: Beta | Mapping[str, Beta] = 1.0,
-        sites: Iterable[str] | None = None,
-    ) -> None:
+    def __init__(self, elbo: ELBO, beta: Beta | Mapping[str, Beta] = 1.0) -> None:
         # Without ELBO.__init__: the settings are those of ``elbo``, by __getattr__, so that there is one copy of each.
         if isinstance(elbo, _COMPILED):
             raise ValueError(
@@ -112,8 +106,7 @@ class AnnealedELBO(ELBO):
             )
         self.elbo = elbo
         self.beta = beta
-        self.sites = None if sites is None or isinstance(sites, str) else tuple(sites)
-        AnnealMessenger(beta, sites)
+        AnnealMessenger(beta)
 
     def __getattr__(self, name: str) -> Any:
         if name == "elbo":  # not yet set, while unpickling
@@ -163,13 +156,13 @@ class AnnealedELBO(ELBO):
         # One handler around the whole computation sees the sites of model and guide alike, also of a guide that runs
         # the model by itself (Pyro's GuideMessenger).
         try:
-            with AnnealMessenger(self.beta, self.sites):
+            with AnnealMessenger(self.beta):
                 return compute(model, guide, *args, **kwargs)
         except ValueError as error:
             if "share a common" in str(error):
                 raise ValueError(
                     "Expected sites enumerated in the model to have the scale of the sites that depend on them, got "
-                    "another beta for some of them: let sites=[...] name all of these or none, or enumerate them in "
+                    "another beta for some of them: give all of these the same one, or enumerate them in "
                     "the guide"
                 ) from error
             # Pyro's validation stops at NaN in a distribution's arguments, without the name of the site.

@@ -1,4 +1,4 @@
-"""A Pyro optimiser that moves all parameters in one call of one PyTorch optimiser."""
+"""A Pyro optimizer that moves all parameters in one call of one PyTorch optimizer."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class JointOptim(PyroOptim):
-    r"""One PyTorch optimiser for all parameters, in place of ``pyro.optim``'s one for each of them.
+    r"""One PyTorch optimizer for all parameters, in place of ``pyro.optim``'s one for each of them.
 
     The parameters move as with :class:`pyro.optim.PyroOptim`, in fewer and larger operations, so that a step is
-    faster: most with ``fused=True`` (or ``foreach=True``) among the arguments of optimisers that have it. Two things
+    faster: most with ``fused=True`` (or ``foreach=True``) among the arguments of optimizers that have it. Two things
     differ on purpose. ``clip_norm`` is the norm of the gradient of *all* parameters of the step,
 
     .. math:: g \leftarrow g \cdot \min\left(1, c / \sqrt{\textstyle\sum_i \|g_i\|^2}\right),
 
     and gradients are dropped after the step, not filled with zeros. Parameters may appear later, as Pyro's do; those
-    that a step does not use stay where they are. After the first step ``optimizer`` is the PyTorch optimiser, for a
+    that a step does not use stay where they are. After the first step ``optimizer`` is the PyTorch optimizer, for a
     scheduler of ``torch.optim.lr_scheduler``, for example.
 
     Args:

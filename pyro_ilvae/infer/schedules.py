@@ -118,8 +118,8 @@ def exponential(start: float, end: float, num_steps: int, *, planned_steps: int 
         >>> round(exponential(0.01, 1.0, num_steps=2).at(1), 12)
         0.1
     """
-    if not (start > 0 and end > 0):
-        raise ValueError(f"Expected start and end of an exponential schedule to be > 0, got {start!r} and {end!r}")
+    _checks.positive("start", start)
+    _checks.positive("end", end)
     return _build(start, end, num_steps, planned_steps, _exponential)
 
 
@@ -153,8 +153,7 @@ def cyclical(
         [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0]
     """
     _checks.positive_int("num_cycles", num_cycles)
-    if not 0 < ramp <= 1:
-        raise ValueError(f"Expected ramp in (0, 1], got {ramp!r}")
+    _checks.positive("ramp", _checks.fraction("ramp", ramp))
     return _build(start, end, num_steps, planned_steps, partial(_cyclical, num_cycles=num_cycles, ramp=ramp))
 
 
@@ -218,8 +217,7 @@ _Shape = Callable[[float, float, float], float]
 def _build(start: float, end: float, num_steps: int, planned_steps: int | None, shape: _Shape) -> Schedule:
     _checks.positive_int("num_steps", num_steps)
     for name, value in (("start", start), ("end", end)):
-        if not math.isfinite(value):
-            raise ValueError(f"Expected {name} to be finite, got {value!r}")
+        _checks.finite(name, value)
     if planned_steps is not None and num_steps > _checks.positive_int("planned_steps", planned_steps):
         reached = _ramp(planned_steps, start=start, end=end, num_steps=num_steps, shape=shape)
         warnings.warn(

@@ -8,8 +8,7 @@ import pyro
 import torch
 
 from pyro_ilvae import _checks
-from pyro_ilvae._modes import evaluation_mode
-from pyro_ilvae._random import seeded
+from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.io_pyro._sampler import Arrays, Function, Latents, Sampler
 from pyro_ilvae.io_pyro._sites import finite
 

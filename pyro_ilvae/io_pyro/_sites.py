@@ -91,7 +91,7 @@ def dimensions(node: Any) -> Site:
 
 
 def is_data(node: Any) -> bool:
-    """Whether a site is observed, and not by a deterministic statement or a reparametrisation."""
+    """Whether a site is observed, and not by a deterministic statement or a reparametrization."""
     # poutine.reparam observes a site at what it computes for it, under a Delta distribution, as a deterministic
     # statement does, but does not say so.
     fn = node["fn"]

@@ -13,8 +13,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._modes import evaluation_mode
-from pyro_ilvae.likelihoods import Categorical, check_support, expectation
+from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae.likelihoods import check_support, mean_of_data
 from pyro_ilvae.networks import unused
 
 
@@ -35,8 +35,8 @@ class Autoencoder(PyroModule):
         decoder: nn.Module,
         encoder: nn.Module,
         likelihood: Callable[..., TorchDistribution],
-        data_size: int | None = None,
         *,
+        data_size: int | None = None,
         latent_dim: int | None = None,
         event_shape: int | Sequence[int] | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class Autoencoder(PyroModule):
             )
         check_support(self.likelihood, x, "x")
         # PyTorch's densities take no booleans, and few take integers.
-        return x if isinstance(self.likelihood, Categorical) else x.to(self._prior_loc.dtype)
+        return x if getattr(self.likelihood, "integer_data", False) else x.to(self._prior_loc.dtype)
 
     def _location_and_scale(self, output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What an encoder returned, checked to be a location and a scale."""
@@ -147,24 +147,28 @@ class DenseAutoencoder(Autoencoder):
     """A model of data of one shape, whose natural parameters the decoder gives for all entries at once."""
 
     @torch.no_grad()
-    def sample_prior(self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False) -> Tensor:
+    def sample_prior(
+        self, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False, seed: int | None = None
+    ) -> Tensor:
         r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
 
         Args:
             num_samples: the number of draws.
             batch_size: the number drawn at a time; all at once if None.
             mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
+            seed: a seed for the draws; the global random state if None.
         """
-        z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
-        return self._decoded(z, batch_size, mean=mean)
+        shape = torch.Size([_checks.positive_int("num_samples", num_samples)])
+        with seeded(seed):
+            return self._decoded(self._prior().sample(shape), batch_size, mean=mean)
 
     def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
         """The mean of x, or a draw of it, for each row of ``z``."""
         parts = []
         with evaluation_mode(self):
             for batch in batches(z, batch_size):
-                distribution = self.likelihood(self.decoder(batch))
-                parts.append(expectation(distribution) if mean else distribution.sample())
+                eta = self.decoder(batch)
+                parts.append(mean_of_data(self.likelihood, eta) if mean else self.likelihood(eta).sample())
         return torch.cat(parts)
 
     def _sample_x(self, z: Tensor, x: Tensor | None, plate: pyro.plate) -> Tensor:

@@ -35,8 +35,8 @@ def find_clusters(loc: Tensor, variance: Tensor, number: int, restarts: int, see
     sizes = indicator.sum(0)
     if sizes.min() == 0:  # where codes differ by rounding alone
         raise ValueError(f"Expected {number} clusters of encoded data, got {int((sizes > 0).sum())}")
-    centres = indicator.T @ loc / sizes[:, None]
-    spread = indicator.T @ (loc - centres[members]).square() / sizes[:, None]
+    centers = indicator.T @ loc / sizes[:, None]
+    spread = indicator.T @ (loc - centers[members]).square() / sizes[:, None]
     total = (spread + indicator.T @ variance / sizes[:, None]).maximum(0.1 * spread)
     # A cluster of equal locations has no spread, and a scale of 0 has no density.
-    return Clusters(members, centres, total.sqrt().clamp(min=_SMALLEST_SCALE), sizes / len(loc))
+    return Clusters(members, centers, total.sqrt().clamp(min=_SMALLEST_SCALE), sizes / len(loc))

@@ -1,7 +1,7 @@
 """The variational autoencoder whose prior is a mixture of Gaussians: a Pyro model and its guide in one PyroModule."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -12,8 +12,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._modes import evaluation_mode
-from pyro_ilvae._random import seeded
+from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.models._autoencoder import DenseAutoencoder, batches
 from pyro_ilvae.models._clusters import find_clusters
 
@@ -57,15 +56,12 @@ class MixtureVAE(DenseAutoencoder):
     Args:
         decoder: the map :math:`f` from (..., K) to natural parameters (..., \*event_shape).
         encoder: a module from (..., \*data shape) to one of the forms above.
-        num_components: the number :math:`C` of components.
         likelihood: from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`.
+        num_components: the number :math:`C` of components.
         data_size: the number N of data in the data set, see :class:`~pyro_ilvae.VAE`.
         weights: "fixed", :math:`\pi` stays uniform, which keeps components in use; or "learned".
         scales: "learned"; or "fixed", s stays 1. L is in units of z, so small scales take back some of what L asks for.
         enumerate_in: "guide" or "model".
-        flow: a conditional flow of zuko, called with a context of shape (..., 2 K), location and log scale; the guide's
-            z is then :math:`a + b\,u` with u from the flow, in place of a standard normal u. (To import zuko switches
-            off PyTorch's validation of arguments for the whole process.)
         latent_dim: the dimension :math:`K`, where neither decoder nor encoder has the attribute.
         event_shape: the shape of the natural parameters of one datum, where the decoder lacks the attribute.
 
@@ -87,7 +83,7 @@ class MixtureVAE(DenseAutoencoder):
         >>> from pyro_ilvae import AnnealedELBO, InverseLipschitzDecoder, MLPEncoder, likelihoods
         >>> x = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 10])
         >>> mixture = MixtureVAE(
-        ...     decoder=InverseLipschitzDecoder(2, event_shape=2, inverse_lipschitz=(1.0, 1.0), hidden_features=(32,)),
+        ...     decoder=InverseLipschitzDecoder(latent_dim=2, event_shape=2, inverse_lipschitz=(1.0, 1.0)),
         ...     encoder=MLPEncoder(event_shape=2, latent_dim=2, hidden_features=(32,)),
         ...     num_components=2,
         ...     likelihood=likelihoods.Normal(1.0, estimate="learned"),
@@ -104,18 +100,19 @@ class MixtureVAE(DenseAutoencoder):
         self,
         decoder: nn.Module,
         encoder: nn.Module,
-        num_components: int,
         likelihood: Callable[..., TorchDistribution],
-        data_size: int | None = None,
+        num_components: int,
         *,
+        data_size: int | None = None,
         weights: Literal["fixed", "learned"] = "fixed",
         scales: Literal["learned", "fixed"] = "learned",
         enumerate_in: Literal["guide", "model"] = "guide",
-        flow: nn.Module | None = None,
         latent_dim: int | None = None,
         event_shape: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(decoder, encoder, likelihood, data_size, latent_dim=latent_dim, event_shape=event_shape)
+        super().__init__(
+            decoder, encoder, likelihood, data_size=data_size, latent_dim=latent_dim, event_shape=event_shape
+        )
         self.num_components = _checks.positive_int("num_components", num_components)
         _checks.choice("weights", weights, ("fixed", "learned"))
         _checks.choice("scales", scales, ("learned", "fixed"))
@@ -124,13 +121,12 @@ class MixtureVAE(DenseAutoencoder):
         if own is not None and (enumerate_in == "model" or own != self.num_components):
             expected = self.num_components if enumerate_in == "guide" else None
             raise ValueError(f"Expected an encoder with num_components = {expected}, got {own}")
-        if enumerate_in == "guide" and getattr(likelihood, "estimate", None) == "optimal":
+        if enumerate_in == "guide" and getattr(likelihood, "depends_on_batch", False):
             raise ValueError(
                 "Expected a likelihood with a fixed or learned scale where y is enumerated in the guide, got the "
                 "optimal one: it would count improbable components like probable ones"
             )
         self.weights, self.scales, self.enumerate_in = weights, scales, enumerate_in
-        self.flow = flow
         shape = (self.num_components, self.latent_dim)
         self.component_loc = nn.Parameter(torch.randn(shape))
         for name, value, estimate in (
@@ -167,7 +163,7 @@ class MixtureVAE(DenseAutoencoder):
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The amortised posterior, with the arguments of :meth:`model`; without data it is the prior.
+        """The amortized posterior, with the arguments of :meth:`model`; without data it is the prior.
 
         Returns:
             The value of site ``z``.
@@ -176,7 +172,7 @@ class MixtureVAE(DenseAutoencoder):
         self._warn_of_another_model()
         plate = self._data_plate(x, num_data)
         if self.enumerate_in == "model":
-            fn = self._prior() if x is None else self._normal(*self._location_and_scale(self.encoder(x)))
+            fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self.encoder(x))).to_event(1)
             with plate:
                 value: Tensor = pyro.sample("z", fn)
             return value
@@ -185,24 +181,19 @@ class MixtureVAE(DenseAutoencoder):
         with plate:
             y = pyro.sample("y", dist.Categorical(logits=logits), infer=self._enumeration("guide"))
             loc, scale = _of_component(loc, y), _of_component(scale, y)
-            fn = dist.Normal(loc, scale).to_event(1) if x is None else self._normal(loc, scale)
-            value = pyro.sample("z", fn)
+            value = pyro.sample("z", dist.Normal(loc, scale).to_event(1))
         return value
 
     @torch.no_grad()
-    def encode(
-        self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100, seed: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         r"""Mean and standard deviation of :math:`q(z \mid x)`, over all components, each of shape (N, K).
 
         Args:
             x: the data, of shape (N, \*data shape).
             batch_size: the number of data encoded at a time; all at once if None.
-            num_samples: the number of draws that estimate the moments of a flow.
-            seed: a seed for these draws; the global random state if None.
         """
         moments = []
-        for probs, loc, scale in self._moments(x, batch_size, num_samples, seed):
+        for probs, loc, scale in self._moments(x, batch_size):
             mean = (probs[..., None] * loc).sum(-2)
             variance = (probs[..., None] * (scale.square() + (loc - mean.unsqueeze(-2)).square())).sum(-2)
             moments.append((mean, variance.sqrt()))
@@ -229,15 +220,13 @@ class MixtureVAE(DenseAutoencoder):
                 if self.enumerate_in == "guide":
                     probs.append(self._posterior(batch)[0].softmax(-1))
                 else:
-                    q = self._normal(*self._location_and_scale(self.encoder(batch)))
+                    q = dist.Normal(*self._location_and_scale(self.encoder(batch)))
                     # One draw of all data at a time, because C times as many numbers follow from each.
                     probs.append(_mean(self._responsibilities(q()) for _ in range(num_samples)))
         return torch.cat(probs)
 
     @torch.no_grad()
-    def reconstruct(
-        self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100, seed: int | None = None
-    ) -> Tensor:
+    def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         r"""The mean :math:`E[x \mid z]` at the posterior mean of z under each datum's most probable component.
 
         For categories these are their probabilities, with one dimension more. Where y is enumerated in the model, it is
@@ -246,16 +235,20 @@ class MixtureVAE(DenseAutoencoder):
         Args:
             x: the data, of shape (N, \*data shape).
             batch_size: the number of data treated at a time; all at once if None.
-            num_samples: the number of draws that estimate the mean of a flow.
-            seed: a seed for these draws; the global random state if None.
         """
-        moments = self._moments(x, batch_size, num_samples, seed)
+        moments = self._moments(x, batch_size)
         z = torch.cat([_of_component(loc, probs.argmax(-1)) for probs, loc, _ in moments])
         return self._decoded(z, batch_size, mean=True)
 
     @torch.no_grad()
     def sample_component(
-        self, component: int, num_samples: int = 1, batch_size: int | None = None, *, mean: bool = False
+        self,
+        component: int,
+        num_samples: int = 1,
+        batch_size: int | None = None,
+        *,
+        mean: bool = False,
+        seed: int | None = None,
     ) -> Tensor:
         r"""Draws from one component of the prior predictive, :math:`p(x \mid y)`, of shape (num_samples, \*data shape).
 
@@ -264,17 +257,14 @@ class MixtureVAE(DenseAutoencoder):
             num_samples: the number of draws.
             batch_size: the number drawn at a time; all at once if None.
             mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
+            seed: a seed for the draws; the global random state if None.
         """
-        if (
-            isinstance(component, bool)
-            or not isinstance(component, SupportsIndex)
-            or component not in range(self.num_components)
-        ):
-            raise ValueError(f"Expected component to be an int from 0 to {self.num_components - 1}, got {component!r}")
+        component = _checks.index_below("component", component, self.num_components)
         _checks.positive_int("num_samples", num_samples)
         _, loc, scale = self._components()
-        z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
-        return self._decoded(z, batch_size, mean=mean)
+        with seeded(seed):
+            z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
+            return self._decoded(z, batch_size, mean=mean)
 
     @torch.no_grad()
     def initialize_components(
@@ -360,23 +350,13 @@ class MixtureVAE(DenseAutoencoder):
         share = (prior_scale / total).square()
         return logits + fit, prior_loc + share * (loc - prior_loc), scale * prior_scale / total
 
-    def _normal(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
-        """The guide's z: Normal, or what the flow makes of it."""
-        if self.flow is None:
-            return dist.Normal(loc, scale).to_event(1)
-        u = self.flow(torch.cat([loc, scale.log()], -1))
-        return dist.TransformedDistribution(u, [dist.transforms.AffineTransform(loc, scale, event_dim=1)])
-
-    def _moments(
-        self, x: Tensor, batch_size: int | None, num_samples: int, seed: int | None
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _moments(self, x: Tensor, batch_size: int | None) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Batches of q(y | x), mean and standard deviation of q(z | x, y), of shapes (N, C), (N, C, K) and (N, C, K).
 
         Where y is enumerated in the model, C is 1: q(z | x) is that of all components.
         """
-        _checks.positive_int("num_samples", num_samples)
         moments = []
-        with evaluation_mode(self), seeded(seed):
+        with evaluation_mode(self):
             for batch in batches(self._checked(x), batch_size):
                 if self.enumerate_in == "guide":
                     logits, loc, scale = self._posterior(batch)
@@ -384,11 +364,6 @@ class MixtureVAE(DenseAutoencoder):
                 else:
                     loc, scale = (part.unsqueeze(-2) for part in self._location_and_scale(self.encoder(batch)))
                     probs = torch.ones_like(loc[..., 0])
-                if self.flow is not None:
-                    q = self._normal(loc, scale)
-                    draws = (torch.stack([z, z.square()]) for z in (q() for _ in range(num_samples)))
-                    loc, square = _mean(draws)
-                    scale = (square - loc.square()).clamp(min=0).sqrt()
                 moments.append((probs, loc, scale))
         return moments
 

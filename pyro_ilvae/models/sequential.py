@@ -1,8 +1,8 @@
-"""The variational autoencoder over sequences of tokens: a Pyro model and its amortised guide in one PyroModule."""
+"""The variational autoencoder over sequences of tokens: a Pyro model and its amortized guide in one PyroModule."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import SupportsIndex, overload
+from typing import overload
 
 import pyro
 import torch
@@ -10,12 +10,12 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._modes import evaluation_mode
-from pyro_ilvae.autoregressive import AutoregressiveDecoder
+from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.distributions import PADDING, TokenSequence
-from pyro_ilvae.generation import ancestral_sample, beam_search
 from pyro_ilvae.likelihoods import Categorical
 from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches
+from pyro_ilvae.sequences.decoder import SequenceDecoder
+from pyro_ilvae.sequences.generation import ancestral_sample, beam_search
 
 
 class SequentialVAE(Autoencoder):
@@ -29,15 +29,12 @@ class SequentialVAE(Autoencoder):
     state over the tokens before t. With a plain decoder this is an SVAE, with an inverse Lipschitz one LIDSVAE (L = 0)
     or IL-LIDSVAE (L > 0).
 
-    Data are tokens, int64 of shape (N, T), as :mod:`pyro_ilvae.text` makes them: each row is a sequence, and -1 fills
-    the rest of a row after its last token. The padding is masked out of every density, and columns of padding alone
-    are cut off.
+    Data are tokens, int64 of shape (N, T), as :mod:`pyro_ilvae.datasets.text` makes them: each row is a sequence, and
+    -1 fills the rest of a row after its last token. The padding is masked out of every density, and columns of padding
+    alone are cut off.
 
     Args:
-        vocab_size: the number :math:`V` of tokens.
-        latent_dim: the dimension :math:`K` of the latent variable.
-        decoder: the map f: a :class:`~pyro_ilvae.SequenceDecoder`, :class:`~pyro_ilvae.ProjectedSequenceDecoder` or
-            :class:`~pyro_ilvae.InverseLipschitzSequenceDecoder`.
+        decoder: a :class:`~pyro_ilvae.SequenceDecoder`, whose vocabulary and latent dimension are those of the model.
         encoder: a module from tokens (..., T) to the location and scale of z, each (..., K), such as
             :class:`~pyro_ilvae.SequenceEncoder`.
         data_size: the number N of data in the data set, see :class:`~pyro_ilvae.VAE`.
@@ -59,14 +56,16 @@ class SequentialVAE(Autoencoder):
     Example:
         >>> import pyro
         >>> from pyro.infer import SVI, TraceMeanField_ELBO
-        >>> from pyro_ilvae import ProjectedSequenceDecoder, SequenceEncoder, text
+        >>> from pyro_ilvae import MLPDecoder, ProjectedDecoder, SequenceDecoder, SequenceEncoder
+        >>> from pyro_ilvae.datasets import text
         >>> data = text.words()
-        >>> size = len(data.vocabulary)
+        >>> vocab_size = len(data.vocabulary)
+        >>> sizes = {"latent_dim": 2, "event_shape": vocab_size, "context_dim": 32}
+        >>> backbone = MLPDecoder(**sizes, hidden_features=(32,))
+        >>> decoder = ProjectedDecoder(backbone, **sizes, inverse_lipschitz=4.0, frame="centered")
         >>> vae = SequentialVAE(
-        ...     size,
-        ...     latent_dim=2,
-        ...     decoder=ProjectedSequenceDecoder(size, 2, inverse_lipschitz=4.0, hidden_features=32),
-        ...     encoder=SequenceEncoder(size, 2, hidden_features=32),
+        ...     SequenceDecoder("gru", decoder),
+        ...     SequenceEncoder(vocab_size=vocab_size, latent_dim=2, hidden_features=32),
         ...     data_size=len(data.train),
         ...     end_token=data.vocabulary.end,
         ... )
@@ -77,34 +76,26 @@ class SequentialVAE(Autoencoder):
         >>> samples = data.vocabulary.decode(vae.sample_prior(3))
     """
 
-    decoder: AutoregressiveDecoder
+    decoder: SequenceDecoder
 
     def __init__(
         self,
-        vocab_size: int,
-        latent_dim: int,
-        decoder: AutoregressiveDecoder,
+        decoder: SequenceDecoder,
         encoder: nn.Module,
-        data_size: int | None = None,
         *,
+        data_size: int | None = None,
         end_token: int | None = None,
         max_length: int = 100,
     ) -> None:
         sizes = {
-            "the argument vocab_size": _checks.positive_int("vocab_size", vocab_size),
             "decoder.vocab_size": getattr(decoder, "vocab_size", None),
             "encoder.vocab_size": getattr(encoder, "vocab_size", None),
         }
-        agreed_size: int = agreed("vocab_size", sizes)
-        super().__init__(
-            decoder, encoder, Categorical(agreed_size), data_size, latent_dim=latent_dim, event_shape=vocab_size
-        )
-        self.vocab_size = agreed_size
+        vocab_size: int = agreed("vocab_size", sizes)
+        super().__init__(decoder, encoder, Categorical(vocab_size), data_size=data_size, event_shape=vocab_size)
+        self.vocab_size = vocab_size
         self.max_length = _checks.positive_int("max_length", max_length)
-        integer = isinstance(end_token, SupportsIndex) and not isinstance(end_token, bool)
-        if end_token is not None and not (integer and 0 <= end_token < vocab_size):
-            raise ValueError(f"Expected end_token to be None or a token below {vocab_size}, got {end_token!r}")
-        self.end_token = end_token
+        self.end_token = None if end_token is None else _checks.index_below("end_token", end_token, self.vocab_size)
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
@@ -132,7 +123,7 @@ class SequentialVAE(Autoencoder):
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The amortised posterior, with the arguments of :meth:`model`; without data it is the prior.
+        """The amortized posterior, with the arguments of :meth:`model`; without data it is the prior.
 
         Returns:
             The value of site ``z``.
@@ -159,6 +150,7 @@ class SequentialVAE(Autoencoder):
         *,
         temperature: float = 1.0,
         max_length: int | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """Draws from the prior predictive: tokens of shape (num_samples, max_length), padded with -1.
 
@@ -167,13 +159,21 @@ class SequentialVAE(Autoencoder):
             batch_size: the number drawn at a time; all at once if None.
             temperature: as for :meth:`sample`.
             max_length: as for :meth:`sample`.
+            seed: as for :meth:`sample`.
         """
-        z = self._prior().sample(torch.Size([_checks.positive_int("num_samples", num_samples)]))
-        return self.sample(z, batch_size, temperature=temperature, max_length=max_length)
+        shape = torch.Size([_checks.positive_int("num_samples", num_samples)])
+        with seeded(seed):
+            return self.sample(self._prior().sample(shape), batch_size, temperature=temperature, max_length=max_length)
 
     @torch.no_grad()
     def sample(
-        self, z: Tensor, batch_size: int | None = None, *, temperature: float = 1.0, max_length: int | None = None
+        self,
+        z: Tensor,
+        batch_size: int | None = None,
+        *,
+        temperature: float = 1.0,
+        max_length: int | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         r"""A draw of x for each z, token by token: :math:`x_t \sim \operatorname{softmax}(f(z; h_t) / \tau)`.
 
@@ -182,11 +182,13 @@ class SequentialVAE(Autoencoder):
             batch_size: the number drawn at a time; all at once if None.
             temperature: :math:`\tau > 0`; 1 draws from the model, less makes probable tokens more so.
             max_length: the number of tokens after which a sequence is cut off; the model's if None.
+            seed: a seed for the draws; the global random state if None.
 
         Returns:
             Tokens of shape (..., max_length), padded with -1 after the end token.
         """
-        return self._generated(z, batch_size, ancestral_sample, max_length, temperature)
+        with seeded(seed):
+            return self._generated(z, batch_size, ancestral_sample, max_length, temperature)
 
     @torch.no_grad()
     def search(

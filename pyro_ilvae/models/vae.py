@@ -1,4 +1,4 @@
-"""The variational autoencoder: a Pyro model and its amortised guide in one PyroModule."""
+"""The variational autoencoder: a Pyro model and its amortized guide in one PyroModule."""
 
 import pyro
 import torch
@@ -43,7 +43,7 @@ class VAE(DenseAutoencoder):
         >>> from pyro_ilvae import InverseLipschitzDecoder, MLPEncoder, likelihoods
         >>> x = torch.rand(100, 8)
         >>> vae = VAE(
-        ...     decoder=InverseLipschitzDecoder(2, event_shape=8, inverse_lipschitz=0.5, hidden_features=(32,)),
+        ...     decoder=InverseLipschitzDecoder(latent_dim=2, event_shape=8, inverse_lipschitz=0.5, map_features=(32,)),
         ...     encoder=MLPEncoder(event_shape=8, latent_dim=2, hidden_features=(32,)),
         ...     likelihood=likelihoods.Normal(0.1, estimate="learned"),
         ...     data_size=len(x),
@@ -73,7 +73,7 @@ class VAE(DenseAutoencoder):
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The amortised posterior, with the arguments of :meth:`model`; without data it is the prior.
+        """The amortized posterior, with the arguments of :meth:`model`; without data it is the prior.
 
         Returns:
             The value of site ``z``.

@@ -1,6 +1,6 @@
 """Pictures of collapse with Matplotlib: each draws into ``ax``, or into a new figure, and returns the axes.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and markers or line styles repeat what they say.
+Colors are Okabe and Ito's, which color-blind readers tell apart, and markers or line styles repeat what they say.
 Legends stand beside the axes, where they cover no data: give a figure of your own ``layout="constrained"``, which makes
 room for them. No global style is changed, and nothing is shown before ``plt.show()``.
 """

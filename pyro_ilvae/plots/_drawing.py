@@ -1,4 +1,4 @@
-"""What the pictures share: colours, new axes, checked arrays and legends that cover no data."""
+"""What the pictures share: colors, new axes, checked arrays and legends that cover no data."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from torch import Tensor
 Array: TypeAlias = Tensor | npt.ArrayLike
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-# Okabe & Ito's without yellow, which is faint on white. The lengths have no common factor, so that colour, marker and
+# Okabe & Ito's without yellow, which is faint on white. The lengths have no common factor, so that color, marker and
 # line style together repeat late.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -20,7 +20,7 @@ LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def color(i: int) -> str:
-    """The colour of the i-th thing drawn."""
+    """The color of the i-th thing drawn."""
     return COLORS[i % len(COLORS)]
 
 
@@ -73,7 +73,7 @@ def floats(name: str, value: Array, shape: str, *, missing: bool = False) -> Flo
     return array.astype(np.float64)
 
 
-def labelled(name: str, value: Any, shape: str) -> dict[str, Floats]:
+def labeled(name: str, value: Any, shape: str) -> dict[str, Floats]:
     """A mapping from label to array, checked as by :func:`floats`."""
     if len(value) == 0:
         raise ValueError(f"Expected {name} to be a mapping with at least one label, got an empty one")

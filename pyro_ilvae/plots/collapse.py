@@ -63,9 +63,9 @@ def plot_kl_per_dimension(
         >>> plt.close(ax.figure)
     """
     if epsilon is not None:
-        _checks.constant("epsilon", epsilon)
+        _checks.non_negative("epsilon", epsilon)
     if isinstance(kl, Mapping):
-        models = _drawing.labelled("kl", {label: _divergences(values) for label, values in kl.items()}, "(N, K)")
+        models = _drawing.labeled("kl", {label: _divergences(values) for label, values in kl.items()}, "(N, K)")
         if not isinstance(active, Mapping | None) or not {str(label) for label in active or {}} <= models.keys():
             got = list(active) if isinstance(active, Mapping) else type(active).__name__
             raise ValueError(f"Expected active to be a mapping from some of {list(models)}, got {got}")
@@ -129,7 +129,7 @@ def plot_epsilon_curve(kl_total: Array | Mapping[str, Array], *, ax: Axes | None
         >>> plt.close(ax.figure)
     """
     if isinstance(kl_total, Mapping):
-        curves = _drawing.labelled("kl_total", kl_total, "(N,)")
+        curves = _drawing.labeled("kl_total", kl_total, "(N,)")
     else:
         curves = {"": _drawing.floats("kl_total", kl_total, "(N,)")}
     low, high = _positive_range(*curves.values())
@@ -171,7 +171,7 @@ def plot_divergence_bound(
 
     .. math:: F(p(z \mid x_n) \,\|\, p(z)) \ge L^2\, E_{p(z \mid x_n)} \|s\|^2.
 
-    Points below it have another colour and marker, and are counted in the legend; a relative shortfall of 1e-5 is
+    Points below it have another color and marker, and are counted in the legend; a relative shortfall of 1e-5 is
     rounding and not counted. Values that are not positive are drawn at the edge of the axes, and counted too.
 
     Args:

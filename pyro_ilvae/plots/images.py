@@ -11,7 +11,7 @@ from matplotlib.ticker import Formatter
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae._modes import evaluation_mode
+from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
 
@@ -26,14 +26,14 @@ def plot_images(
 ) -> Axes:
     """A grid of images in one axes, row by row.
 
-    Grey images share one scale, from the smallest value of them all to the largest. Colours are numbers from 0 to 1,
+    Grey images share one scale, from the smallest value of them all to the largest. Colors are numbers from 0 to 1,
     outside of which they are clipped, or integers from 0 to 255.
 
     Args:
         images: the images, of shape (N, H, W) or (N, H, W, 3).
         num_columns: the number of columns; about as many as rows if None.
         labels: a label for each row, or a title for each image.
-        cmap: the name of Matplotlib's colour map for grey images.
+        cmap: the name of Matplotlib's color map for gray images.
         ax: the axes to draw into; new ones if None.
 
     Returns:
@@ -67,7 +67,7 @@ def plot_images(
     for (top, left), image in zip(corners, array, strict=True):
         mosaic[top : top + height, left : left + width] = image
     if array.ndim == 4:
-        # Without a colour between the images, as the missing values of a colour map.
+        # Without a color between the images, as the missing values of a color map.
         mosaic = np.nan_to_num(np.concatenate([mosaic, np.isfinite(mosaic[..., :1])], axis=-1))
 
     if ax is None:
@@ -84,7 +84,7 @@ def plot_images(
             ax.text(left + (width - 1) / 2, top - 0.5 - 0.15 * gap, text, ha="center", va="bottom", fontsize=8)
         ax.set_ylim(mosaic.shape[0] - 0.5, -0.5 - above)
     elif labels is not None:
-        ax.set_yticks(_centres(rows, height, above), labels=texts)
+        ax.set_yticks(_centers(rows, height, above), labels=texts)
         # In the middle of a larger place, a constrained layout would cut the labels off.
         ax.set_anchor("SW")
     return ax
@@ -102,14 +102,14 @@ def plot_traversals(
 ) -> Axes:
     r"""What moving one latent dimension at a time does to the image: where it has collapsed, nothing.
 
-    Row j shows :math:`f(c + t e_j)` for t from -span to span, around the centre c.
+    Row j shows :math:`f(c + t e_j)` for t from -span to span, around the center c.
 
     Args:
         decode: the map from a tensor of shape (M, K) to images of shape (M, H, W) or (M, H, W, 3). It is called once,
             without gradients, and modules are in evaluation mode meanwhile.
         latent_dim: the dimension :math:`K`.
         dims: the dimensions to move, counted from 0, in the order of the rows; all if None.
-        center: the centre, of shape (K,), whose dtype and device ``decode`` gets; zeros if None.
+        center: the center, of shape (K,), whose dtype and device ``decode`` gets; zeros if None.
         span: the farthest that a dimension is moved either way, in prior standard deviations.
         num_steps: the number of images in a row, at least 2.
         ax: the axes to draw into; new ones if None.
@@ -137,8 +137,7 @@ def plot_traversals(
     moved = list(range(latent_dim)) if dims is None else [index(dim) for dim in dims]
     if not moved or not all(0 <= dim < latent_dim for dim in moved):
         raise ValueError(f"Expected dims to be dimensions from 0 to {latent_dim - 1}, got {dims}")
-    if _checks.constant("span", span) == 0:
-        raise ValueError(f"Expected span > 0, got {span}")
+    _checks.positive("span", span)
     if _checks.positive_int("num_steps", num_steps) < 2:
         raise ValueError(f"Expected num_steps >= 2, got {num_steps}")
     if center is None:
@@ -162,13 +161,13 @@ def plot_traversals(
     ax = plot_images(images, num_columns=num_steps, labels=[f"$z_{{{dim}}}$" for dim in moved], ax=ax)
     height, width = images.shape[1:3]
     labels = [Formatter.fix_minus(f"{step:.3g}") for step in steps]
-    ax.set_xticks(_centres(num_steps, width, _gap(height, width)), labels=labels)
-    ax.set_xlabel("value of $z_j$" if not middle.any() else "$z_j$ less its value at the centre")
+    ax.set_xticks(_centers(num_steps, width, _gap(height, width)), labels=labels)
+    ax.set_xlabel("value of $z_j$" if not middle.any() else "$z_j$ less its value at the center")
     return ax
 
 
 def plot_reconstructions(x: Array, reconstruction: Array, *, ax: Axes | None = None) -> Axes:
-    """Images above their reconstructions, all on the images' scale of grey.
+    """Images above their reconstructions, all on the images' scale of gray.
 
     Args:
         x: the images, of shape (N, H, W) or (N, H, W, 3).
@@ -230,13 +229,13 @@ def plot_class_samples(
 
 
 def _images(name: str, value: Array, ndim: int) -> Floats:
-    """Images with ``ndim`` dimensions, or colour images with one more of size 3, with colours from 0 to 1."""
-    grey = {3: "(N, H, W)", 4: "(C, S, H, W)"}[ndim]
+    """Images with ``ndim`` dimensions, or color images with one more of size 3, with colors from 0 to 1."""
+    gray = {3: "(N, H, W)", 4: "(C, S, H, W)"}[ndim]
     array = _drawing.as_numpy(value)
     colored = array.ndim == ndim + 1 and array.shape[-1] == 3
     if not colored and array.ndim != ndim:
-        raise ValueError(f"Expected {name} of shape {grey} or {grey[:-1]}, 3), got {array.shape}")
-    checked = _drawing.floats(name, array, f"{grey[:-1]}, 3)" if colored else grey)
+        raise ValueError(f"Expected {name} of shape {gray} or {gray[:-1]}, 3), got {array.shape}")
+    checked = _drawing.floats(name, array, f"{gray[:-1]}, 3)" if colored else gray)
     if not colored:
         return checked
     return np.asarray(np.clip(checked / 255 if array.dtype.kind in "iu" else checked, 0.0, 1.0))
@@ -246,5 +245,5 @@ def _gap(height: int, width: int) -> int:
     return max(1, round(max(height, width) / 16))
 
 
-def _centres(count: int, size: int, gap: int) -> Floats:
+def _centers(count: int, size: int, gap: int) -> Floats:
     return np.arange(count, dtype=np.float64) * (size + gap) + (size - 1) / 2

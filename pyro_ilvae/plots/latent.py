@@ -31,7 +31,7 @@ def plot_posteriors(
     Args:
         loc: the posterior means, of shape (N, 2).
         scale: the standard deviations, of shape (N, 2), or the covariances, of shape (N, 2, 2).
-        labels: the class of each datum, of shape (N,), told apart by colour and marker; one class if None.
+        labels: the class of each datum, of shape (N,), told apart by color and marker; one class if None.
         prior: whether to draw the 2-sigma circle of the prior N(0, I), dashed; or the locations and scales of a mixture
             prior's components, each of shape (C, 2), to draw theirs with a cross at each location.
         max_ellipses: the most ellipses to draw, of data evenly spaced in their order; all means are drawn.
@@ -42,7 +42,7 @@ def plot_posteriors(
 
     Raises:
         ValueError: for other shapes, values that are not finite, negative scales, covariances that are not symmetric
-            or not positive semi-definite, or more classes than there are colours and markers.
+            or not positive semi-definite, or more classes than there are colors and markers.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -99,7 +99,7 @@ def plot_posteriors(
             zorder=3,
             label=None if labels is None else str(name),
         )
-    # A collection of ellipses counts its centres only.
+    # A collection of ellipses counts its centers only.
     corners = [means[chosen] - extents[chosen], means[chosen] + extents[chosen]]
     ax.update_datalim(np.concatenate(corners))
     ax.autoscale_view()

@@ -1,0 +1,95 @@
+"""Data for tutorials and tests: a Gaussian mixture, images of clothes and of digits, and the IDX files they come in."""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ilvae import _checks
+
+
+class LabeledData(NamedTuple):
+    """Data and the label of each."""
+
+    x: Tensor  #: the data, float32 of shape (N, D)
+    labels: Tensor  #: int64 of shape (N,)
+
+
+def gaussian_mixture(
+    num_data: int,
+    scale: float,
+    centers: Tensor | Sequence[Sequence[float]] = ((0, 0), (10, 10)),
+    *,
+    seed: int = 0,
+) -> LabeledData:
+    r"""Draws from an equal mixture of isotropic Gaussians.
+
+    .. math:: c_n \sim \operatorname{Uniform}\{0, \dots, C - 1\}, \qquad x_n \sim N(m_{c_n}, \sigma^2 I).
+
+    Args:
+        num_data: the number :math:`N` of data.
+        scale: the standard deviation :math:`\sigma` around each center.
+        centers: the means :math:`m` of shape (C, D).
+        seed: a seed for the draws, which leave the global random state of PyTorch as it was.
+
+    Returns:
+        The data of shape (N, D) and the mixture component that each is from, of shape (N,).
+
+    Raises:
+        ValueError: for no data, a scale that is not positive, and centers of another shape or not finite.
+
+    Example:
+        >>> x, labels = gaussian_mixture(1000, scale=0.1)
+        >>> [x[labels == label].mean(0).round().int().tolist() for label in (0, 1)]
+        [[0, 0], [10, 10]]
+    """
+    _checks.positive_int("num_data", num_data)
+    _checks.positive("scale", scale)
+    means = _centers(centers).float()
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(means), (num_data,), generator=generator)
+    noise = torch.randn(num_data, means.shape[1], generator=generator, dtype=torch.float32)
+    return LabeledData(means[labels] + noise * scale, labels)
+
+
+def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[float]] = ((0, 0), (10, 10))) -> float:
+    r"""The expected accuracy of the Bayes classifier on :func:`gaussian_mixture` with two centers, the best there is.
+
+    .. math:: \Phi\left(\frac{\lVert m_1 - m_0 \rVert}{2 \sigma}\right),
+
+    the probability that a datum lies on its own side of the hyperplane halfway between the centers.
+
+    Args:
+        scale: the standard deviation :math:`\sigma` around each center.
+        centers: the two means :math:`m` of shape (2, D).
+
+    Returns:
+        The expected fraction of correct labels, in [0.5, 1].
+
+    Raises:
+        ValueError: for a scale that is not positive, and for other than two finite centers.
+
+    References:
+        Hastie, Tibshirani & Friedman 2009, The elements of statistical learning, section 4.3, with equal covariances
+
+    Example:
+        >>> round(gaussian_mixture_accuracy(scale=7.5), 3)
+        0.827
+    """
+    _checks.positive("scale", scale)
+    means = _centers(centers)
+    if len(means) != 2:
+        raise ValueError(f"Expected centers of shape (2, D), got {tuple(means.shape)}")
+    return NormalDist().cdf(float((means[1] - means[0]).norm()) / (2 * scale))
+
+
+def _centers(centers: Tensor | Sequence[Sequence[float]]) -> Tensor:
+    """The centers in double precision, of shape (C, D)."""
+    means = torch.as_tensor(centers, dtype=torch.float64, device="cpu")
+    if means.dim() != 2 or means.numel() == 0:
+        raise ValueError(f"Expected centers of shape (C, D) with C, D >= 1, got {tuple(means.shape)}")
+    if not means.isfinite().all():
+        raise ValueError("Expected centers to be finite, got NaN or infinity")
+    return means

@@ -1,0 +1,238 @@
+"""Brenier maps: gradients of strongly convex potentials, which are inverse Lipschitz and invertible."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TransformModule, constraints
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae.decoders.frames import Frame
+from pyro_ilvae.decoders.icnn import ICNN
+
+INITIAL_SCALE = 0.3  # of what the ICNNs add to a linear map at the start, where 1 is order one
+
+
+class BrenierMap(PyroModule):
+    r"""The gradient of a strongly convex potential, an L-inverse Lipschitz map of :math:`\mathbb{R}^D` to itself.
+
+    .. math:: g(z) = \nabla\psi(z) + L z, \qquad (g(z) - g(z'))^\top (z - z') \ge L \|z - z'\|^2,
+
+    with :math:`\psi` an :class:`~pyro_ilvae.ICNN`. By Cauchy-Schwarz :math:`\|g(z) - g(z')\| \ge L \|z - z'\|`.
+
+    Args:
+        features: the dimension :math:`D`.
+        inverse_lipschitz: the constant :math:`L \ge 0`; 0 is the map of LIDVAE [2].
+        hidden_features: the widths of the hidden layers of :math:`\psi`.
+        activation: as for :class:`~pyro_ilvae.ICNN`.
+        input_skips: as for :class:`~pyro_ilvae.ICNN`.
+
+    Raises:
+        ValueError: for a negative or non-finite constant, or widths below 1.
+
+    References:
+        | [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
+          network, https://arxiv.org/abs/2304.12770
+        | [2] Wang, Blei & Cunningham 2021, Posterior collapse and latent variable non-identifiability,
+          https://arxiv.org/abs/2301.00537
+
+    Example:
+        >>> brenier = BrenierMap(features=2, inverse_lipschitz=0.5)
+        >>> near, far = torch.randn(100, 2), torch.randn(100, 2)
+        >>> ratio = (brenier(near) - brenier(far)).norm(dim=-1) / (near - far).norm(dim=-1)
+        >>> bool((ratio >= 0.5 - 1e-4).all())
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        inverse_lipschitz: float = 1.0,
+        hidden_features: Sequence[int] = (64, 64),
+        activation: str | Sequence[str] = "softplus",
+        input_skips: bool = True,
+    ) -> None:
+        super().__init__()
+        self.features = _checks.positive_int("features", features)
+        self.inverse_lipschitz = inverse_lipschitz
+        self.icnn = ICNN(features, hidden_features, activation, input_skips)
+
+    @property
+    def inverse_lipschitz(self) -> float:
+        """The constant L of this map; it is saved in ``state_dict()`` and may be set at any time."""
+        return self._inverse_lipschitz
+
+    @inverse_lipschitz.setter
+    def inverse_lipschitz(self, value: float) -> None:
+        # A Python float stays exact when the module changes its dtype.
+        self._inverse_lipschitz = _checks.non_negative("inverse_lipschitz", value)
+
+    def get_extra_state(self) -> Tensor:
+        # A tensor, because some checkpoints hold nothing else.
+        return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.inverse_lipschitz = float(state)
+
+    def forward(self, z: Tensor, frame: Frame | None = None) -> Tensor:
+        r"""The map at ``z`` of shape (..., D), of the same shape.
+
+        With a ``frame`` B, ``z`` has shape (..., K) and the map is taken at B z, of which only the result is formed.
+        """
+        if frame is None:
+            return self.icnn.gradient(z) + self._inverse_lipschitz * z
+        _checks.last_dim("z", z, frame.latent_dim)
+        return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
+
+    @pyro_method
+    def potential(self, z: Tensor) -> Tensor:
+        r"""The potential :math:`\psi(z) + \frac{L}{2}\|z\|^2`, of shape (...), whose gradient is the map."""
+        return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
+
+    @pyro_method
+    def jacobian(self, z: Tensor) -> Tensor:
+        """The Jacobian at ``z`` of shape (..., D): (..., D, D), symmetric, with eigenvalues of at least L."""
+        eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
+        return self.icnn.hessian(z) + self._inverse_lipschitz * eye
+
+    @pyro_method
+    def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
+        r"""The point :math:`z` with :math:`g(z) = y`, by Newton's method with backtracking on the residual.
+
+        .. math:: z_{t+1} = z_t - \lambda_t \, \nabla g(z_t)^{-1} (g(z_t) - y), \qquad
+            \|z_t - g^{-1}(y)\| \le \|g(z_t) - y\| / L.
+
+        The bound on the right is the inverse Lipschitz inequality: a small residual certifies the point. Each point
+        of the batch has its own step length and stops on its own. The result is differentiable once with respect to
+        ``y`` and the parameters, by the implicit function theorem.
+
+        Args:
+            y: values of shape (..., D).
+            tolerance: the largest norm of the residual, relative to 1 + \|y\|; if None, 1e-9 in float64 and
+                1e-5 in float32.
+            max_iterations: the number of Newton steps allowed.
+
+        Returns:
+            The points, of shape (..., D).
+
+        Raises:
+            ValueError: if ``y`` is not finite or has the wrong width.
+            RuntimeError: if some residual stays above the tolerance; with L = 0 the map need not reach every point.
+
+        Example:
+            >>> brenier = BrenierMap(features=3, inverse_lipschitz=1.0).double()
+            >>> z = torch.randn(10, 3, dtype=torch.double)
+            >>> bool((brenier.inverse(brenier(z)) - z).norm(dim=-1).max() < 1e-6)
+            True
+        """
+        _checks.last_dim("y", y, self.features)
+        if not y.isfinite().all():
+            raise ValueError("Expected y to be finite, got NaN or infinity")
+        if tolerance is None:
+            tolerance = 1e-9 if y.dtype == torch.float64 else 1e-5
+        with torch.no_grad():
+            flat = y.detach().reshape(-1, self.features)
+            z = self._solve(flat, tolerance, max_iterations).reshape(y.shape)
+        if not torch.is_grad_enabled():
+            return z
+        # One more Newton step with a constant Jacobian has the derivatives of the inverse function.
+        residual = self(z) - y
+        return z - torch.linalg.solve(self.jacobian(z).detach(), residual.unsqueeze(-1)).squeeze(-1)
+
+    def _solve(self, y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
+        limit = tolerance * (1 + y.norm(dim=-1))
+        z = y / (1 + self._inverse_lipschitz)
+        residual = self(z) - y
+        for _ in range(max_iterations):
+            active = (residual.norm(dim=-1) > limit).nonzero().squeeze(-1)
+            if len(active) == 0:
+                return z
+            z[active], residual[active] = self._newton_step(z[active], residual[active], y[active])
+        worst = residual.norm(dim=-1)
+        failed = ~(worst <= limit)
+        if failed.any():
+            hint = (
+                " With inverse_lipschitz = 0 the map need not reach every point." if not self._inverse_lipschitz else ""
+            )
+            raise RuntimeError(
+                f"Expected a residual |g(z) - y| <= {tolerance:g} (1 + |y|) within {max_iterations} Newton steps, got "
+                f"{float(worst[failed].max()):.3g} as the largest over {int(failed.sum())} of {len(y)} points.{hint}"
+            )
+        return z
+
+    def _newton_step(self, z: Tensor, residual: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        jacobian = self.jacobian(z)
+        norm = residual.norm(dim=-1)
+        # Where L = 0 the Jacobian may be singular; a ridge of the residual's order keeps the step finite and fast.
+        ridge = 0.0 if self._inverse_lipschitz > 0 else 1e-3 * norm.clamp(max=1.0)[:, None, None]
+        eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
+        direction = torch.linalg.solve_ex(jacobian + ridge * eye, residual.unsqueeze(-1)).result.squeeze(-1)
+        length = torch.ones_like(norm)
+        best, best_residual = z, residual
+        pending = torch.ones_like(norm, dtype=torch.bool)
+        for _ in range(40):
+            candidate = z - length[:, None] * direction
+            candidate_residual = self(candidate) - y
+            accepted = pending & (candidate_residual.norm(dim=-1) <= (1 - 1e-4 * length) * norm)
+            best = torch.where(accepted[:, None], candidate, best)
+            best_residual = torch.where(accepted[:, None], candidate_residual, best_residual)
+            pending = pending & ~accepted
+            if not pending.any():
+                break
+            length = torch.where(pending, length / 2, length)
+        return best, best_residual
+
+
+class BrenierTransform(TransformModule):
+    r"""A :class:`BrenierMap` as a transform of distributions, with its change of variables.
+
+    .. math:: \log |\det \nabla g(z)| = \log \det (\nabla^2\psi(z) + L I) \ge D \log L.
+
+    The inverse is :meth:`BrenierMap.inverse`; draws need the forward map only. Register it like any Pyro transform,
+    with ``pyro.module("transform", transform)`` or as an attribute of a PyroModule.
+
+    Args:
+        brenier_map: the map; with L = 0 it may fail to be onto, and the inverse then raises.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> flow = dist.TransformedDistribution(base, [BrenierTransform(BrenierMap(2, inverse_lipschitz=0.1))])
+        >>> flow.log_prob(flow.sample((5,))).shape
+        torch.Size([5])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, brenier_map: BrenierMap) -> None:
+        # Not torch's cache: it would return points of before an optimizer's step, with a graph that is gone.
+        super().__init__(cache_size=0)
+        self.brenier_map = brenier_map
+        self._last_draw: tuple[Tensor, Tensor, list[Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_last_draw": None}
+
+    def _call(self, x: Tensor) -> Tensor:
+        y: Tensor = self.brenier_map(x)
+        self._last_draw = (x, y, self._state())
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        if self._last_draw is not None and y is self._last_draw[1] and self._last_draw[2] == self._state():
+            return self._last_draw[0]
+        return self.brenier_map.inverse(y)
+
+    def _state(self) -> list[Any]:
+        # Optimizers and load_state_dict change parameters in place, which their versions count. A point drawn without
+        # gradients has none with respect to the parameters, which the inverse does have.
+        versions = [(id(parameter), parameter._version) for parameter in self.brenier_map.parameters()]
+        return [self.brenier_map.inverse_lipschitz, torch.is_grad_enabled(), *versions]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The log determinant, of shape (...), at ``x`` of shape (..., D); ``y`` is not used."""
+        return torch.linalg.slogdet(self.brenier_map.jacobian(x)).logabsdet

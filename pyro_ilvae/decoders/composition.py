@@ -1,0 +1,177 @@
+"""The composed decoder of the paper: two Brenier maps and a frame."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.frames import description, make_frame, num_directions
+from pyro_ilvae.networks import Linear
+
+
+class InverseLipschitzDecoder(PyroModule):
+    r"""The inverse Lipschitz decoder of Kinoshita et al. 2023 [1], a composition of two Brenier maps and a frame.
+
+    .. math:: f(z) = g_2(B\, g_1(z)), \qquad \|f(z) - f(z')\| \ge L_1 L_2 \|z - z'\|,
+
+    with :math:`g_1` on :math:`\mathbb{R}^K`, :math:`g_2` on :math:`\mathbb{R}^D` and :math:`B` of shape (D, K) with
+    orthonormal columns, which costs nothing in the constant. B is folded into the input weights of :math:`g_2`, so
+    that :math:`B u` is never formed. With ``inverse_lipschitz=0`` this is the decoder of LIDVAE [2].
+
+    With a context :math:`c` it is the composition on :math:`A c + a` and z side by side,
+
+    .. math:: f(z; c) = g_2(B\, g_1(A c + a, z)), \qquad \|f(z; c) - f(z'; c)\| \ge L_1 L_2 \|z - z'\|,
+
+    with A of shape (F, C) and B of shape (D, F + K). A composition of this form can only widen, so F + K <= D, and
+    whatever the context says has to pass through F numbers.
+
+    Args:
+        latent_dim: the dimension :math:`K` of the latent variable.
+        event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
+        inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, or the pair
+            :math:`(L_1, L_2)`. (The paper's experiments set :math:`L_1 = L_2`, and name that number.)
+        map_features: the widths of the hidden layers of both maps.
+        frame: "random" (orthonormal), "identity" (the paper's [I; 0]), "centered" (random, without the shift of all
+            categories, for :class:`~pyro_ilvae.likelihoods.Categorical`: L then holds for the logits up to that shift)
+            or a (D, K) tensor with orthonormal columns, (D, F + K) with a context; :func:`~pyro_ilvae.principal_frame`
+            computes a good one from data.
+        inner_map_features: the widths of the hidden layers of :math:`g_1`, if they differ.
+        context_dim: the width C of the context; None for a function of z alone.
+        context_features: the number :math:`F` of numbers the context is reduced to; if None, the largest that is
+            allowed, up to C.
+        activation: as for :class:`~pyro_ilvae.ICNN`.
+        input_skips: as for :class:`~pyro_ilvae.ICNN`.
+
+    Raises:
+        ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1.
+
+    References:
+        | [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
+          network, https://arxiv.org/abs/2304.12770
+        | [2] Wang, Blei & Cunningham 2021, Posterior collapse and latent variable non-identifiability,
+          https://arxiv.org/abs/2301.00537
+
+    Example:
+        >>> decoder = InverseLipschitzDecoder(latent_dim=2, event_shape=(8, 8), inverse_lipschitz=0.5)
+        >>> decoder(torch.randn(10, 2)).shape, round(decoder.inverse_lipschitz, 9)
+        (torch.Size([10, 8, 8]), 0.5)
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        event_shape: int | Sequence[int],
+        inverse_lipschitz: float | tuple[float, float] = 1.0,
+        map_features: Sequence[int] = (512, 512),
+        inner_map_features: Sequence[int] | None = None,
+        frame: str | Tensor = "random",
+        context_dim: int | None = None,
+        context_features: int | None = None,
+        activation: str | Sequence[str] = "softplus",
+        input_skips: bool = True,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.event_shape = _checks.event_shape(event_shape)
+        features = self.event_shape.numel()
+        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+        self.context_features = self._context_features(frame, context_features)
+        joint = self.context_features + self.latent_dim
+        if self.context_dim is not None:
+            self.from_context = Linear(self.context_dim, self.context_features)
+        self.frame = make_frame(frame, self.event_shape, joint)
+        first, second = _split(inverse_lipschitz, 1.0)
+        self.inner = BrenierMap(joint, first, inner_map_features or map_features, activation, input_skips)
+        self.outer = BrenierMap(features, second, map_features, activation, input_skips)
+        # Both maps start close to the linear ones L_1 z and L_2 B u, which are where training is best conditioned; and
+        # only the frame's K directions are ever fed into the outer one.
+        self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
+        self.outer.icnn.reset_parameters(
+            input_norm=math.sqrt(joint * (INITIAL_SCALE**2 + first**2)), gradient_scale=INITIAL_SCALE
+        )
+
+    def _context_features(self, frame: str | Tensor, context_features: int | None) -> int:
+        """The number F of numbers the context is reduced to, 0 without a context."""
+        if self.context_dim is None:
+            if context_features is not None:
+                raise ValueError(f"Expected context_features=None without context_dim, got {context_features}")
+            return 0
+        largest = num_directions(frame, self.event_shape) - self.latent_dim
+        if largest < 1:
+            raise ValueError(
+                f"Expected latent_dim < {largest + self.latent_dim}, so that f has room for z and some context among "
+                f"{self.event_shape.numel()} natural parameters, got {self.latent_dim}"
+            )
+        if context_features is None:
+            # A matrix says by its width how many directions it has for the context.
+            context_features = largest if isinstance(frame, Tensor) else min(self.context_dim, largest)
+        if _checks.positive_int("context_features", context_features) > largest:
+            raise ValueError(
+                f"Expected context_features <= {largest}, got {context_features}: the composition can only widen"
+            )
+        return context_features
+
+    def extra_repr(self) -> str:
+        """Sizes and constant, for ``print``."""
+        return description(self)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether ``forward`` needs a context beside z."""
+        return self.context_dim is not None
+
+    @property
+    def bounded_part(self) -> tuple[nn.Module, float] | None:
+        """The map g_1 and its constant, which bound the Fisher divergence of each datum; None with a context.
+
+        See :class:`~pyro_ilvae.protocols.Decoder`.
+        """
+        return None if self.conditional else (self.inner, self.inner.inverse_lipschitz)
+
+    @property
+    def inverse_lipschitz(self) -> float:
+        """The constant L of the whole decoder, the product of those of its two maps.
+
+        A new number keeps the ratio of the two constants (or splits evenly where one of them is 0); a pair sets both.
+        """
+        return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz
+
+    @inverse_lipschitz.setter
+    def inverse_lipschitz(self, value: float | tuple[float, float]) -> None:
+        first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
+        ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
+        self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Natural parameters of shape (..., \*event_shape).
+
+        Args:
+            z: of shape (..., K).
+            context: of shape (..., C), with batch dimensions that broadcast with those of ``z``; None without
+                ``context_dim``.
+        """
+        _checks.last_dim("z", z, self.latent_dim)
+        _checks.context(context, self.context_dim)
+        if context is not None:
+            reduced = self.from_context(context)
+            batch_shape = torch.broadcast_shapes(reduced.shape[:-1], z.shape[:-1])
+            z = torch.cat([reduced.expand(*batch_shape, -1), z.expand(*batch_shape, -1)], dim=-1)
+        eta: Tensor = self.outer(self.inner(z), frame=self.frame)
+        return eta.reshape(eta.shape[:-1] + self.event_shape)
+
+
+def _split(value: float | tuple[float, float], ratio: float) -> tuple[float, float]:
+    """The pair (L_1, L_2) for the constant of the whole, with L_1 / L_2 = ratio^2, or the pair that was given."""
+    if isinstance(value, Sequence) or (isinstance(value, torch.Tensor) and value.dim() == 1):
+        if isinstance(value, str) or len(value) != 2:
+            raise ValueError(f"Expected inverse_lipschitz to be a number or a pair of numbers, got {value!r}")
+        first, second = value
+        return _checks.non_negative("inverse_lipschitz[0]", first), _checks.non_negative("inverse_lipschitz[1]", second)
+    whole = _checks.non_negative("inverse_lipschitz", value)
+    first = math.sqrt(whole) * ratio
+    return first, whole / first if first > 0 else 0.0

@@ -1,0 +1,174 @@
+"""Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
+
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+
+class IdentityFrame(PyroModule):
+    """The frame [I; 0], which puts the latent coordinates on the first K of D coordinates.
+
+    Args:
+        features: the dimension D.
+        latent_dim: the dimension K.
+    """
+
+    def __init__(self, features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.features = features
+        self.latent_dim = latent_dim
+
+    def add(self, y: Tensor, u: Tensor) -> Tensor:
+        """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
+        return self.replace(y, self.coordinates(y) + u)
+
+    def replace(self, y: Tensor, u: Tensor) -> Tensor:
+        """Q u + (I - Q Q^T) y of shape (..., D): ``y`` with ``u`` in place of its coordinates in the frame."""
+        outside = y[..., self.latent_dim :]
+        if u.shape[:-1] != y.shape[:-1]:  # weights drawn from a prior bring dimensions of their own
+            batch = torch.broadcast_shapes(u.shape[:-1], y.shape[:-1])
+            u, outside = u.expand(*batch, -1), outside.expand(*batch, -1)
+        return torch.cat([u, outside], dim=-1)
+
+    def coordinates(self, y: Tensor) -> Tensor:
+        """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
+        return y[..., : self.latent_dim]
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The product ``weight`` Q of shape (..., K), for ``weight`` of shape (..., D)."""
+        return weight[..., : self.latent_dim]
+
+
+class OrthonormalFrame(PyroModule):
+    """A frame Q given by its matrix, which is a buffer: it is saved with the module and never trained.
+
+    Args:
+        matrix: Q of shape (D, K), with orthonormal columns.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.features, self.latent_dim = matrix.shape
+        # On the device where parameters are made, wherever the data were that the matrix is from.
+        device = torch.empty(0).device
+        self.register_buffer("matrix", matrix.detach().clone().to(device, torch.get_default_dtype()))
+
+    matrix: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Conversions of dtype and device; what single precision rounded off is orthonormalized in double."""
+        before = self.matrix.dtype
+        super()._apply(fn, recurse)
+        if self.matrix.dtype != before and self.matrix.device.type != "meta":
+            self.matrix = _orthonormalize(self.matrix)
+        return self
+
+    def add(self, y: Tensor, u: Tensor) -> Tensor:
+        """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
+        if u.shape[:-1] != y.shape[:-1]:  # weights drawn from a prior bring dimensions of their own
+            return y + u @ self.matrix.mT
+        # One pass over the D-wide result, in place of a product and a sum.
+        flat = torch.addmm(y.reshape(-1, self.features), u.reshape(-1, self.latent_dim), self.matrix.mT)
+        return flat.reshape(y.shape)
+
+    def replace(self, y: Tensor, u: Tensor) -> Tensor:
+        """Q u + (I - Q Q^T) y of shape (..., D): ``y`` with ``u`` in place of its coordinates in the frame."""
+        return self.add(y, u - self.coordinates(y))
+
+    def coordinates(self, y: Tensor) -> Tensor:
+        """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
+        return y @ self.matrix
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The product ``weight`` Q of shape (..., K), for ``weight`` of shape (..., D)."""
+        return weight @ self.matrix
+
+
+Frame: TypeAlias = IdentityFrame | OrthonormalFrame
+
+
+def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int) -> Frame:
+    """The frame that a decoder's ``frame`` argument asks for: "identity", "random", "centered" or a (D, K) tensor."""
+    features = event_shape.numel()
+    if latent_dim > features:
+        raise ValueError(
+            f"Expected latent_dim <= {features}, the number of entries of event_shape, got {latent_dim}: a map into "
+            "fewer dimensions cannot be inverse Lipschitz"
+        )
+    if isinstance(frame, Tensor):
+        return OrthonormalFrame(_orthonormal(frame, features, latent_dim))
+    if frame == "identity":
+        return IdentityFrame(features, latent_dim)
+    if frame == "random":
+        return OrthonormalFrame(torch.linalg.qr(torch.randn(features, latent_dim)).Q)
+    if frame == "centered":
+        return OrthonormalFrame(_centered(event_shape, latent_dim))
+    raise ValueError(
+        f"Expected frame to be 'identity', 'random', 'centered' or a ({features}, {latent_dim}) tensor, got {frame!r}"
+    )
+
+
+def num_directions(frame: str | Tensor, event_shape: torch.Size) -> int:
+    """How many columns a frame can have: as many as it has for a matrix, one less for each set of categories."""
+    if isinstance(frame, Tensor):
+        return frame.shape[-1]
+    features = event_shape.numel()
+    return features - features // event_shape[-1] if frame == "centered" else features
+
+
+def check_centered(frame: Frame, vocab_size: int) -> None:
+    """Raise unless the columns are orthogonal to the all-ones vector, along which the softmax ignores a decoder."""
+    state = next(frame.buffers(), torch.empty(0))
+    largest_sum = frame.coordinates(torch.ones(vocab_size, dtype=state.dtype, device=state.device)).abs().max()
+    if not largest_sum <= 1e-4:
+        raise ValueError(
+            "Expected decoder with a frame whose columns are orthogonal to the all-ones vector, got one whose columns "
+            f"sum to up to {float(largest_sum):.2g} in absolute value; frame='centered' makes one"
+        )
+
+
+def description(decoder: Any) -> str:
+    """The sizes and the constant of a decoder with a frame, for ``print``."""
+    kind = "identity" if isinstance(decoder.frame, IdentityFrame) else "matrix"
+    return (
+        f"latent_dim={decoder.latent_dim}, event_shape={tuple(decoder.event_shape)}, "
+        f"inverse_lipschitz={decoder.inverse_lipschitz:g}, frame={kind}, context_dim={decoder.context_dim}"
+    )
+
+
+def _centered(event_shape: torch.Size, latent_dim: int) -> Tensor:
+    """Random orthonormal columns without a component along a shift of all categories, the last dimension."""
+    largest = num_directions("centered", event_shape)
+    if latent_dim > largest:
+        raise ValueError(
+            f"Expected latent_dim <= {largest} with frame='centered', got {latent_dim}: of {tuple(event_shape)} logits "
+            f"so many directions are left when the shift of all {event_shape[-1]} categories is taken out"
+        )
+    directions = torch.randn(*event_shape, latent_dim)
+    directions = directions - directions.mean(-2, keepdim=True)
+    return torch.linalg.qr(directions.reshape(event_shape.numel(), latent_dim)).Q
+
+
+def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:
+    if matrix.shape != (features, latent_dim):
+        raise ValueError(f"Expected frame of shape ({features}, {latent_dim}), got {tuple(matrix.shape)}")
+    matrix = matrix.detach().to(torch.get_default_dtype())
+    gram = matrix.mT @ matrix
+    error = (gram - torch.eye(latent_dim, dtype=gram.dtype, device=gram.device)).abs().max()
+    # NaN fails the comparison too.
+    if not error <= 1e-4:
+        raise ValueError(
+            f"Expected frame with orthonormal columns, got one with |Q^T Q - I| up to {float(error):.2g}; "
+            "torch.linalg.qr(frame).Q orthonormalizes it"
+        )
+    # A user's rounding up to the tolerance would otherwise enter the constant.
+    return _orthonormalize(matrix)
+
+
+def _orthonormalize(matrix: Tensor) -> Tensor:
+    """The orthonormal columns next to the almost orthonormal ones of ``matrix``, up to its own precision."""
+    q, r = torch.linalg.qr(matrix.double())
+    return (q * torch.sign(r.diagonal())).to(matrix.dtype)

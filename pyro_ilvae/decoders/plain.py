@@ -1,0 +1,78 @@
+"""The plain decoder, which has no guarantee."""
+
+from collections.abc import Sequence
+
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae.networks import Linear, mlp
+
+
+class MLPDecoder(PyroModule):
+    r"""The plain decoder of an ordinary VAE: a multilayer perceptron, with no guarantee on its latent variable.
+
+    .. math:: f(z; c) = A_n\,a(\cdots a(A_1 z + C c + b_1)\cdots) + b_n, \qquad a = \operatorname{softplus},
+
+    with the context :math:`c` left out if there is none.
+
+    Args:
+        latent_dim: the dimension :math:`K` of the latent variable.
+        event_shape: the shape of the natural parameters of one datum.
+        hidden_features: the widths of the hidden layers.
+        context_dim: the width of the context :math:`c`; None for a function of z alone.
+
+    Raises:
+        ValueError: for sizes below 1, and from ``forward`` for values of another width.
+
+    Example:
+        >>> import torch
+        >>> MLPDecoder(latent_dim=2, event_shape=(8, 8))(torch.zeros(5, 2)).shape
+        torch.Size([5, 8, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        event_shape: int | Sequence[int],
+        hidden_features: Sequence[int] = (512, 512),
+        context_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.event_shape = _checks.event_shape(event_shape)
+        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+        self.hidden_features = _checks.widths("hidden_features", hidden_features)
+        self.network = mlp(self.latent_dim, self.hidden_features, self.event_shape.numel())
+        if self.context_dim is not None:
+            self.from_context = Linear(self.context_dim, self.hidden_features[0], bias=False)
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print``."""
+        return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, context_dim={self.context_dim}"
+
+    @property
+    def conditional(self) -> bool:
+        """Whether ``forward`` needs a context beside z."""
+        return self.context_dim is not None
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Natural parameters of shape (..., \*event_shape).
+
+        Args:
+            z: of shape (..., K).
+            context: of shape (..., C), with batch dimensions that broadcast with those of ``z``; None without
+                ``context_dim``.
+        """
+        _checks.last_dim("z", z, self.latent_dim)
+        _checks.context(context, self.context_dim)
+        if context is None:
+            eta = self.network(z)
+        else:
+            # By parts and not of z and c side by side: one c may go with many z, or one z with many c.
+            first, *others = self.network
+            eta = first(z) + self.from_context(context)
+            for layer in others:
+                eta = layer(eta)
+        return eta.reshape(eta.shape[:-1] + self.event_shape)  # type: ignore[no-any-return]

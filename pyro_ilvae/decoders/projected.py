@@ -1,0 +1,130 @@
+"""The projected decoder: an inverse Lipschitz constant for any network."""
+
+from collections.abc import Sequence
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.frames import description, make_frame
+from pyro_ilvae.networks import Linear, unused
+
+
+class ProjectedDecoder(PyroModule):
+    r"""Any network as a decoder with an inverse Lipschitz constant, at the price of a K-dimensional map.
+
+    .. math:: f(z; c) = Q\,(g(z) + A c + a) + (I - Q Q^\top)\, h(z, c), \qquad
+        \|f(z; c) - f(z'; c)\|^2 \ge \|g(z) - g(z')\|^2 \ge L^2 \|z - z'\|^2,
+
+    with :math:`h` an arbitrary backbone, :math:`Q` of shape (D, K) with orthonormal columns and :math:`g` a
+    :class:`~pyro_ilvae.BrenierMap` on :math:`\mathbb{R}^K`: the two parts are orthogonal, so the backbone can only add
+    to the distance. The backbone keeps its freedom in the other D - K directions. With a context :math:`c` the bound
+    holds for every c, because :math:`A c + a` is the same for all z; without one, this term is left out.
+
+    Args:
+        backbone: a network from (N, K) to (N, \*event_shape) or (N, D); with a context, from (N, K) and (N, C). A
+            backbone that has the attribute ``context_dim``, such as :class:`~pyro_ilvae.MLPDecoder`, gets z and context
+            with the batch dimensions they have, which broadcast. To put priors on its weights, build it of PyroModules
+            (:func:`~pyro_ilvae.mlp` does).
+        latent_dim: the dimension :math:`K` of the latent variable.
+        event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
+        inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder.
+        map_features: the widths of the hidden layers of :math:`g`.
+        frame: as for :class:`~pyro_ilvae.InverseLipschitzDecoder`.
+        context_dim: the width C of the context; None for a function of z alone.
+        activation: as for :class:`~pyro_ilvae.ICNN`.
+        input_skips: as for :class:`~pyro_ilvae.ICNN`.
+
+    Raises:
+        ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1, and
+            from ``forward`` for a backbone that returns another shape.
+
+    Example:
+        >>> from pyro_ilvae import mlp
+        >>> backbone = mlp(2, (128,), 64)
+        >>> decoder = ProjectedDecoder(backbone, latent_dim=2, event_shape=(8, 8), inverse_lipschitz=0.5)
+        >>> decoder(torch.randn(10, 2)).shape
+        torch.Size([10, 8, 8])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        latent_dim: int,
+        event_shape: int | Sequence[int],
+        inverse_lipschitz: float = 1.0,
+        map_features: Sequence[int] = (64, 64),
+        frame: str | Tensor = "random",
+        context_dim: int | None = None,
+        activation: str | Sequence[str] = "softplus",
+        input_skips: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}")
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.event_shape = _checks.event_shape(event_shape)
+        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+        self.frame = make_frame(frame, self.event_shape, self.latent_dim)
+        self.map = BrenierMap(self.latent_dim, inverse_lipschitz, map_features, activation, input_skips)
+        self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
+        if self.context_dim is not None:
+            self.from_context = Linear(self.context_dim, self.latent_dim)
+        self.backbone = unused(backbone)
+
+    def extra_repr(self) -> str:
+        """Sizes and constant, for ``print``."""
+        return description(self)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether ``forward`` needs a context beside z."""
+        return self.context_dim is not None
+
+    @property
+    def inverse_lipschitz(self) -> float:
+        """The constant L of the whole decoder, which is that of its map g; it may be set at any time."""
+        return self.map.inverse_lipschitz
+
+    @inverse_lipschitz.setter
+    def inverse_lipschitz(self, value: float) -> None:
+        self.map.inverse_lipschitz = value
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Natural parameters of shape (..., \*event_shape).
+
+        Args:
+            z: of shape (..., K).
+            context: of shape (..., C), with batch dimensions that broadcast with those of ``z``; None without
+                ``context_dim``.
+        """
+        _checks.last_dim("z", z, self.latent_dim)
+        _checks.context(context, self.context_dim)
+        inside = self.map(z)
+        if context is not None:
+            inside = inside + self.from_context(context)
+        eta: Tensor = self.frame.replace(self._outside(z, context), inside)
+        return eta.reshape(eta.shape[:-1] + self.event_shape)
+
+    def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """What the backbone returns, of shape (..., D)."""
+        if context is None:
+            batch_shape, arguments = z.shape[:-1], [z]
+        else:
+            batch_shape, arguments = torch.broadcast_shapes(z.shape[:-1], context.shape[:-1]), [z, context]
+        lead = batch_shape
+        if context is None or getattr(self.backbone, "context_dim", None) is None:
+            # Convolutions take one batch dimension, and particles or plates may stand to its left.
+            arguments = [part.expand(*batch_shape, -1).reshape(-1, part.shape[-1]) for part in arguments]
+            lead = arguments[0].shape[:1]
+        h: Tensor = self.backbone(*arguments)
+        features = self.event_shape.numel()
+        if h.shape not in ((*lead, features), (*lead, *self.event_shape)):
+            raise ValueError(
+                f"Expected backbone to return shape {(*lead, features)} or {(*lead, *self.event_shape)}, got "
+                f"{tuple(h.shape)}"
+            )
+        return h.reshape(*batch_shape, features)

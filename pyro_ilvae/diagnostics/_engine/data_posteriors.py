@@ -1,0 +1,122 @@
+"""The posterior of a site for each datum, and its densities at other data's draws."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ilvae.diagnostics._engine.batches import Batch
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, depends_on_draws, site_posterior
+from pyro_ilvae.distributions import innermost, without_event
+
+_MOST_NUMBERS = 300_000  # in the pairs of a draw and a posterior at a time: what a cache holds
+
+
+_MOST_VALUES = 256  # of a discrete site that are enumerated
+
+
+class DataPosterior(NamedTuple):
+    """A batch's posteriors of the site, and the dimension of the data in their batch shape, from the right.
+
+    Rows are values with the batch shape's other dimensions, which belong to one datum, and the event behind.
+    """
+
+    fn: Any
+    dim: int
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values of shape (S, *batch, *event) as rows for each draw and datum: (S, N, *others, *event)."""
+        return values.movedim(self.dim - self.fn.event_dim, 1)
+
+    def at_each_datum(self, rows: Tensor) -> Tensor:
+        """Rows (R, *others, *event) as a value of every datum: (R, *batch, *event)."""
+        values = rows.unsqueeze(1).movedim(1, self.dim - self.fn.event_dim)
+        return values.expand(len(rows), *self.fn.batch_shape, *self.fn.event_shape)
+
+    def by_datum(self, log_prob: Tensor) -> Tensor:
+        """Log densities of shape (S, *batch), summed to (S, N)."""
+        log_prob = log_prob.movedim(self.dim, 1)
+        return log_prob.reshape(*log_prob.shape[:2], -1).sum(-1)
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """The log density of each row under each datum's posterior: (R, N)."""
+        try:
+            return self.by_datum(log_density_anywhere(self.fn, self.at_each_datum(rows)))
+        except (NotImplementedError, KeyError) as error:  # the latter from transforms that only know their own draws
+            raise UnavailableError(
+                "Expected a guide with densities at draws of other data's posteriors, got a "
+                f"{type(self.fn).__name__} that has none: {error}"
+            ) from error
+
+    def passes(self, rows: Tensor, rows_per_pass: int | None) -> Iterator[slice]:
+        """Parts of the rows whose pairs with the posteriors fit in the memory."""
+        step = rows_per_pass or max(1, _MOST_NUMBERS // self.at_each_datum(rows[:1]).numel())
+        for start in range(0, len(rows), step):
+            yield slice(start, start + step)
+
+    def all_values(self) -> Tensor | None:
+        """All values of a datum as rows, if there are few."""
+        base = without_event(self.fn)
+        if not base.has_enumerate_support:
+            return None
+        try:
+            single = base.enumerate_support(expand=False)
+        except NotImplementedError:
+            return None
+        single = single.reshape(len(single), *base.event_shape)
+        shape = self.rows(torch.empty(1, *self.fn.batch_shape, *self.fn.event_shape, device="meta")).shape[2:]
+        number = math.prod(shape[: len(shape) - len(base.event_shape)])
+        if number * math.log(len(single)) > math.log(_MOST_VALUES):
+            return None
+        choices = torch.cartesian_prod(*[torch.arange(len(single), device=single.device)] * number)
+        return single[choices].reshape(-1, *shape)
+
+
+def data_posterior(batch: Batch, name: str) -> DataPosterior:
+    guide_site = batch.site(batch.guide_trace, name, "guide")
+    model_site = batch.site(batch.model_trace, name, "model")
+    dim = batch.data_dim(guide_site)
+    if dim is None:
+        raise ValueError(f"Expected site '{name}' in a plate over the {batch.num_data} data, got a global site")
+    if any(site["mask"] is not None and not torch.as_tensor(site["mask"]).all() for site in (guide_site, model_site)):
+        raise UnavailableError(f"Expected site '{name}' to be the same variable for all data, got one with a mask")
+    fn = site_posterior(batch, batch.guide_trace, batch.model_trace, name)
+    if len(fn.batch_shape) < -dim or fn.batch_shape[dim] != batch.num_data:
+        raise ValueError(
+            f"Expected the guide to give site '{name}' a distribution for each of {batch.num_data} data, got batch "
+            f"shape {tuple(fn.batch_shape)}; a guide with parameters for each datum takes all data at once"
+        )
+    if depends_on_draws(batch, name, fn):
+        raise UnavailableError(
+            f"Expected site '{name}' to have a density q({name} | x) of its own, got one that depends on the guide's "
+            "draws of other sites"
+        )
+    inner = fn.batch_shape.numel() // batch.num_data
+    if inner > 1 and correlated(batch, name):
+        raise UnavailableError(
+            f"Expected site '{name}' to have a density q({name} | x) of its own, got the marginals of {inner} "
+            "correlated values in inner plates"
+        )
+    return DataPosterior(fn, dim)
+
+
+def log_density_anywhere(fn: Any, values: Tensor) -> Tensor:
+    """The log density, also outside of the support, for validation that is off."""
+    log_prob: Tensor = fn.log_prob(values)
+    if innermost(fn).support is constraints.real:
+        return log_prob
+    return torch.where(_in_support(fn, values), log_prob, -math.inf)
+
+
+def _in_support(fn: Any, values: Tensor) -> Tensor:
+    if isinstance(fn, torch.distributions.Independent):
+        return _in_support(fn.base_dist, values).flatten(-fn.reinterpreted_batch_ndims).all(-1)
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        # The support that it names itself is that of the transforms alone.
+        for transform in reversed(fn.transforms):
+            values = transform.inv(values)
+        return _in_support(fn.base_dist, values)
+    return fn.support.check(values)

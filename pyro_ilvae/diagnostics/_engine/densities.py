@@ -1,0 +1,48 @@
+"""Log densities of the sites of a trace: of each datum, or of all data together where they share a site."""
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_ilvae.diagnostics._engine.batches import Batch, site_log_prob
+
+
+def marginal(log_joint: Tensor) -> Tensor:
+    """The log density of shape (particles, N) from one with enumerated dimensions to the left."""
+    lead = log_joint.dim() - 2
+    return log_joint.flatten(0, lead - 1).logsumexp(0) if lead > 0 else log_joint
+
+
+def whole_data(batch: Batch, sites: list[Any], num_particles: int) -> Tensor:
+    """The log density of all data together, of shape (particles, 1): each datum's sites, and shared ones once."""
+    local = [site for site in sites if batch.is_local(site)]
+    total = batch.log_density([site for site in sites if not batch.is_local(site)], num_particles)
+    if local:
+        log_density = batch.log_density(local, num_particles)
+        for site in local:
+            # Plates have become two dimensions, of particles and data. What is local is summed out before the data.
+            dim = site["infer"].get("_enumerate_dim", 0) + batch.nesting - 1
+            if "_enumerate_dim" in site["infer"] and -dim <= log_density.dim():
+                log_density = log_density.logsumexp(dim, keepdim=True)
+        total = total + log_density.sum(-1, keepdim=True)
+    return marginal(total) if total.dim() else total.expand(num_particles, 1)
+
+
+def check_numbers(log_densities: Tensor, sites: list[Any]) -> None:
+    """Raise for a NaN in what was computed from sites, with their names."""
+    if log_densities.isnan().any():
+        bad = sorted({site["name"] for site in sites if site_log_prob(site).isnan().any()})
+        raise ValueError(f"Expected log densities of model and guide that are numbers, got NaN at sites {bad}")
+
+
+def shared_sites(batch: Batch, nodes: list[Any], batch_size: int | None) -> list[str]:
+    """The names of the sites that all data share, for which the data have to be in one batch."""
+    shared = list(dict.fromkeys(node["name"] for node in nodes if not batch.is_local(node)))
+    if shared and batch_size is not None:
+        raise ValueError(f"Expected batch_size=None where data share sites, here {shared}, got {batch_size}")
+    return shared
+
+
+def log_density(batch: Batch, nodes: list[Any], count: int, together: bool) -> Tensor:
+    """The log density of sites, of shape (count, N), or (count, 1) for that of all data together."""
+    return whole_data(batch, nodes, count) if together else marginal(batch.log_density(nodes, count))

@@ -1,0 +1,125 @@
+"""KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
+from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
+from pyro_ilvae.diagnostics._engine.moments import Moments
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, factors, site_posterior
+
+
+class KLPerDimension(NamedTuple):
+    """KL divergences in nats, of shape (N, \\*event shape of the site), their Monte Carlo errors, and the estimator."""
+
+    values: Tensor
+    estimator: str
+    standard_errors: Tensor
+
+
+class KLDivergence(NamedTuple):
+    """KL divergences in nats, one for each datum, their Monte Carlo errors, and the estimator."""
+
+    values: Tensor
+    estimator: str
+    standard_errors: Tensor
+
+
+def _expected_kl(batch: Batch, name: str, num_samples: int, per_dimension: bool) -> tuple[Tensor, str, Tensor]:
+    """Mean, estimator and Monte Carlo error over the draws of a guide."""
+    if len(batch.latent_sites) == 1:
+        # A draw of the batch is enough for a formula, unless there are sites to sum out of the prior.
+        one = batch.traces(1) if batch.enumerated_sites else (batch.guide_trace, batch.model_trace)
+        values, analytic = _kl(batch, name, one, per_dimension)
+        if analytic:
+            return values[0], "analytic", torch.zeros_like(values[0])
+    moments = Moments()
+    for count in batch.passes(num_samples):
+        values, analytic = _kl(batch, name, batch.traces(count), per_dimension)
+        moments.add(values.expand(count, *values.shape[1:]))
+    return moments.mean_and_error("analytic" if analytic else "sampled")
+
+
+def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: bool) -> tuple[Tensor, bool]:
+    """Divergences given each draw of the other sites, or log ratios where there is no formula."""
+    guide_trace, model_trace = traces
+    site, prior = batch.site(guide_trace, name, "guide"), batch.site(model_trace, name, "model")
+    q, p = site_posterior(batch, guide_trace, model_trace, name), prior["fn"]
+    if len(p.batch_shape) > batch.nesting + 1:
+        raise UnavailableError(
+            f"Expected a prior of site '{name}' that does not depend on sites that the guide leaves out, got one given "
+            f"{batch.enumerated_sites}"
+        )
+    event_dim = 0
+    if per_dimension:
+        event_dim = q.event_dim
+        q, p = factors(q, name), factors(p, name)
+    formula = _formula_holds(batch, name)
+    try:
+        values = torch.distributions.kl_divergence(q, p) if formula else None
+    except NotImplementedError:
+        values = None
+    analytic = values is not None
+    if values is None:
+        try:
+            values = q.log_prob(site["value"]) - p.log_prob(site["value"])
+        except ValueError as error:
+            raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
+    if site["mask"] is not None:
+        mask = torch.as_tensor(site["mask"], device=values.device)
+        values = scale_and_mask(values, mask=mask.reshape(*mask.shape, *(1,) * event_dim))
+    values = batch.data_first(values, site, event_dim)
+    if not per_dimension and values.dim() > 2:
+        if correlated(batch, name):
+            raise UnavailableError(
+                f"Expected draws of site '{name}' that are independent in inner plates, got joint ones"
+            )
+        values = values.flatten(2).sum(2)
+    if values.isnan().any():
+        raise ValueError(f"Expected log densities of guide and model that are numbers, got NaN at site '{name}'")
+    return values, analytic
+
+
+def _formula_holds(batch: Batch, name: str) -> bool:
+    """Whether the divergence given each draw of the other sites is, in the mean, that of the site.
+
+    It is where the guide draws what the prior depends on first. Log ratios always have the right mean.
+    """
+    if len(batch.latent_sites) == 1:
+        return True
+    first = batch.latent_sites[0] == name
+    return first or (batch.in_model_order(name) and not correlated(batch, name))
+
+
+def _joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Tensor, str, Tensor]:
+    if not batch.latent_sites:
+        raise UnavailableError("Expected a guide that samples a latent site of the model, got none")
+    if points := batch.points():
+        raise UnavailableError(
+            f"Expected a guide that draws its sites from distributions, got a Delta for each of {points}: the "
+            "divergence of a point is infinite"
+        )
+    moments = Moments()
+    for count in batch.passes(num_samples):
+        guide_trace, model_trace = batch.traces(count)
+        latent: list[Any] = [model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites]]
+        own = sample_sites(guide_trace)
+        together = bool(shared_sites(batch, own + latent, batch_size))
+        log_ratio = log_density(batch, own, count, together) - log_density(batch, latent, count, together)
+        check_numbers(log_ratio, own + latent)
+        moments.add(log_ratio)
+    return moments.mean_and_error("sampled")
+
+
+def _check_repeatable(batch: Batch, name: str, batch_size: int | None) -> None:
+    if batch_size is not None and not batch.is_local(batch.site(batch.guide_trace, name, "guide")):
+        raise ValueError(f"Expected batch_size=None for a site that all data share, got {batch_size}")
+
+
+def _joined(parts: list[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, str, Tensor]:
+    values, estimators, errors = zip(*parts, strict=True)
+    return torch.cat(values), "sampled" if "sampled" in estimators else "analytic", torch.cat(errors)

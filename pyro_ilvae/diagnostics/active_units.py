@@ -1,0 +1,144 @@
+"""Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
+
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
+from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches
+from pyro_ilvae.diagnostics._engine.moments import Moments
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, site_posterior
+from pyro_ilvae.distributions import innermost
+
+
+class ActiveUnits(NamedTuple):
+    """Variances over the data of the posterior means, their standard errors, the threshold, and which lie above it."""
+
+    variances: Tensor
+    threshold: float
+    active: Tensor
+    standard_errors: Tensor
+
+    @property
+    def num_active(self) -> int:
+        """The number of active units."""
+        return int(self.active.sum())
+
+
+def active_units(
+    model: Stochastic,
+    guide: Stochastic,
+    data: Data,
+    *,
+    site: str = "z",
+    threshold: float = 0.01,
+    batch_size: int | None = None,
+    num_samples: int = 100,
+    seed: int | None = None,
+    plate: str | None = None,
+) -> ActiveUnits:
+    r"""The latent dimensions whose posterior mean moves with the data.
+
+    .. math:: A_j = \operatorname{Var}_x(E_{q(z_j \mid x)}[z_j]), \qquad \text{active if } A_j > \text{threshold}.
+
+    The variance is the unbiased one over all data, in two passes. A mean that has no formula, or that depends on other
+    latent sites, is estimated by draws; the variance that the sampling adds is estimated too, and taken out.
+
+    Args:
+        model: the model, called with the data.
+        guide: its guide.
+        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with at least two data along
+            dimension 0.
+        site: the name of a latent site in a plate over the data.
+        threshold: the variance above which a unit counts as active.
+        batch_size: the number of data treated at a time; all at once if None.
+        num_samples: the number of draws where the mean has no formula.
+        seed: a seed for the draws, which then leave the global random state as it was.
+        plate: the name of the plate over the data; if None, the one plate of their number.
+
+    Returns:
+        The variances (in the squared units of z), the threshold, the active units, and the standard errors of the
+        variances over the data, of the site's other plates and event shape.
+
+    Raises:
+        ValueError: for fewer than two data, a negative threshold, or a site that is not latent, not local to the data
+            or a point in the guide.
+
+    References:
+        Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x * torch.tensor([1.0, 0.0]), 1.0).to_event(1))
+        >>> units = active_units(model, guide, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+        >>> units.variances.tolist(), units.active.tolist()
+        ([2.0, 0.0], [True, False])
+    """
+    _checks.positive_int("num_samples", num_samples)
+    with seeded(seed), torch.no_grad():
+        means, errors = zip(
+            *(_posterior_means(batch, site, num_samples) for batch in batches(model, guide, data, batch_size, plate)),
+            strict=True,
+        )
+    # One draw says nothing about its error.
+    sampling = torch.cat(errors).square().mean(0).nan_to_num()
+    return _active_units(torch.cat(means), threshold, sampling)
+
+
+def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Posterior means of a site, of shape (N, *other plates, *event), and their Monte Carlo errors."""
+    site = batch.site(batch.guide_trace, name, "guide")
+    if not batch.is_local(site):
+        plates = [(frame.name, frame.size) for frame in site["cond_indep_stack"]]
+        raise ValueError(
+            f"Expected site '{name}' of the guide in a plate over the {batch.num_data} data, got plates {plates}"
+        )
+    if len(batch.latent_sites) == 1:
+        means, has_formula = _means(batch, name, (batch.guide_trace, batch.model_trace))
+        if has_formula:
+            return means[0], torch.zeros_like(means[0])
+    moments = Moments()
+    for count in batch.passes(num_samples):
+        means, _ = _means(batch, name, batch.traces(count))
+        moments.add(means.expand(count, *means.shape[1:]))
+    mean, _, error = moments.mean_and_error("sampled")
+    return mean, error
+
+
+def _means(batch: Batch, name: str, traces: tuple[Trace, Trace]) -> tuple[Tensor, bool]:
+    """Means given each draw of the other sites, or draws where there is no formula for the mean."""
+    guide_trace, model_trace = traces
+    site = batch.site(guide_trace, name, "guide")
+    fn = site_posterior(batch, guide_trace, model_trace, name)
+    if isinstance(innermost(fn), dist.Categorical):
+        raise UnavailableError(f"Expected site '{name}' to have a mean, got categories")
+    try:
+        value, has_formula = fn.mean, True
+    except NotImplementedError:
+        value, has_formula = site["value"], False
+    if not value.isfinite().all():
+        raise ValueError(f"Expected finite posterior means of site '{name}', got NaN or infinity")
+    # Detached, because a mean can be a parameter itself.
+    return batch.data_first(value.detach(), site, fn.event_dim), has_formula
+
+
+def _active_units(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:
+    _checks.non_negative("threshold", threshold)
+    if len(means) < 2:
+        raise ValueError(f"Expected at least two data for a variance over data, got {len(means)}")
+    squares = (means - means.mean(0)).square()
+    variances = squares.sum(0) / (len(means) - 1)
+    # Two data are at the same distance from their mean, whatever it is.
+    errors = squares.std(0) / len(means) ** 0.5 if len(means) > 2 else torch.full_like(variances, float("nan"))
+    variances = variances - sampling
+    return ActiveUnits(variances, float(threshold), variances > threshold, errors)

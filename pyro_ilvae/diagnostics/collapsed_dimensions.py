@@ -1,0 +1,33 @@
+"""Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
+
+from torch import Tensor
+
+from pyro_ilvae import _checks
+
+
+def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
+    r"""The dimensions that are (epsilon, delta)-collapsed, as booleans of shape (\*unit,).
+
+    .. math:: P_x(\mathrm{KL}_j(x) < \epsilon) \ge 1 - \delta.
+
+    Args:
+        kl: divergences in nats for each datum and dimension, of shape (N, \*unit).
+        epsilon: the divergence in nats below which a datum counts as collapsed.
+        delta: the fraction of data that may lie above epsilon.
+
+    Raises:
+        ValueError: for an epsilon or delta out of range, or NaN.
+
+    References:
+        Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
+
+    Example:
+        >>> collapsed_dimensions(torch.tensor([[0.001, 0.5], [0.002, 0.001]]))
+        tensor([ True, False])
+    """
+    _checks.non_negative("epsilon", epsilon)
+    _checks.fraction("delta", delta)
+    if kl.dim() < 2 or len(kl) == 0 or kl.isnan().any():
+        raise ValueError(f"Expected kl of shape (N, *unit) with N >= 1 and no NaN, got shape {tuple(kl.shape)}")
+    # Counted, because 1 - delta is not exact in floating point, and neither is the product.
+    return (kl >= epsilon).sum(0) <= delta * len(kl) + 1e-6

@@ -1,0 +1,124 @@
+"""The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
+from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+
+
+class Evidence(NamedTuple):
+    """Two lower bounds on log p(x) for each datum in nats, their Monte Carlo errors, and effective sample sizes."""
+
+    elbo: Tensor
+    log_likelihood: Tensor
+    elbo_standard_errors: Tensor
+    log_likelihood_standard_errors: Tensor
+    effective_sample_sizes: Tensor
+
+
+def evidence(
+    model: Stochastic,
+    guide: Stochastic,
+    data: Data,
+    *,
+    num_samples: int = 100,
+    batch_size: int | None = None,
+    samples_per_pass: int | None = None,
+    seed: int | None = None,
+    plate: str | None = None,
+) -> Evidence:
+    r"""Lower bounds on the log likelihood of each datum from the same importance weights, in nats.
+
+    .. math:: w_s = \frac{p(x, z_s)}{q(z_s \mid x)}, \quad z_s \sim q(z \mid x), \qquad
+        \text{elbo} = \tfrac{1}{S} \sum_s \log w_s, \qquad
+        \text{log\_likelihood} = \log \tfrac{1}{S} \sum_s w_s.
+
+    Both are unbiased for their bounds, which satisfy elbo <= E[log_likelihood] <= log p(x); the second approaches the
+    last as S grows, from below. Scales of plates and annealing do not enter: this is about one datum. Discrete sites
+    that the guide does not sample are summed over, those that it samples are drawn. Where data share a latent site
+    there is one evidence, that of all data together.
+
+    Args:
+        model: the model, called with the data.
+        guide: its guide.
+        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        num_samples: the number :math:`S` of draws for each datum.
+        batch_size: the number of data treated at a time; all at once if None.
+        samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
+            None, as many as make at most 100,000 pairs of a draw and a datum (and a value of what is summed over).
+        seed: a seed for the draws, which then leave the global random state as it was.
+        plate: the name of the plate over the data; if None, the one plate of their number.
+
+    Returns:
+        The two bounds, their standard errors over the draws (of the second, by the delta method: it is itself
+        unreliable where the effective sample size is a few), and the effective sample size
+        :math:`(\sum w)^2 / \sum w^2`, each of shape (N,), or (1,) for all data together.
+
+    Raises:
+        ValueError: if a latent site is missing from the guide and cannot be summed over; for a batch size where data
+            share a latent site; for log densities that are NaN.
+        UnavailableError: for a guide that puts a site at a point, as ``AutoDelta``: its weights bound nothing.
+
+    References:
+        Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def exact_posterior(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> bounds = evidence(model, exact_posterior, x)
+        >>> log_marginal = dist.Normal(0.0, 2**0.5).log_prob(x)
+        >>> bool(torch.allclose(bounds.log_likelihood, log_marginal, atol=1e-5))
+        True
+    """
+    _checks.positive_int("num_samples", num_samples)
+    parts = []
+    with seeded(seed), torch.no_grad():
+        for batch in batches(model, guide, data, batch_size, plate):
+            if points := batch.points():
+                raise UnavailableError(
+                    f"Expected a guide that draws its sites from distributions, got a point for each of {points}, "
+                    "whose weights bound nothing"
+                )
+            log_weights = torch.cat(
+                [_log_weights(batch, count, batch_size) for count in batch.passes(num_samples, samples_per_pass)]
+            )
+            parts.append(_bounds(log_weights))
+    return Evidence(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _log_weights(batch: Batch, count: int, batch_size: int | None) -> Tensor:
+    """log p(x, z) - log q(z | x), of shape (count, N), or (count, 1) where data share a latent site."""
+    guide_trace, model_trace = batch.traces(count)
+    own, joint = sample_sites(guide_trace), sample_sites(model_trace)
+    together = bool(shared_sites(batch, own + joint, batch_size))
+    log_weights = log_density(batch, joint, count, together) - log_density(batch, own, count, together)
+    check_numbers(log_weights, own + joint)
+    return log_weights
+
+
+def _bounds(log_weights: Tensor) -> tuple[Tensor, ...]:
+    size = len(log_weights)
+    log_sum = log_weights.logsumexp(0)
+    effective = torch.exp(2 * log_sum - (2 * log_weights).logsumexp(0))
+    effective = effective.masked_fill(log_sum == -math.inf, 0.0)
+    if size > 1:
+        elbo_error = log_weights.std(0) / math.sqrt(size)
+        log_likelihood_error = ((size / effective - 1).clamp(min=0) / (size - 1)).sqrt()
+        log_likelihood_error = log_likelihood_error.masked_fill(effective == 0, float("nan"))
+    else:
+        elbo_error = log_likelihood_error = torch.full_like(log_sum, float("nan"))
+    return log_weights.mean(0), log_sum - math.log(size), elbo_error, log_likelihood_error, effective

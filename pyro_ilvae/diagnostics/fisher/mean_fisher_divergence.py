@@ -1,0 +1,149 @@
+"""The relative Fisher divergence averaged over the model's own data, which is the trace of a metric on latent space."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae.diagnostics._engine.decoding import (
+    _decode,
+    _features,
+    _jacobian,
+    _split,
+    certified_constant,
+    prior_draws,
+)
+
+_NUM_DATA = 10  # drawn for each z where the Fisher information has no formula
+
+
+class MeanFisherDivergence(NamedTuple):
+    """The relative Fisher divergence averaged over the model's own data, per squared unit of z, and its floor."""
+
+    total: float  #: the sum over latent coordinates
+    total_se: float  #: its Monte Carlo standard error; NaN for one draw
+    per_dimension: Tensor  #: the part of each latent coordinate, of shape (K,)
+    per_dimension_se: Tensor  #: its Monte Carlo standard error, of shape (K,)
+    floor: float | None  #: what the decoder guarantees for ``total`` on the same draws; None without a guarantee
+    per_dimension_floor: float | None  #: what it guarantees for each latent coordinate, ``floor`` / K
+    estimator: Literal["analytic", "sampled"]  #: how the Fisher information at each draw was computed
+
+
+def mean_fisher_divergence(
+    decoder: Callable[[Tensor], Tensor],
+    likelihood: Callable[[Tensor], Any],
+    *,
+    latent_dim: int | None = None,
+    num_samples: int = 1000,
+    scale: float = 1.0,
+    sampler: Callable[[int], Tensor] | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> MeanFisherDivergence:
+    r"""The relative Fisher divergence from true posterior to prior, averaged over the model's own data.
+
+    .. math:: E_{p(x)} F(p(z \mid x) \,\|\, p(z)) = E_{p(z)} \operatorname{tr}(J_f(z)^\top I(f(z)) J_f(z))
+        = \sum_k E_{p(x, z)} (\partial_{z_k} \log p(x \mid f(z)))^2
+
+    with :math:`J_f` the decoder's Jacobian and :math:`I(\eta) = E_{p(x \mid \eta)}[s s^\top]`,
+    :math:`s = \nabla_\eta \log p(x \mid \eta)`, the Fisher information of one datum: the trace of the Fisher metric
+    pulled back to the latent space [2], with no posterior in sight. Its unit is one over that of z squared, not nats,
+    and it changes when z is rescaled. A coordinate that the decoder ignores has 0. For a standard normal prior, half of
+    the total is an upper bound, in nats, on the mutual information of x and z under the model (log-Sobolev).
+
+    A decoder with inverse Lipschitz constant L stretches every coordinate by at least L, wherever it is, so that
+
+    .. math:: \text{floor} = K L^2 \, E_{p(z)} \lambda_{\min}(I(f(z))),
+
+    and each latent coordinate has at least one K-th of that, for any K <= D: none is collapsed on the model's own
+    data. For Normal noise it is :math:`K L^2 / \sigma^2`. The inequality holds at each z, so both sides are means over
+    the same draws, and the floor is below up to rounding, however few draws there are. It is 0 for categories, since a
+    shift of all of them has no information.
+
+    Args:
+        decoder: a module or function :math:`f` from (N, K) to natural parameters (N, \*event_shape), each row by
+            itself.
+        likelihood: from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`. Without the methods
+            ``information_product`` and ``smallest_information`` of those, the information is estimated from ten draws
+            of x for each z ("sampled"), and there is no floor. Modules are used in evaluation mode.
+        latent_dim: the dimension :math:`K`, where the decoder lacks the attribute and there is no ``sampler``.
+        num_samples: the number of prior draws.
+        scale: the standard deviation of the prior, N(0, scale^2 I).
+        sampler: draws from another prior: a function from n to a tensor of shape (n, K).
+        batch_size: the number of latent points treated at a time; in bounded memory if None. It changes draws of x,
+            where there are any, and nothing else.
+        seed: for the draws; None for the global random state.
+
+    Returns:
+        The total and the part of each latent coordinate with their standard errors, what the decoder guarantees for
+        them, None without a constant or for "sampled", and the estimator.
+
+    Raises:
+        ValueError: for a decoder whose dimension is not known, whose output is not finite, has another length, or
+            differs between two calls, for an infinite information, and for arguments out of range.
+
+    References:
+        | [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
+          network, https://arxiv.org/abs/2304.12770
+        | [2] Arvanitidis et al. 2022, Pulling back information geometry, https://arxiv.org/abs/2106.05367
+
+    Example:
+        >>> from pyro_ilvae import InverseLipschitzDecoder, likelihoods
+        >>> decoder = InverseLipschitzDecoder(latent_dim=2, event_shape=8, inverse_lipschitz=0.5, map_features=(16,))
+        >>> divergence = mean_fisher_divergence(decoder, likelihoods.Normal(0.1))
+        >>> round(divergence.floor, 3), divergence.total > divergence.floor  # 2 * 0.5^2 / 0.1^2
+        (50.0, True)
+    """
+    _checks.positive_int("num_samples", num_samples)
+    known = hasattr(likelihood, "information_product") and hasattr(likelihood, "smallest_information")
+    parts, smallest = [], []
+    # Not inference mode, which knows no derivatives.
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
+        z = prior_draws(decoder, num_samples, latent_dim, scale, sampler)
+        features = _features(decoder, z[:2])
+        event_shape = decoder(z[:1]).shape[1:]
+        for part in _split(z, features * z.shape[1], batch_size):
+            eta = _decode(decoder, part).reshape(len(part), *event_shape)
+            jacobian = _jacobian(decoder, part)
+            if known:
+                tangents = jacobian.movedim(-1, 0).reshape(-1, *eta.shape)
+                products = likelihood.information_product(eta, tangents)  # type: ignore[attr-defined]
+                parts.append((tangents * products).reshape(*tangents.shape[:2], -1).sum(-1).T)
+                smallest.append(likelihood.smallest_information(eta).reshape(len(eta), -1).amin(-1))  # type: ignore[attr-defined]
+            else:
+                parts.append(_sampled_squares(likelihood, eta, jacobian))
+    values = torch.cat(parts).double()
+    if not values.isfinite().all():
+        raise ValueError(
+            f"Expected a finite Fisher information, got {int((~values.isfinite()).any(-1).sum())} z where not"
+        )
+    constant = certified_constant(decoder)
+    guaranteed = None if constant is None or not known else constant**2 * float(torch.cat(smallest).double().mean())
+    errors = values.std(0) / math.sqrt(num_samples) if num_samples > 1 else torch.full_like(values[0], math.nan)
+    total = values.sum(1)
+    return MeanFisherDivergence(
+        total=float(total.mean()),
+        total_se=float(total.std()) / math.sqrt(num_samples) if num_samples > 1 else math.nan,
+        per_dimension=values.mean(0).to(z.dtype),
+        per_dimension_se=errors.to(z.dtype),
+        floor=None if guaranteed is None else z.shape[1] * guaranteed,
+        per_dimension_floor=guaranteed,
+        estimator="analytic" if known else "sampled",
+    )
+
+
+def _sampled_squares(likelihood: Callable[[Tensor], Any], eta: Tensor, jacobian: Tensor) -> Tensor:
+    """Means of the squared derivatives of log p(x | f(z)) by z, over draws of x for each z, of shape (N, K)."""
+    total = torch.zeros_like(jacobian[:, 0])
+    for _ in range(_NUM_DATA):
+        with torch.enable_grad():
+            at = eta.detach().requires_grad_()
+            distribution = likelihood(at)
+            log_prob = distribution.log_prob(distribution.sample())
+            (score,) = torch.autograd.grad(log_prob.sum(), at)
+        total += torch.einsum("nd,ndk->nk", score.reshape(len(eta), -1), jacobian).square()
+    return total / _NUM_DATA

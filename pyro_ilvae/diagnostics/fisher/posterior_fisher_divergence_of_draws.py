@@ -1,0 +1,146 @@
+"""The relative Fisher divergence of the true posterior from the prior, from draws of MCMC."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae.diagnostics._engine.densities import shared_sites
+from pyro_ilvae.diagnostics._engine.scores import differentiable_sites, passes, squared_gradients
+
+
+class FisherDivergenceOfDraws(NamedTuple):
+    """Relative Fisher divergences, their Monte Carlo errors and effective sample sizes, each of shape (N,)."""
+
+    values: Tensor
+    standard_errors: Tensor
+    effective_sample_sizes: Tensor
+
+
+def posterior_fisher_divergence_of_draws(
+    model: Stochastic,
+    draws: Mapping[str, Tensor],
+    data: Data,
+    *,
+    sites: Sequence[str] | None = None,
+    num_chains: int = 1,
+    batch_size: int | None = None,
+    samples_per_pass: int | None = None,
+    plate: str | None = None,
+) -> FisherDivergenceOfDraws:
+    r"""The relative Fisher divergence from the true posterior to the prior, for each datum, from draws of MCMC.
+
+    .. math:: F(p(z \mid x) \,\|\, p(z)) = E_{p(z \mid x)} \|\nabla_z \log p(x \mid z)\|^2
+        \approx \tfrac{1}{S} \sum_s \|\nabla_z \log p(x \mid z_s)\|^2,
+
+    in one over the unit of z squared, with what is said of other latent sites at
+    :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`. Sites that all data share may be among the draws, and
+    the divergence is then the mean over their posterior.
+
+    Args:
+        model: the model, called with the data.
+        draws: by the name of the site, draws of shape (S, \*plates, \*event shape) as ``mcmc.get_samples()`` gives
+            them: (S, N, \*event shape) for a site in the plate over the data alone. Discrete sites may be left out,
+            and are then summed over.
+        data: a tensor, or a tuple of tensors that are the arguments of the model, with data along dimension 0.
+        sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
+        num_chains: the number of chains, whose draws stand one after the other.
+        batch_size: the number of data treated at a time; all at once if None.
+        samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
+            None, as many as make at most 20,000 pairs of a draw and a datum.
+        plate: the name of the plate over the data; if None, the one plate of their number.
+
+    Returns:
+        The divergences; their standard errors, from ArviZ's effective sample sizes for the mean, which know of
+        autocorrelation; and those. Each is of shape (N,), and the last two are NaN for fewer than four draws a chain.
+
+    Raises:
+        ValueError: for draws of a site that is not latent, without a continuous one, of another shape or not finite,
+            and for a site that is not in the plate over the data.
+        UnavailableError: for a discrete site or one whose support has no interior.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> x = torch.tensor([0.0, 2.0])
+        >>> draws = {"z": x / 2 + 0.5**0.5 * torch.randn(1000, 2)}
+        >>> divergence = posterior_fisher_divergence_of_draws(model, draws, x)
+        >>> exact = x**2 / 4 + 0.5
+        >>> bool(((divergence.values - exact).abs() < 5 * divergence.standard_errors).all())
+        True
+    """
+    num_samples = _num_samples(draws, num_chains)
+    num_data = len(data[0] if isinstance(data, tuple) else data)
+    # The prior, as a guide that has the sites of the draws.
+    prior: Any = poutine.block(model, expose=list(draws))
+    columns, start = [], 0
+    for batch in batches(model, prior, data, batch_size, plate):
+        names = differentiable_sites(batch, sites)
+        own = _own_draws(batch, draws, start, num_data)
+        # Given the draws of a shared site, data have their densities each; what is shared besides joins them.
+        rest = [node for node in sample_sites(batch.model_trace) if node["name"] not in draws]
+        together = bool(shared_sites(batch, rest, batch_size))
+        rows, position = [], 0
+        for count in passes(batch, num_samples, samples_per_pass):
+            part = {name: value[position : position + count] for name, value in own.items()}
+            if count == 1:
+                part = {name: value[0] for name, value in part.items()}
+            _, norms = squared_gradients(batch, part, count, names, together=together)
+            rows += norms
+            position += count
+        columns.append(torch.cat(rows))
+        start += batch.num_data
+    squares = torch.cat(columns, 1)
+    ess = _effective_sample_sizes(squares.reshape(num_chains, -1, num_data))
+    spread = squares.std(0, correction=min(1, num_samples - 1))
+    return FisherDivergenceOfDraws(squares.mean(0), spread / ess.sqrt(), ess)
+
+
+def _num_samples(draws: Mapping[str, Tensor], num_chains: int) -> int:
+    _checks.positive_int("num_chains", num_chains)
+    sizes = {name: len(value) if value.dim() else 0 for name, value in draws.items()}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise ValueError(f"Expected draws of one number >= 1 for each site, got {sizes}")
+    size = next(iter(sizes.values()))
+    if size % num_chains:
+        raise ValueError(f"Expected num_chains to divide the number of draws, {size}, got {num_chains}")
+    for name, value in draws.items():
+        if not value.isfinite().all():
+            raise ValueError(f"Expected finite draws at site '{name}', got NaN or infinity")
+    return size
+
+
+def _own_draws(batch: Batch, draws: Mapping[str, Tensor], start: int, num_data: int) -> dict[str, Tensor]:
+    """The draws of the batch's data, with a dimension for every plate: (S, *plates, *event)."""
+    own = {}
+    for name, value in draws.items():
+        site = batch.site(batch.model_trace, name, "model")
+        event_dim, dim = site["fn"].event_dim, batch.data_dim(site)
+        shape = [len(value), *site["value"].shape]
+        if dim is not None:
+            shape[dim - event_dim] = num_data
+        if list(value.shape) != shape:
+            raise ValueError(f"Expected draws of site '{name}' of shape {tuple(shape)}, got {tuple(value.shape)}")
+        if dim is not None:
+            value = value.narrow(dim - event_dim, start, batch.num_data)
+        padding = (1,) * (batch.nesting + 1 + event_dim - value.dim())
+        own[name] = value.reshape(len(value), *padding, *value.shape[1:])
+    return own
+
+
+def _effective_sample_sizes(values: Tensor) -> Tensor:
+    """ArviZ's effective sample size for the mean, from values of shape (chains, draws, N)."""
+    import arviz  # here, because it takes seconds
+
+    rows = values.double().movedim(2, 0).cpu().numpy()
+    enough = values.shape[1] >= 4
+    sizes = [float(arviz.ess(row, method="mean")) if enough else math.nan for row in rows]
+    return torch.tensor(sizes, dtype=values.dtype, device=values.device)

@@ -1,0 +1,74 @@
+"""What a mixture makes of its components: which are used, which coincide, and which are the same in another fit."""
+
+from typing import NamedTuple
+
+import numpy.typing as npt
+import torch
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from torch import Tensor
+
+from pyro_ilvae.diagnostics._engine.assignments import _assignments
+
+
+class ComponentMatch(NamedTuple):
+    """The components of one fit in the order of another's."""
+
+    permutation: Tensor  #: integers of shape (C,): ``other[:, permutation]`` is aligned with the reference
+    agreement: float  #: the probability that labels drawn from the two, once aligned, are the same
+
+
+def match_components(reference: Tensor | npt.ArrayLike, other: Tensor | npt.ArrayLike) -> ComponentMatch:
+    r"""The order of another fit's components in which they agree best with those of a reference.
+
+    .. math:: \text{agreement} = \max_{\sigma\ \text{permutation}} \frac1N \sum_n \sum_c r_{nc}\, o_{n \sigma(c)},
+
+    found by the Hungarian algorithm: fits of one model differ in the names of their components, known as label
+    switching [1]. The same permutation minimizes the squared distance of :math:`r` and the permuted :math:`o`. The
+    agreement is 1 only if both are certain of every datum; for the fraction of data that both assign alike, pass
+    labels, such as ``probs.argmax(1)``.
+
+    Args:
+        reference: the probabilities :math:`r` of the components given each datum, of shape (N, C), or labels from 0 to
+            C - 1 of shape (N,).
+        other: those of another fit, :math:`o`, for the same data. For two arguments that are labels, C is the largest
+            of all plus 1.
+
+    Returns:
+        The permutation :math:`\sigma`, with which ``other[:, permutation]`` and, say, ``other_loc[permutation]`` are in
+        the order of the reference, and the agreement.
+
+    Raises:
+        ValueError: for no data, other shapes, different numbers of data or of components, probabilities that are
+            negative, NaN or do not sum to 1, and labels that are not integers from 0 to C - 1.
+
+    References:
+        [1] Stephens 2000, Dealing with label switching in mixture models, Journal of the Royal Statistical Society B 62
+
+    Example:
+        >>> match = match_components(torch.tensor([0, 0, 1, 2]), torch.tensor([2, 2, 0, 1]))
+        >>> match.permutation, match.agreement
+        (tensor([2, 0, 1]), 1.0)
+    """
+    found = {"reference": _assignments("reference", reference), "other": _assignments("other", other)}
+    first, second = found.values()
+    if len(first) != len(second):
+        raise ValueError(f"Expected reference and other of one length, got {len(first)} and {len(second)}")
+    sizes = {name: value.shape[1] for name, value in found.items() if value.dim() == 2}
+    if len(set(sizes.values())) == 2:
+        raise ValueError(
+            f"Expected reference and other of one number of components, got {sizes['reference']} and {sizes['other']}"
+        )
+    labels = {name: int(value.max()) for name, value in found.items() if value.dim() == 1}
+    size = next(iter(sizes.values())) if sizes else max(labels.values()) + 1
+    for name, largest in labels.items():
+        if largest >= size:
+            raise ValueError(f"Expected {name} to be labels from 0 to {size - 1}, got {largest}")
+    first, second = (
+        torch.nn.functional.one_hot(value, size).double() if value.dim() == 1 else value for value in (first, second)
+    )
+    table = (first.to(second.device).T @ second).numpy(force=True)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return ComponentMatch(
+        permutation=torch.as_tensor(columns, device=second.device),
+        agreement=float(table[rows, columns].sum()) / len(second),
+    )

@@ -1,0 +1,96 @@
+"""What the package asks of a decoder, an encoder, a likelihood and a history, and how to write one.
+
+These are descriptions for readers and type checkers. Nothing here is a base class, and nothing checks for one: whatever
+has the attributes that a function needs can be passed to it. Attributes marked *optional* may be left out.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Decoder", "Encoder", "History", "Likelihood"]
+
+
+class Decoder(Protocol):
+    r"""A map f from the latent variable to natural parameters.
+
+    How to write one: derive from ``PyroModule``, set ``latent_dim`` and ``event_shape``, and let ``forward`` treat all
+    dimensions of z but the last as batch dimensions, from the right. With nothing else it is a plain decoder. A decoder
+    with an ``inverse_lipschitz`` that holds by construction is audited, bounded and scheduled as ours are.
+    """
+
+    latent_dim: int  #: the dimension K of z
+    event_shape: torch.Size  #: the shape of the natural parameters of one datum
+    context_dim: int | None  #: optional: the width of a context, if ``forward`` takes one
+    conditional: bool  #: optional: True if ``forward`` needs more than z, so that f is no function of z alone
+    inverse_lipschitz: float  #: optional: the constant L of the whole map, with a setter if L may change
+    #: optional: a part g of f = h(g(z)), g from R^K to itself, and a constant :math:`L_1` with
+    #: :math:`\|J_g^\top v\| \ge L_1 \|v\|`: it bounds the Fisher divergence of each datum. f itself counts if K = D.
+    bounded_part: tuple[nn.Module, float] | None
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K) and a context (..., C)."""
+
+
+class Encoder(Protocol):
+    """A network from data to the location and scale of q(z | x).
+
+    How to write one: return a pair of tensors of shape (..., K), the scale positive. For a mixture with a posterior for
+    each component, return logits of shape (..., C) before them, and set ``num_components``.
+    """
+
+    latent_dim: int  #: optional: the dimension K of z, which has to be the decoder's
+    num_components: int | None  #: optional: the number C of components with a posterior of their own
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*data shape)."""
+
+
+class Likelihood(Protocol):
+    r"""A family of distributions over data, indexed by natural parameters.
+
+    How to write one: any callable that returns a Pyro distribution will do, a lambda too. Each optional attribute adds
+    something: data checked on entry (``support``), guarantees and exact numbers in place of draws (the rest).
+    """
+
+    support: Any  #: optional: the constraint that data must meet; finite numbers if left out
+    support_hint: str  #: optional: what to do about data outside of it, as the end of an error message
+    integer_data: bool  #: optional: True if data stay integers, as categories do
+    depends_on_batch: bool  #: optional: True if a datum's density depends on the other data of its batch
+    noise_scale: Tensor  #: optional: sigma, if x is eta plus Normal noise of one scale
+
+    def __call__(self, eta: Tensor, x: Tensor | None = None) -> Any:
+        """The distribution, whose batch shape ends in the shape of one datum; ``x`` are the data, if any."""
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """Optional: E[x | eta]; the distribution's own mean if left out."""
+
+    def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
+        """Optional: KL(p(x | eta) || p(x | other)) of each entry, in nats; PyTorch's formula or draws if left out."""
+
+    def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
+        """Optional: the Fisher information at eta times a vector whose shape ends in that of eta."""
+
+    def smallest_information(self, eta: Tensor) -> Tensor:
+        """Optional: the smallest eigenvalue of the Fisher information of each entry of a datum."""
+
+
+class History(Protocol):
+    """A network that summarizes the tokens before each position.
+
+    How to write one: token V starts a sequence and token V + 1 is a hidden one. ``forward`` alone is enough for
+    training; drawing sequences needs ``begin`` and ``step`` too.
+    """
+
+    features: int  #: the width H of the state
+    vocab_size: int  #: optional: the number V of tokens, which has to be the decoder's
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
+
+    def begin(self, num_sequences: int) -> tuple[Tensor, ...]:
+        """The state before any input: tensors with the sequences in their first dimension."""
+
+    def step(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What ``forward`` returns at the next position, of shape (N, H), and the next state."""

@@ -1,0 +1,183 @@
+"""The autoregressive decoder of sequences: a history of the tokens, and a decoder with that history as its context."""
+
+import math
+
+import torch
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from pyro_ilvae import _checks
+from pyro_ilvae.decoders.frames import check_centered
+from pyro_ilvae.networks import unused
+from pyro_ilvae.sequences.histories import State, make_history
+
+
+class SequenceDecoder(PyroModule):
+    r"""An autoregressive decoder: at each position, any decoder given the state of a history of the tokens before it.
+
+    .. math:: x_t \mid x_{<t}, z \sim \operatorname{Categorical}(\operatorname{softmax} f(z; h_t)),
+
+    with :math:`h_t` the state of the history before token t, which does not depend on z. With a plain decoder this is
+    the decoder of an SVAE [1], which is free to ignore z. If f is L-inverse Lipschitz in z for every context, so are
+    the logits at every position, and also what the softmax sees of them,
+
+    .. math:: \|C f(z; h) - C f(z'; h)\| \ge L \|z - z'\|, \qquad C = I - \tfrac1V 1 1^\top,
+
+    because the columns of its frame are orthogonal to the all-ones vector. The composition is the decoder of LIDSVAE
+    [2] at L = 0, and of IL-LIDSVAE [3] above.
+
+    Args:
+        history: "gru", "lstm" or "transformer", of the width that the decoder's context has; or a module such as
+            :class:`~pyro_ilvae.RecurrentHistory`, see :class:`~pyro_ilvae.protocols.History`.
+        decoder: the map f from z and context to V logits, with ``event_shape=V``, ``context_dim`` the width of the
+            state, and ``frame="centered"`` where it has a frame.
+        word_dropout: the probability with which, in training, a token is hidden from the tokens after it.
+
+    Raises:
+        ValueError: for a decoder without a context or with another event shape, a history of another width or
+            vocabulary, a frame that is not centered, and a probability outside [0, 1].
+
+    References:
+        | [1] Bowman et al. 2016, Generating sentences from a continuous space, https://arxiv.org/abs/1511.06349
+        | [2] Wang, Blei & Cunningham 2021, Posterior collapse and latent variable non-identifiability,
+          https://arxiv.org/abs/2301.00537
+        | [3] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
+          network, https://arxiv.org/abs/2304.12770
+
+    Example:
+        >>> from pyro_ilvae import MLPDecoder, ProjectedDecoder
+        >>> sizes = {"latent_dim": 2, "event_shape": 10, "context_dim": 32}
+        >>> backbone = MLPDecoder(**sizes, hidden_features=(32,))
+        >>> projected = ProjectedDecoder(backbone, **sizes, inverse_lipschitz=4.0, frame="centered")
+        >>> decoder = SequenceDecoder("gru", projected)
+        >>> decoder(torch.zeros(3, 2), torch.tensor([[4, 5, 0]] * 3)).shape, decoder.inverse_lipschitz
+        (torch.Size([3, 3, 10]), 4.0)
+    """
+
+    # forward needs the tokens beside z.
+    conditional = True
+
+    def __init__(self, history: str | nn.Module, decoder: nn.Module, *, word_dropout: float = 0.0) -> None:
+        super().__init__()
+        width, event_shape = getattr(decoder, "context_dim", None), getattr(decoder, "event_shape", ())
+        if width is None:
+            raise ValueError(f"Expected decoder with a context, as with context_dim=256, got {type(decoder).__name__}")
+        if len(event_shape) != 1:
+            raise ValueError(
+                f"Expected decoder with event_shape (V,), V the number of tokens, got {tuple(event_shape)}"
+            )
+        self.vocab_size = int(event_shape[0])
+        self.latent_dim = int(decoder.latent_dim)  # type: ignore[arg-type]
+        self.event_shape = torch.Size(event_shape)
+        self.history = unused(make_history(history, self.vocab_size, int(width)))
+        for name, own in (("features", width), ("vocab_size", self.vocab_size)):
+            # A module of the user need not say what its vocabulary is.
+            known = getattr(self.history, name, own if name == "vocab_size" else None)
+            if known != own:
+                raise ValueError(f"Expected history with the attribute {name} = {own}, as its decoder, got {known}")
+        if hasattr(decoder, "frame"):
+            check_centered(decoder.frame, self.vocab_size)  # type: ignore[arg-type]
+        self.decoder = unused(decoder)
+        self.word_dropout = _checks.fraction("word_dropout", word_dropout)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"vocab_size={self.vocab_size}, latent_dim={self.latent_dim}, word_dropout={self.word_dropout:g}"
+
+    @property
+    def inverse_lipschitz(self) -> float:
+        """The constant L of the decoder at each position, which may be set at any time; no attribute without one."""
+        constant: float = self.decoder.inverse_lipschitz  # type: ignore[assignment]
+        return constant
+
+    @inverse_lipschitz.setter
+    def inverse_lipschitz(self, value: float | tuple[float, float]) -> None:
+        self.decoder.inverse_lipschitz = value
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.
+
+        Args:
+            z: of shape (..., N, K).
+            x: the tokens, int64 of shape (..., N, T); padding may follow them.
+        """
+        _checks.last_dim("z", z, self.latent_dim)
+        start = torch.full_like(x[..., :1], self.vocab_size)
+        inputs = torch.cat([start, x[..., :-1].clamp(min=0)], dim=-1)
+        if self.training and self.word_dropout > 0:
+            hidden = torch.rand(inputs.shape, device=inputs.device) < self.word_dropout
+            hidden[..., 0] = False
+            inputs = inputs.masked_fill(hidden, self.vocab_size + 1)
+        states = self.history(inputs.reshape(-1, inputs.shape[-1]))
+        return self.decoder(z.unsqueeze(-2), states.reshape(*inputs.shape, -1))  # type: ignore[no-any-return]
+
+    @pyro_method
+    def begin(self, z: Tensor) -> tuple[Tensor, State]:
+        """Logits of the first token, of shape (N, V) for ``z`` of shape (N, K), and the state for :meth:`step`."""
+        _checks.last_dim("z", z, self.latent_dim)
+        start = torch.full((len(z),), self.vocab_size, device=z.device)
+        return self.step(start, (z, *self.history.begin(len(z))))  # type: ignore[operator]
+
+    @pyro_method
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits of the token after ``tokens``, of shape (N, V), and the next state; ``tokens`` has shape (N,)."""
+        z, *before = state
+        history, after = self.history.step(tokens, tuple(before))  # type: ignore[operator]
+        # With a dimension of positions, as in forward: a prior's draw of a weight has dimensions to the left.
+        return self.decoder(z.unsqueeze(-2), history.unsqueeze(-2)).squeeze(-2), (z, *after)
+
+    def given(self, x: Tensor) -> "DecoderGiven":
+        """The decoder of one sequence as a function of z alone, for :func:`~pyro_ilvae.diagnostics.lipschitz_audit`.
+
+        Args:
+            x: the tokens, int64 of shape (T,), none of them padding.
+
+        Example:
+            >>> from pyro_ilvae import InverseLipschitzDecoder
+            >>> from pyro_ilvae.diagnostics import lipschitz_audit
+            >>> composition = InverseLipschitzDecoder(
+            ...     latent_dim=2, event_shape=10, inverse_lipschitz=4.0, context_dim=16, frame="centered"
+            ... )
+            >>> decoder = SequenceDecoder("gru", composition)
+            >>> audit = lipschitz_audit(decoder.given(torch.tensor([4, 5, 0])), num_samples=50, steps=5, seed=0)
+            >>> round(audit.certified, 3), audit.smallest >= audit.certified
+            (6.928, True)
+        """
+        return DecoderGiven(self, x)
+
+
+class DecoderGiven(nn.Module):
+    r"""A decoder of sequences at one history, from z of shape (..., K) to logits of shape (..., T, V).
+
+    Each of the T positions has the constant L of the decoder, so all together have :math:`\sqrt{T}\, L`.
+
+    Args:
+        decoder: a decoder of sequences.
+        x: the tokens, int64 of shape (T,).
+
+    Raises:
+        ValueError: for tokens of another shape, and padding.
+    """
+
+    conditional = False
+
+    def __init__(self, decoder: SequenceDecoder, x: Tensor) -> None:
+        super().__init__()
+        if x.dim() != 1 or len(x) == 0 or x.min() < 0:
+            raise ValueError(f"Expected x of shape (T,) with T >= 1 tokens and no padding, got {x.tolist()}")
+        self.decoder = decoder
+        self.latent_dim = decoder.latent_dim
+        self.event_shape = torch.Size([len(x), decoder.vocab_size])
+        self.register_buffer("x", x, persistent=False)
+
+    @property
+    def inverse_lipschitz(self) -> float | None:
+        r"""The constant of all positions together; None without one."""
+        constant = getattr(self.decoder, "inverse_lipschitz", None)
+        return None if constant is None else math.sqrt(len(self.x)) * constant
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits of shape (..., T, V), for ``z`` of shape (..., K)."""
+        return self.decoder(z.unsqueeze(-2), self.x.unsqueeze(0)).squeeze(-3)  # type: ignore[no-any-return]
+
+    x: Tensor

@@ -1,0 +1,69 @@
+"""The amortized network for guides over sequences: from tokens to the location and scale of their latent variable."""
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from pyro_ilvae import _checks
+from pyro_ilvae.encoders import location_and_scale
+from pyro_ilvae.networks import mlp
+
+
+class SequenceEncoder(PyroModule):
+    r"""A bidirectional GRU giving the location and scale of :math:`q(z \mid x)` for sequences of any length.
+
+    .. math:: (m, r) = \operatorname{MLP}(\overrightarrow{h}_T, \overleftarrow{h}_1), \qquad \mu = m, \qquad
+        \sigma = \operatorname{softplus}(r + c) > 0,
+
+    with :math:`c = \log(e - 1)`. What follows the last token of a sequence is never read.
+
+    Args:
+        vocab_size: the number :math:`V` of tokens.
+        latent_dim: the dimension :math:`K` of the latent variable.
+        embedding_features: the width of the embedding.
+        hidden_features: the width of the state in each direction, and of the perceptron's hidden layer.
+        num_layers: the number of layers of the GRU.
+
+    Raises:
+        ValueError: for widths below 1, and from ``forward`` for sequences without a token.
+
+    Example:
+        >>> encoder = SequenceEncoder(vocab_size=10, latent_dim=2)
+        >>> loc, scale = encoder(torch.tensor([[4, 5, 0], [7, 0, -1]]))
+        >>> loc.shape, bool((scale > 0).all())
+        (torch.Size([2, 2]), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        latent_dim: int,
+        embedding_features: int = 64,
+        hidden_features: int = 256,
+        num_layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.vocab_size = _checks.positive_int("vocab_size", vocab_size)
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        width = _checks.positive_int("embedding_features", embedding_features)
+        hidden = _checks.positive_int("hidden_features", hidden_features)
+        layers = _checks.positive_int("num_layers", num_layers)
+        self.embedding = nn.Embedding(self.vocab_size, width)
+        self.recurrent = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
+        self.network = mlp(2 * hidden, (hidden,), 2 * self.latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""
+        flat = x.reshape(-1, x.shape[-1])
+        lengths = (flat >= 0).sum(-1)
+        if not lengths.all():
+            raise ValueError(f"Expected x with at least one token in each row, got {int((lengths == 0).sum())} without")
+        packed = pack_padded_sequence(
+            self.embedding(flat.clamp(min=0)), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, last = self.recurrent(packed)
+        # The last layer's two directions.
+        summary = torch.cat([last[-2], last[-1]], dim=-1).reshape(*x.shape[:-1], -1)
+        return location_and_scale(self.network(summary))

@@ -1,0 +1,99 @@
+"""Sequences out of an autoregressive decoder, token by token: random draws, and search for the most probable one."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_ilvae import _checks
+from pyro_ilvae.distributions import PADDING
+from pyro_ilvae.sequences.decoder import SequenceDecoder
+from pyro_ilvae.sequences.histories import State
+
+
+def ancestral_sample(
+    decoder: SequenceDecoder, z: Tensor, max_length: int, end_token: int | None, temperature: float = 1.0
+) -> Tensor:
+    r"""One draw for each z, each token from its distribution given those drawn before.
+
+    .. math:: x_t \sim \operatorname{Categorical}(\operatorname{softmax}(f(z; h_t) / \tau)).
+
+    Args:
+        decoder: a decoder of sequences.
+        z: of shape (N, K).
+        max_length: the number of tokens after which a sequence is cut off.
+        end_token: the token that ends a sequence; if None, each is of ``max_length``.
+        temperature: :math:`\tau > 0`; below 1 the probable tokens become more so.
+
+    Returns:
+        Tokens of shape (N, max_length), padded with -1 after the end token.
+    """
+    _checks.positive("temperature", temperature)
+    tokens = torch.full((len(z), max_length), PADDING, device=z.device)
+    running = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    logits, state = decoder.begin(z)
+    for t in range(max_length):
+        scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
+        drawn = torch.multinomial(F.softmax(scaled, dim=-1), 1).squeeze(-1)
+        tokens[:, t] = drawn.masked_fill(~running, PADDING)
+        if end_token is not None:
+            running &= drawn != end_token
+        if t + 1 == max_length or not running.any():
+            break
+        logits, state = decoder.step(drawn, state)
+    return tokens
+
+
+def beam_search(
+    decoder: SequenceDecoder, z: Tensor, max_length: int, end_token: int | None, num_beams: int = 1
+) -> Tensor:
+    r"""The most probable sequence for each z that a beam search finds; with one beam, the greedy one.
+
+    .. math:: \hat x = \operatorname{argmax}_x \sum_t \log p(x_t \mid x_{<t}, z),
+
+    over the sequences that stayed among the ``num_beams`` most probable at each length. There is no bonus for length.
+
+    Args:
+        decoder: a decoder of sequences.
+        z: of shape (N, K).
+        max_length: the number of tokens after which a sequence is cut off.
+        end_token: the token that ends a sequence; if None, each is of ``max_length``.
+        num_beams: the number of sequences that are kept.
+
+    Returns:
+        Tokens of shape (N, max_length), padded with -1 after the end token.
+    """
+    _checks.positive_int("num_beams", num_beams)
+    count = len(z)
+    # One beam at first: equal ones would stay equal.
+    tokens = torch.full((count, 1, max_length), PADDING, device=z.device)
+    score = z.new_zeros(count, 1)
+    running = torch.ones(count, 1, dtype=torch.bool, device=z.device)
+    logits, state = decoder.begin(z)
+    for t in range(max_length):
+        vocab_size = logits.shape[-1]
+        nats = F.log_softmax(logits, dim=-1).reshape(*running.shape, vocab_size)
+        if nats.isnan().any():
+            raise ValueError("Expected the decoder to return logits without NaN, got some")
+        # A sequence that has ended has one continuation, itself, which stands in the place of token 0.
+        itself = torch.full_like(nats, -torch.inf)
+        itself[..., 0] = 0.0
+        candidates = score.unsqueeze(-1) + torch.where(running.unsqueeze(-1), nats, itself)
+        flat = candidates.flatten(1)
+        score, place = flat.topk(min(num_beams, flat.shape[1]))
+        parent, token = place // vocab_size, place % vocab_size
+        tokens = tokens.gather(1, parent.unsqueeze(-1).expand(-1, -1, max_length))
+        running = running.gather(1, parent)
+        tokens[..., t] = token.masked_fill(~running, PADDING)
+        if end_token is not None:
+            running = running & (token != end_token)
+        if t + 1 == max_length or not running.any():
+            break
+        logits, state = decoder.step(token.flatten(), _of_parents(state, parent))
+    return tokens[:, 0]
+
+
+def _of_parents(state: State, parent: Tensor) -> State:
+    """The state with the rows of each sequence's parent, which stand N x (number of beams so far) in a row."""
+    beams_before = state[0].shape[0] // len(parent)
+    rows = (parent + beams_before * torch.arange(len(parent), device=parent.device).unsqueeze(-1)).flatten()
+    return tuple(part[rows] for part in state)

@@ -1,0 +1,100 @@
+"""Schedules as pure functions of the step, their position, and the scheduler of the inverse Lipschitz constant."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyro_ilvae import BrenierMap, InverseLipschitzDecoder, InverseLipschitzScheduler, MLPDecoder, schedules
+
+TABLE = [
+    (schedules.constant(0.3), [0.3, 0.3, 0.3]),
+    (schedules.linear(0.0, 1.0, 4), [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]),
+    (schedules.linear(2.0, 0.5, 3), [2.0, 1.5, 1.0, 0.5, 0.5]),
+    (schedules.cosine(0.0, 1.0, 4), [0.0, 0.1464466, 0.5, 0.8535534, 1.0, 1.0]),
+    (schedules.exponential(0.01, 1.0, 4), [0.01, 0.0316228, 0.1, 0.3162278, 1.0, 1.0]),
+    (schedules.cyclical(0.0, 1.0, 8, num_cycles=2), [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+    (schedules.cyclical(0.0, 1.0, 4, num_cycles=1, ramp=1.0), [0.0, 0.25, 0.5, 0.75, 1.0]),
+]
+BUILDERS = [schedules.linear, schedules.cosine, schedules.exponential, schedules.cyclical]
+
+
+@pytest.mark.parametrize(("schedule", "values"), TABLE)
+def test_values(schedule, values):
+    assert [schedule.at(step) for step in range(len(values))] == pytest.approx(values, abs=1e-6)
+    walked = []
+    for _ in values:
+        walked.append(schedule.value)
+        schedule.step()
+    assert walked == pytest.approx(values, abs=1e-6)
+
+
+@given(
+    st.sampled_from(BUILDERS),
+    st.floats(1e-3, 10),
+    st.floats(1e-3, 10),
+    st.integers(1, 1000),
+    st.integers(0, 3000),
+)
+def test_stays_between_its_ends_and_ends_exactly(build, start, end, num_steps, step):
+    schedule = build(start, end, num_steps)
+    assert schedule.at(0) == pytest.approx(start)
+    assert schedule.at(num_steps + step) == end
+    low, high = min(start, end), max(start, end)
+    assert low * (1 - 1e-9) <= schedule.at(step) <= high * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_position_is_saved_and_restored(build):
+    schedule = build(0.1, 1.0, 10)
+    for _ in range(3):
+        schedule.step()
+    other = build(0.1, 1.0, 10)
+    other.load_state_dict(schedule.state_dict())
+    assert other.value == schedule.value == schedule.at(3)
+    assert pickle.loads(pickle.dumps(schedule)).value == schedule.value
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_a_schedule_longer_than_the_training_warns(build):
+    with pytest.warns(UserWarning, match="takes 100 steps and the training 50: it stops at"):
+        build(0.1, 1.0, 100, planned_steps=50)
+    build(0.1, 1.0, 50, planned_steps=50)
+
+
+@pytest.mark.parametrize(
+    "decoder", [BrenierMap(2), InverseLipschitzDecoder(latent_dim=2, event_shape=4, map_features=(4,))]
+)
+def test_scheduler_sets_the_constant(decoder):
+    scheduler = InverseLipschitzScheduler(decoder, schedules.linear(4.0, 0.0, 4))
+    seen = [decoder.inverse_lipschitz]
+    for _ in range(5):
+        scheduler.step()
+        seen.append(decoder.inverse_lipschitz)
+    assert seen == pytest.approx([4.0, 3.0, 2.0, 1.0, 0.0, 0.0])
+    scheduler.load_state_dict({"num_steps_taken": 1})
+    assert decoder.inverse_lipschitz == pytest.approx(3.0)
+    assert scheduler.state_dict() == {"num_steps_taken": 1}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: schedules.linear(0.0, 1.0, 0), "num_steps to be an int >= 1"),
+        (lambda: schedules.linear(float("nan"), 1.0, 3), "start to be finite"),
+        (lambda: schedules.exponential(0.0, 1.0, 3), "exponential schedule to be > 0, got 0.0 and 1.0"),
+        (lambda: schedules.cyclical(0.0, 1.0, 3, num_cycles=0), "num_cycles"),
+        (lambda: schedules.cyclical(0.0, 1.0, 3, ramp=0.0), r"ramp in \(0, 1\]"),
+        (
+            lambda: InverseLipschitzScheduler(MLPDecoder(latent_dim=2, event_shape=4), schedules.constant(1.0)),
+            "inverse_lipschitz to set",
+        ),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.constant(-1.0)), "inverse_lipschitz"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), 0.5), "Expected a Schedule, got 0.5"),
+        (lambda: schedules.linear(0.0, 1.0, 3).at(-1), "step >= 0"),
+    ],
+)
+def test_refuses(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
