@@ -1,6 +1,7 @@
 """Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, site_posterior
 from pyro_ilvae.distributions import innermost
@@ -30,10 +32,11 @@ class ActiveUnits(NamedTuple):
 
 
 def active_units(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     site: str = "z",
     threshold: float = 0.01,
     batch_size: int | None = None,
@@ -49,10 +52,11 @@ def active_units(
     latent sites, is estimated by draws; the variance that the sampling adds is estimated too, and taken out.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with at least two data along
-            dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site in a plate over the data.
         threshold: the variance above which a unit counts as active.
         batch_size: the number of data treated at a time; all at once if None.
@@ -87,7 +91,10 @@ def active_units(
     _checks.positive_int("num_samples", num_samples)
     with seeded(seed), torch.no_grad():
         means, errors = zip(
-            *(_posterior_means(batch, site, num_samples) for batch in batches(model, guide, data, batch_size, plate)),
+            *(
+                _posterior_means(batch, site, num_samples)
+                for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate)
+            ),
             strict=True,
         )
     # One draw says nothing about its error.

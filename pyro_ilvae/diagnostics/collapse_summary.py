@@ -1,6 +1,6 @@
 """The measures of collapse of one model and guide together, as a labeled data set."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Data, Stochastic, batches
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import batches
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics.active_units import active_units
 from pyro_ilvae.diagnostics.collapsed_dimensions import collapsed_dimensions
@@ -28,10 +29,11 @@ MEASURES = ("kl", "active_units", "mutual_information", "fisher", "evidence", "d
 
 
 def collapse_summary(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     sites: Sequence[str] | None = None,
     measures: Collection[str] = MEASURES,
     epsilon: float = 0.01,
@@ -50,9 +52,11 @@ def collapse_summary(
     is NaN, and ``note`` says why; its verdict is then *unknown*.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites; all of them if None.
         measures: what to compute, of "kl", "active_units", "mutual_information", "fisher", "evidence" and "decoder".
             The verdicts need the first two. "decoder" is for models with a decoder, as
@@ -108,15 +112,15 @@ def collapse_summary(
     if isinstance(measures, str) or not set(measures) <= set(MEASURES):
         raise ValueError(f"Expected measures among {list(MEASURES)}, got {measures!r}")
     with seeded(seed):
-        first = next(batches(model, guide, data, batch_size, plate))
+        arguments = Arguments.of(model_args, model_kwargs)
+        first = next(batches(model, guide, arguments, batch_size, plate))
     latent = [*first.latent_sites, *first.enumerated_sites]
     if unknown := set(sites or ()) - set(latent):
         raise ValueError(f"Expected sites among the latent ones, {latent}, got {sorted(unknown)}")
     options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "plate": plate}
     limits = {"epsilon": epsilon, "delta": delta, "threshold": threshold}
-    rows = [_Site(name, model, guide, data, measures, limits, options) for name in sites or latent]
-    whole, notes = _whole(model, guide, data, measures, options)
-    tensors = data if isinstance(data, tuple) else (data,)
+    rows = [_Site(name, model, guide, arguments, measures, limits, options) for name in sites or latent]
+    whole, notes = _whole(model, guide, arguments, measures, options)
     return xr.Dataset(
         _columns("unit", [row.units for row in rows]) | _columns("site", [row.totals for row in rows]) | whole,
         coords={
@@ -126,7 +130,7 @@ def collapse_summary(
             else ("unit", []),
             "site": [row.name for row in rows],
         },
-        attrs={"num_data": len(tensors[0]), "num_samples": num_samples, **limits, "notes": "; ".join(notes)},
+        attrs={"num_data": arguments.num_data, "num_samples": num_samples, **limits, "notes": "; ".join(notes)},
     )
 
 
@@ -136,22 +140,21 @@ class _Site:
     def __init__(
         self,
         name: str,
-        model: Stochastic,
-        guide: Stochastic,
-        data: Data,
+        model: Program,
+        guide: Program,
+        call: Arguments,
         measures: Collection[str],
         limits: dict[str, float],
         options: dict[str, Any],
     ) -> None:
         self.name = name
         self.notes: list[str] = []
-        arguments = (model, guide, data)
 
         def attempt(measure: str, function: Any, **more: Any) -> Any:
             if measure not in measures:
                 return None
             try:
-                return function(*arguments, site=name, **(options | more))
+                return function(model, guide, call.args, model_kwargs=call.kwargs, site=name, **(options | more))
             except ValueError as error:
                 self.notes.append(f"{measure}: {error}")
                 return None
@@ -166,7 +169,7 @@ class _Site:
         shape = tuple(kl.values.shape[1:]) if kl else tuple(units.variances.shape) if units else ()
         self.labels = [f"{name}{list(index)}" if index else name for index in np.ndindex(*shape)]
         shared = kl is not None and len(kl.values) == 1 and total is not None and len(total.values) == 1
-        self.units = self._units(kl, units, limits, shared and len(data[0] if isinstance(data, tuple) else data) > 1)
+        self.units = self._units(kl, units, limits, shared and call.num_data > 1)
         nan = float("nan")
         self.totals = {
             "kl_total": _mean(total.values) if total else nan,
@@ -207,14 +210,14 @@ class _Site:
 
 
 def _whole(
-    model: Stochastic, guide: Stochastic, data: Data, measures: Collection[str], options: dict[str, Any]
+    model: Program, guide: Program, call: Arguments, measures: Collection[str], options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Variables about the model as a whole, and what could not be computed."""
     result: dict[str, Any] = {}
     notes: list[str] = []
     if "evidence" in measures:
         try:
-            bounds = evidence(model, guide, data, **options)
+            bounds = evidence(model, guide, call.args, model_kwargs=call.kwargs, **options)
             for name in ("elbo", "log_likelihood"):
                 values, errors = getattr(bounds, name), getattr(bounds, f"{name}_standard_errors")
                 result[name] = ((), _mean(values), {"units": "nats per datum" if len(values) > 1 else "nats"})
@@ -227,7 +230,7 @@ def _whole(
     decoder, likelihood = getattr(owner, "decoder", None), getattr(owner, "likelihood", None)
     if "fisher" in measures:
         try:
-            result |= _posterior_fisher(model, guide, data, decoder, options, notes)
+            result |= _posterior_fisher(model, guide, call, decoder, options, notes)
         except ValueError as error:
             notes.append(f"posterior_fisher: {error}")
     if "decoder" in measures and isinstance(decoder, SequenceDecoder):
@@ -245,16 +248,20 @@ def _whole(
 
 
 def _posterior_fisher(
-    model: Stochastic, guide: Stochastic, data: Data, decoder: Any, options: dict[str, Any], notes: list[str]
+    model: Program, guide: Program, call: Arguments, decoder: Any, options: dict[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     """The true posterior's divergence from the prior, and the decoder's floor under it where there is one."""
     bound = None
     if getattr(decoder, "inverse_lipschitz", None) is not None:
         try:
-            bound = fisher_bound(model, guide, data, **options)
+            bound = fisher_bound(model, guide, call.args, model_kwargs=call.kwargs, **options)
         except UnavailableError as error:
             notes.append(f"fisher_bound: {error}")
-    fisher = bound.divergence if bound else posterior_fisher_divergence(model, guide, data, **options)
+    fisher = (
+        bound.divergence
+        if bound
+        else posterior_fisher_divergence(model, guide, call.args, model_kwargs=call.kwargs, **options)
+    )
     result: dict[str, Any] = {
         "posterior_fisher": ((), _mean(fisher.values), {"units": "1 / units of z squared"}),
         "posterior_fisher_se": ((), _mean_error(fisher.values, fisher.standard_errors)),

@@ -1,14 +1,16 @@
 """The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
@@ -24,10 +26,11 @@ class Evidence(NamedTuple):
 
 
 def evidence(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 100,
     batch_size: int | None = None,
     samples_per_pass: int | None = None,
@@ -46,9 +49,11 @@ def evidence(
     there is one evidence, that of all data together.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         num_samples: the number :math:`S` of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
@@ -87,7 +92,7 @@ def evidence(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             if points := batch.points():
                 raise UnavailableError(
                     f"Expected a guide that draws its sites from distributions, got a point for each of {points}, "

@@ -1,19 +1,24 @@
 """KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Data, Stochastic, batches
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import batches
 from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, _check_repeatable, _expected_kl, _joined, _joint_kl
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 
 def kl_divergence(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     site: str | None = None,
     batch_size: int | None = None,
     num_samples: int = 100,
@@ -32,9 +37,11 @@ def kl_divergence(
     marginal if it is Gaussian; otherwise, and for several sites, it is the one of the whole data set.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site, whose divergence is the mean over the guide's draws of the others; if None,
             the divergence of all latent sites that the guide samples.
         batch_size: the number of data treated at a time; all at once if None.
@@ -66,7 +73,7 @@ def kl_divergence(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
             if (name := site or only) is None:
                 parts.append(_joint_kl(batch, num_samples, batch_size))

@@ -1,18 +1,23 @@
 """KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Data, Stochastic, batches
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import batches
 from pyro_ilvae.diagnostics._engine.divergences import KLPerDimension, _check_repeatable, _expected_kl, _joined
 
 
 def kl_per_dimension(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     site: str = "z",
     batch_size: int | None = None,
     num_samples: int = 100,
@@ -29,9 +34,11 @@ def kl_per_dimension(
     mean over the guide's draws of them.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where there is no formula, or where there are other latent sites.
@@ -63,7 +70,7 @@ def kl_per_dimension(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             _check_repeatable(batch, site, batch_size)
             parts.append(_expected_kl(batch, site, num_samples, per_dimension=True))
     return KLPerDimension(*_joined(parts))

@@ -1,7 +1,8 @@
 """The mutual information of data and latent site under a guide, and the divergence of the aggregate posterior."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +13,8 @@ from torch.distributions import kl_divergence
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches, data_batches
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches
 from pyro_ilvae.diagnostics._engine.data_posteriors import DataPosterior, data_posterior, log_density_anywhere
 from pyro_ilvae.diagnostics._engine.densities import marginal
 
@@ -32,10 +34,11 @@ class MutualInformation(NamedTuple):
 
 
 def mutual_information(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     site: str = "z",
     num_samples: int = 4,
     batch_size: int | None = None,
@@ -69,9 +72,11 @@ def mutual_information(
     and are too large if anything.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site in a plate over the data, with the same prior for all of them; in further
             plates, all of its values for a datum count as one z.
         num_samples: the number of draws for each datum.
@@ -112,7 +117,8 @@ def mutual_information(
         (1.0986, 1.0986, 'sampled, analytic mean KL')
     """
     _checks.positive_int("num_samples", num_samples)
-    size = sum(len(args[0]) for args in data_batches(data, batch_size))
+    arguments = Arguments.of(model_args, model_kwargs)
+    size = arguments.num_data
     components = size if aggregate_size is None else _checks.positive_int("aggregate_size", aggregate_size)
     if components > size:
         raise ValueError(f"Expected aggregate_size to be at most the number {size} of data, got {components}")
@@ -130,7 +136,7 @@ def mutual_information(
         parts: list[_Draws] = []
         log_priors: list[Tensor] = []
         values: Tensor | None = None
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, arguments, batch_size, plate):
             posterior = data_posterior(batch, site)
             if not posteriors:
                 values = posterior.all_values()
@@ -153,7 +159,7 @@ def mutual_information(
             chosen = torch.randperm(size)[:components]
             # A datum outside of the subsample takes the place of its first member.
             own = torch.zeros_like(own).index_copy(0, chosen, torch.arange(components))
-            subsample = tuple(x[chosen.to(x.device)] for x in (data if isinstance(data, tuple) else (data,)))
+            subsample = arguments.select(chosen)
             posteriors = [data_posterior(batch, site) for batch in batches(model, guide, subsample, batch_size, plate)]
         log_q = torch.cat([part.log_q for part in parts], 1)
         log_sum = _log_sum(posteriors, torch.cat([part.rows for part in parts], 1), log_q, own, samples_per_pass)

@@ -1,8 +1,8 @@
 """Traces of a guide and of the model replayed against it, batch by batch, with each site's place among the data."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,27 +15,10 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae._programs import Arguments, Program
 from pyro_ilvae.distributions import innermost
 
-Data: TypeAlias = Tensor | tuple[Tensor, ...]
-
-
-Stochastic: TypeAlias = Callable[..., Any]
-
-
 _MOST_PAIRS = 100_000  # of a draw and a datum at a time, unless a caller says otherwise
-
-
-def data_batches(data: Data, batch_size: int | None) -> Iterator[tuple[Tensor, ...]]:
-    """The arguments of model and guide, ``batch_size`` data at a time."""
-    tensors = data if isinstance(data, tuple) else (data,)
-    if not tensors or not all(isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in tensors):
-        raise ValueError(f"Expected data as a tensor or a tuple of tensors, got {type(data).__name__}")
-    sizes = {len(tensor) for tensor in tensors}
-    if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(f"Expected data tensors of one length >= 1, got lengths {[len(tensor) for tensor in tensors]}")
-    size = _checks.positive_int("batch_size", batch_size) if batch_size is not None else len(tensors[0])
-    yield from zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 class Batch:
@@ -49,9 +32,9 @@ class Batch:
         num_assignments: the number of joint values of the latter.
     """
 
-    def __init__(self, model: Stochastic, guide: Stochastic, args: tuple[Tensor, ...], plate: str | None) -> None:
-        self.model, self.guide, self.args, self.plate = model, guide, args, plate
-        self.num_data = len(args[0])
+    def __init__(self, model: Program, guide: Program, arguments: Arguments, plate: str | None) -> None:
+        self.model, self.guide, self.arguments, self.plate = model, guide, arguments, plate
+        self.num_data = arguments.num_data
         self.nesting = 0
         self.enumerated_sites: list[str] = []
         self.guide_trace, self.model_trace = self._plain_traces()
@@ -117,7 +100,7 @@ class Batch:
         self,
         num_particles: int,
         conditioned: dict[str, Tensor] | None = None,
-        guide: Stochastic | None = None,
+        guide: Program | None = None,
     ) -> tuple[Trace, Trace]:
         """Traces of guide and model, each with ``num_particles`` draws to the left of all plates.
 
@@ -125,7 +108,9 @@ class Batch:
         """
         # Blocked, so that nothing around the call (a trace, a scale, an annealing) sees or changes the sites.
         with poutine.block(), evaluation_mode(self.model, self.guide):
-            guide_trace = poutine.trace(self._with_particles(guide or self.guide, num_particles)).get_trace(*self.args)
+            guide_trace = poutine.trace(self._with_particles(guide or self.guide, num_particles)).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
             if conditioned is not None:
                 for name, value in conditioned.items():
                     guide_trace.nodes[name]["value"] = value
@@ -134,7 +119,7 @@ class Batch:
                 model = poutine.enum(
                     poutine.infer_config(model, self._enumerate), first_available_dim=-self.nesting - 2
                 )
-            model_trace = poutine.trace(model).get_trace(*self.args)
+            model_trace = self._trace(model)
         return _pruned(guide_trace, model_trace), _pruned(model_trace)
 
     def log_density(self, sites: list[Any], num_particles: int) -> Tensor:
@@ -224,11 +209,16 @@ class Batch:
 
     def _plain_traces(self) -> tuple[Trace, Trace]:
         with torch.no_grad(), poutine.block(), evaluation_mode(self.model, self.guide):
-            guide_trace = poutine.trace(self.guide).get_trace(*self.args)
-            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args)
+            guide_trace = self._trace(self.guide)
+            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
         return _pruned(guide_trace, model_trace), _pruned(model_trace)
 
-    def _with_particles(self, fn: Stochastic, num_particles: int) -> Stochastic:
+    def _trace(self, fn: Program) -> Trace:
+        return poutine.trace(fn).get_trace(*self.arguments.args, **self.arguments.kwargs)
+
+    def _with_particles(self, fn: Program, num_particles: int) -> Program:
         if num_particles == 1:
             return fn
         particles = pyro.plate("_num_particles_diagnostics", num_particles, dim=-self.nesting - 1)
@@ -295,12 +285,12 @@ class Batch:
 
 
 def batches(
-    model: Stochastic, guide: Stochastic, data: Data, batch_size: int | None, plate: str | None = None
+    model: Program, guide: Program, arguments: Arguments, batch_size: int | None, plate: str | None = None
 ) -> Iterator[Batch]:
     """Model and guide on the data, ``batch_size`` at a time."""
     vectorizes: dict[int, bool | None] = {}
-    for args in data_batches(data, batch_size):
-        batch = Batch(model, guide, args, plate)
+    for part in arguments.batches(batch_size):
+        batch = Batch(model, guide, part, plate)
         # A last batch can be as small as another plate.
         plate = batch.data_plate
         batch._vectorizes = vectorizes.get(batch.num_data)

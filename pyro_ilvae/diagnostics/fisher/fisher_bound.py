@@ -1,6 +1,6 @@
 """The lower bound on the relative Fisher divergence that an inverse Lipschitz decoder guarantees, beside its value."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
-from pyro_ilvae.diagnostics._engine.batches import Data, Stochastic, batches
+from pyro_ilvae.diagnostics._engine.batches import batches
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites
@@ -34,10 +35,11 @@ class FisherBound(NamedTuple):
 
 
 def fisher_bound(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     decoder: nn.Module | None = None,
     site: str = "z",
     num_samples: int = 1000,
@@ -65,7 +67,9 @@ def fisher_bound(
     Args:
         model: the model, called with the data, which depends on the site through the decoder alone.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         decoder: the decoder; if None, the attribute ``decoder`` of the object whose method the model is, as in a
             :class:`~pyro_ilvae.VAE`.
         site: the name of the latent site that is decoded.
@@ -106,7 +110,7 @@ def fisher_bound(
     part, constant = _bounding_part(decoder)
     results = []
     with seeded(seed), _uncompiled(decoder):
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             names = differentiable_sites(batch, [site])
             weights, (squares, part_squares) = weighted_squares(
                 batch, names, num_samples, samples_per_pass=samples_per_pass, batch_size=batch_size, watched=part

@@ -1,6 +1,6 @@
 """The relative Fisher divergence of the guide's posterior from the prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,8 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, N
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior
@@ -29,10 +30,11 @@ class GuideFisherDivergence(NamedTuple):
 
 
 def guide_fisher_divergence(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     site: str = "z",
     batch_size: int | None = None,
     num_samples: int = 100,
@@ -51,9 +53,11 @@ def guide_fisher_divergence(
     discrete ones that the guide does not sample are summed out of the prior.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         site: the name of a continuous latent site.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where there is no formula, or where there are other latent sites.
@@ -92,7 +96,7 @@ def guide_fisher_divergence(
     _checks.positive_int("num_samples", num_samples)
     parts, estimators = [], set()
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             if batch_size is not None and not batch.is_local(batch.site(batch.guide_trace, site, "guide")):
                 raise ValueError(f"Expected batch_size=None for site '{site}', which all data share, got {batch_size}")
             *part, estimator = _expected_squares(batch, site, num_samples)

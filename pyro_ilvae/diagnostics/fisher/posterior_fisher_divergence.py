@@ -1,12 +1,14 @@
 """The relative Fisher divergence of the true posterior from the prior, by weighted draws of the guide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.diagnostics._engine.batches import Data, Stochastic, batches
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import batches
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites
 from pyro_ilvae.diagnostics._engine.weighted_scores import (
     PosteriorFisherDivergence,
@@ -16,10 +18,11 @@ from pyro_ilvae.diagnostics._engine.weighted_scores import (
 
 
 def posterior_fisher_divergence(
-    model: Stochastic,
-    guide: Stochastic,
-    data: Data,
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     sites: Sequence[str] | None = None,
     num_samples: int = 1000,
     batch_size: int | None = None,
@@ -48,9 +51,11 @@ def posterior_fisher_divergence(
     F >= \|E[z|x]\|^2.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         guide: its guide.
-        data: a tensor, or a tuple of tensors that are the arguments of model and guide, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
         num_samples: the number of draws for each datum; below 30 there is neither smoothing nor k-hat.
         batch_size: the number of data treated at a time; all at once if None.
@@ -90,7 +95,7 @@ def posterior_fisher_divergence(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed):
-        for batch in batches(model, guide, data, batch_size, plate):
+        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             names = differentiable_sites(batch, sites)
             weights, (squares,) = weighted_squares(
                 batch, names, num_samples, samples_per_pass=samples_per_pass, batch_size=batch_size

@@ -9,7 +9,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae.diagnostics._engine.batches import Batch, Data, Stochastic, batches, sample_sites
+from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import shared_sites
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites, passes, squared_gradients
 
@@ -23,10 +24,11 @@ class FisherDivergenceOfDraws(NamedTuple):
 
 
 def posterior_fisher_divergence_of_draws(
-    model: Stochastic,
+    model: Program,
     draws: Mapping[str, Tensor],
-    data: Data,
+    model_args: ModelArgs = (),
     *,
+    model_kwargs: Mapping[str, Any] | None = None,
     sites: Sequence[str] | None = None,
     num_chains: int = 1,
     batch_size: int | None = None,
@@ -43,11 +45,13 @@ def posterior_fisher_divergence_of_draws(
     the divergence is then the mean over their posterior.
 
     Args:
-        model: the model, called with the data.
+        model: the model.
         draws: by the name of the site, draws of shape (S, \*plates, \*event shape) as ``mcmc.get_samples()`` gives
             them: (S, N, \*event shape) for a site in the plate over the data alone. Discrete sites may be left out,
             and are then summed over.
-        data: a tensor, or a tuple of tensors that are the arguments of the model, with data along dimension 0.
+        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
+            the number of data are taken in batches, all other arguments are passed as they are.
+        model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
         num_chains: the number of chains, whose draws stand one after the other.
         batch_size: the number of data treated at a time; all at once if None.
@@ -78,11 +82,12 @@ def posterior_fisher_divergence_of_draws(
         True
     """
     num_samples = _num_samples(draws, num_chains)
-    num_data = len(data[0] if isinstance(data, tuple) else data)
+    arguments = Arguments.of(model_args, model_kwargs)
+    num_data = arguments.num_data
     # The prior, as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
     columns, start = [], 0
-    for batch in batches(model, prior, data, batch_size, plate):
+    for batch in batches(model, prior, arguments, batch_size, plate):
         names = differentiable_sites(batch, sites)
         own = _own_draws(batch, draws, start, num_data)
         # Given the draws of a shared site, data have their densities each; what is shared besides joins them.
