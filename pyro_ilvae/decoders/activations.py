@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["ACTIVATIONS", "Activation"]
+
 LEAKY_SLOPE = 0.2
 
 

@@ -12,7 +12,9 @@ from pyro_ilvae import _checks
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
 
-INITIAL_SCALE = 0.3  # of what the ICNNs add to a linear map at the start, where 1 is order one
+__all__ = ["BrenierMap", "BrenierTransform"]
+
+INITIAL_SCALE = 0.3  # root mean square of what an ICNN adds to each coordinate of a linear map at the start
 
 
 class BrenierMap(PyroModule):
@@ -20,7 +22,8 @@ class BrenierMap(PyroModule):
 
     .. math:: g(z) = \nabla\psi(z) + L z, \qquad (g(z) - g(z'))^\top (z - z') \ge L \|z - z'\|^2,
 
-    with :math:`\psi` an :class:`~pyro_ilvae.ICNN`. By Cauchy-Schwarz :math:`\|g(z) - g(z')\| \ge L \|z - z'\|`.
+    with :math:`\psi` an :class:`~pyro_ilvae.ICNN`. It follows by the Cauchy-Schwarz inequality that
+    :math:`\|g(z) - g(z')\| \ge L \|z - z'\|`.
 
     Args:
         features: the dimension :math:`D`.
@@ -59,6 +62,10 @@ class BrenierMap(PyroModule):
         self.inverse_lipschitz = inverse_lipschitz
         self.icnn = ICNN(features, hidden_features, activation, input_skips)
 
+    def extra_repr(self) -> str:
+        """Dimension and constant, for ``print``."""
+        return f"features={self.features}, inverse_lipschitz={self.inverse_lipschitz:g}"
+
     @property
     def inverse_lipschitz(self) -> float:
         """The constant L of this map; it is saved in ``state_dict()`` and may be set at any time."""
@@ -66,11 +73,11 @@ class BrenierMap(PyroModule):
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float) -> None:
-        # A Python float stays exact when the module changes its dtype.
+        # A Python float stays exact when the module's dtype changes.
         self._inverse_lipschitz = _checks.non_negative("inverse_lipschitz", value)
 
     def get_extra_state(self) -> Tensor:
-        # A tensor, because some checkpoints hold nothing else.
+        # A tensor, because some formats of checkpoints hold only tensors.
         return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -79,7 +86,7 @@ class BrenierMap(PyroModule):
     def forward(self, z: Tensor, frame: Frame | None = None) -> Tensor:
         r"""The map at ``z`` of shape (..., D), of the same shape.
 
-        With a ``frame`` B, ``z`` has shape (..., K) and the map is taken at B z, of which only the result is formed.
+        With a ``frame`` B, ``z`` has shape (..., K) and the result is g(B z), computed without forming B z.
         """
         if frame is None:
             return self.icnn.gradient(z) + self._inverse_lipschitz * z
@@ -99,14 +106,14 @@ class BrenierMap(PyroModule):
 
     @pyro_method
     def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
-        r"""The point :math:`z` with :math:`g(z) = y`, by Newton's method with backtracking on the residual.
+        r"""The point :math:`z` with :math:`g(z) = y`, found by Newton's method with backtracking on the residual.
 
         .. math:: z_{t+1} = z_t - \lambda_t \, \nabla g(z_t)^{-1} (g(z_t) - y), \qquad
             \|z_t - g^{-1}(y)\| \le \|g(z_t) - y\| / L.
 
         The bound on the right is the inverse Lipschitz inequality: a small residual certifies the point. Each point
-        of the batch has its own step length and stops on its own. The result is differentiable once with respect to
-        ``y`` and the parameters, by the implicit function theorem.
+        of the batch has its own step length and its own last step. The result can be differentiated once with respect
+        to ``y`` and the parameters, by the implicit function theorem.
 
         Args:
             y: values of shape (..., D).
@@ -137,7 +144,7 @@ class BrenierMap(PyroModule):
             z = self._solve(flat, tolerance, max_iterations).reshape(y.shape)
         if not torch.is_grad_enabled():
             return z
-        # One more Newton step with a constant Jacobian has the derivatives of the inverse function.
+        # The derivatives of one more Newton step with a constant Jacobian are those of the inverse function.
         residual = self(z) - y
         return z - torch.linalg.solve(self.jacobian(z).detach(), residual.unsqueeze(-1)).squeeze(-1)
 
@@ -165,7 +172,7 @@ class BrenierMap(PyroModule):
     def _newton_step(self, z: Tensor, residual: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         jacobian = self.jacobian(z)
         norm = residual.norm(dim=-1)
-        # Where L = 0 the Jacobian may be singular; a ridge of the residual's order keeps the step finite and fast.
+        # Where L = 0 the Jacobian may be singular; a ridge as large as the residual keeps the step finite and fast.
         ridge = 0.0 if self._inverse_lipschitz > 0 else 1e-3 * norm.clamp(max=1.0)[:, None, None]
         eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
         direction = torch.linalg.solve_ex(jacobian + ridge * eye, residual.unsqueeze(-1)).result.squeeze(-1)
@@ -190,8 +197,8 @@ class BrenierTransform(TransformModule):
 
     .. math:: \log |\det \nabla g(z)| = \log \det (\nabla^2\psi(z) + L I) \ge D \log L.
 
-    The inverse is :meth:`BrenierMap.inverse`; draws need the forward map only. Register it like any Pyro transform,
-    with ``pyro.module("transform", transform)`` or as an attribute of a PyroModule.
+    The inverse is :meth:`BrenierMap.inverse`; draws need only the forward map. Register the transform like any Pyro
+    transform, with ``pyro.module("transform", transform)`` or as an attribute of a PyroModule.
 
     Args:
         brenier_map: the map; with L = 0 it may fail to be onto, and the inverse then raises.
@@ -209,7 +216,7 @@ class BrenierTransform(TransformModule):
     bijective = True
 
     def __init__(self, brenier_map: BrenierMap) -> None:
-        # Not torch's cache: it would return points of before an optimizer's step, with a graph that is gone.
+        # PyTorch's cache would return points from before an optimizer's step, whose graph is gone.
         super().__init__(cache_size=0)
         self.brenier_map = brenier_map
         self._last_draw: tuple[Tensor, Tensor, list[Any]] | None = None
@@ -228,8 +235,8 @@ class BrenierTransform(TransformModule):
         return self.brenier_map.inverse(y)
 
     def _state(self) -> list[Any]:
-        # Optimizers and load_state_dict change parameters in place, which their versions count. A point drawn without
-        # gradients has none with respect to the parameters, which the inverse does have.
+        # The version of a parameter counts what optimizers and load_state_dict change in place. A point drawn without
+        # gradients is of no use where gradients are asked for.
         versions = [(id(parameter), parameter._version) for parameter in self.brenier_map.parameters()]
         return [self.brenier_map.inverse_lipschitz, torch.is_grad_enabled(), *versions]
 

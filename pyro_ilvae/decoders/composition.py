@@ -12,6 +12,8 @@ from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
 from pyro_ilvae.decoders.frames import description, make_frame, num_directions
 from pyro_ilvae.networks import Linear
 
+__all__ = ["InverseLipschitzDecoder"]
+
 
 class InverseLipschitzDecoder(PyroModule):
     r"""The inverse Lipschitz decoder of Kinoshita et al. 2023 [1], a composition of two Brenier maps and a frame.
@@ -19,27 +21,27 @@ class InverseLipschitzDecoder(PyroModule):
     .. math:: f(z) = g_2(B\, g_1(z)), \qquad \|f(z) - f(z')\| \ge L_1 L_2 \|z - z'\|,
 
     with :math:`g_1` on :math:`\mathbb{R}^K`, :math:`g_2` on :math:`\mathbb{R}^D` and :math:`B` of shape (D, K) with
-    orthonormal columns, which costs nothing in the constant. B is folded into the input weights of :math:`g_2`, so
-    that :math:`B u` is never formed. With ``inverse_lipschitz=0`` this is the decoder of LIDVAE [2].
+    orthonormal columns, so B does not change the constant. B is folded into the input weights of :math:`g_2`, and
+    :math:`B u` is never formed. With ``inverse_lipschitz=0`` this is the decoder of LIDVAE [2].
 
     With a context :math:`c` it is the composition on :math:`A c + a` and z side by side,
 
     .. math:: f(z; c) = g_2(B\, g_1(A c + a, z)), \qquad \|f(z; c) - f(z'; c)\| \ge L_1 L_2 \|z - z'\|,
 
-    with A of shape (F, C) and B of shape (D, F + K). A composition of this form can only widen, so F + K <= D, and
-    whatever the context says has to pass through F numbers.
+    with A of shape (F, C) and B of shape (D, F + K). The composition can only widen, so F + K <= D: the decoder sees
+    the context through F numbers.
 
     Args:
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
         inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, or the pair
-            :math:`(L_1, L_2)`. (The paper's experiments set :math:`L_1 = L_2`, and name that number.)
+            :math:`(L_1, L_2)`. (The paper's experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
         map_features: the widths of the hidden layers of both maps.
-        frame: "random" (orthonormal), "identity" (the paper's [I; 0]), "centered" (random, without the shift of all
-            categories, for :class:`~pyro_ilvae.likelihoods.Categorical`: L then holds for the logits up to that shift)
-            or a (D, K) tensor with orthonormal columns, (D, F + K) with a context; :func:`~pyro_ilvae.principal_frame`
-            computes a good one from data.
-        inner_map_features: the widths of the hidden layers of :math:`g_1`, if they differ.
+        inner_map_features: the widths of the hidden layers of :math:`g_1`; ``map_features`` if None.
+        frame: the matrix B: "random" (orthonormal columns), "identity" (the paper's [I; 0]), "centered" (random columns
+            orthogonal to a shift of all categories, for :class:`~pyro_ilvae.likelihoods.Categorical`: L then also holds
+            for what the softmax sees of the logits), or a tensor with orthonormal columns, of shape (D, K), or
+            (D, F + K) with a context. :func:`~pyro_ilvae.principal_frame` computes a good one from data.
         context_dim: the width C of the context; None for a function of z alone.
         context_features: the number :math:`F` of numbers the context is reduced to; if None, the largest that is
             allowed, up to C.
@@ -47,7 +49,8 @@ class InverseLipschitzDecoder(PyroModule):
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
 
     Raises:
-        ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1.
+        ValueError: for K > D or F + K > D, a negative or non-finite constant, columns that are not orthonormal, widths
+            below 1, and from ``forward`` for a missing context or one of another width.
 
     References:
         | [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -88,8 +91,8 @@ class InverseLipschitzDecoder(PyroModule):
         first, second = _split(inverse_lipschitz, 1.0)
         self.inner = BrenierMap(joint, first, inner_map_features or map_features, activation, input_skips)
         self.outer = BrenierMap(features, second, map_features, activation, input_skips)
-        # Both maps start close to the linear ones L_1 z and L_2 B u, which are where training is best conditioned; and
-        # only the frame's K directions are ever fed into the outer one.
+        # Both maps start close to the linear maps L_1 z and L_2 B u, where training is best conditioned. Only the
+        # directions of the frame are ever fed into the outer map.
         self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
         self.outer.icnn.reset_parameters(
             input_norm=math.sqrt(joint * (INITIAL_SCALE**2 + first**2)), gradient_scale=INITIAL_SCALE
@@ -135,9 +138,9 @@ class InverseLipschitzDecoder(PyroModule):
 
     @property
     def inverse_lipschitz(self) -> float:
-        """The constant L of the whole decoder, the product of those of its two maps.
+        """The constant L of the whole decoder, the product of the constants of its two maps.
 
-        A new number keeps the ratio of the two constants (or splits evenly where one of them is 0); a pair sets both.
+        A new number keeps the ratio of the two constants, or splits evenly where one of them is 0; a pair sets both.
         """
         return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz
 
@@ -166,7 +169,7 @@ class InverseLipschitzDecoder(PyroModule):
 
 
 def _split(value: float | tuple[float, float], ratio: float) -> tuple[float, float]:
-    """The pair (L_1, L_2) for the constant of the whole, with L_1 / L_2 = ratio^2, or the pair that was given."""
+    """The pair (L_1, L_2): the pair that is given, or the one with L_1 L_2 = value and L_1 / L_2 = ratio^2."""
     if isinstance(value, Sequence) or (isinstance(value, torch.Tensor) and value.dim() == 1):
         if isinstance(value, str) or len(value) != 2:
             raise ValueError(f"Expected inverse_lipschitz to be a number or a pair of numbers, got {value!r}")

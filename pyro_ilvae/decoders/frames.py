@@ -1,4 +1,4 @@
-"""Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
+"""Frames: orthonormal columns that place a K-dimensional map in the D-dimensional space of natural parameters."""
 
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias
@@ -6,6 +6,8 @@ from typing import Any, Self, TypeAlias
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+
+__all__ = ["Frame", "IdentityFrame", "OrthonormalFrame"]
 
 
 class IdentityFrame(PyroModule):
@@ -21,6 +23,10 @@ class IdentityFrame(PyroModule):
         self.features = features
         self.latent_dim = latent_dim
 
+    def extra_repr(self) -> str:
+        """The shape, for ``print``."""
+        return f"{self.features} x {self.latent_dim}"
+
     def add(self, y: Tensor, u: Tensor) -> Tensor:
         """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
         return self.replace(y, self.coordinates(y) + u)
@@ -28,7 +34,7 @@ class IdentityFrame(PyroModule):
     def replace(self, y: Tensor, u: Tensor) -> Tensor:
         """Q u + (I - Q Q^T) y of shape (..., D): ``y`` with ``u`` in place of its coordinates in the frame."""
         outside = y[..., self.latent_dim :]
-        if u.shape[:-1] != y.shape[:-1]:  # weights drawn from a prior bring dimensions of their own
+        if u.shape[:-1] != y.shape[:-1]:  # a context, or weights drawn from a prior, may have more dimensions
             batch = torch.broadcast_shapes(u.shape[:-1], y.shape[:-1])
             u, outside = u.expand(*batch, -1), outside.expand(*batch, -1)
         return torch.cat([u, outside], dim=-1)
@@ -43,7 +49,7 @@ class IdentityFrame(PyroModule):
 
 
 class OrthonormalFrame(PyroModule):
-    """A frame Q given by its matrix, which is a buffer: it is saved with the module and never trained.
+    """A frame Q given by its matrix, a buffer: it is saved with the module and never trained.
 
     Args:
         matrix: Q of shape (D, K), with orthonormal columns.
@@ -52,14 +58,18 @@ class OrthonormalFrame(PyroModule):
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.features, self.latent_dim = matrix.shape
-        # On the device where parameters are made, wherever the data were that the matrix is from.
+        # On the device where parameters are made, which need not be the device of the data behind the matrix.
         device = torch.empty(0).device
         self.register_buffer("matrix", matrix.detach().clone().to(device, torch.get_default_dtype()))
 
     matrix: Tensor
 
+    def extra_repr(self) -> str:
+        """The shape, for ``print``."""
+        return f"{self.features} x {self.latent_dim}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Conversions of dtype and device; what single precision rounded off is orthonormalized in double."""
+        """Convert dtype and device; a matrix whose dtype changes is orthonormalized again, in double precision."""
         before = self.matrix.dtype
         super()._apply(fn, recurse)
         if self.matrix.dtype != before and self.matrix.device.type != "meta":
@@ -68,9 +78,9 @@ class OrthonormalFrame(PyroModule):
 
     def add(self, y: Tensor, u: Tensor) -> Tensor:
         """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
-        if u.shape[:-1] != y.shape[:-1]:  # weights drawn from a prior bring dimensions of their own
+        if u.shape[:-1] != y.shape[:-1]:  # a context, or weights drawn from a prior, may have more dimensions
             return y + u @ self.matrix.mT
-        # One pass over the D-wide result, in place of a product and a sum.
+        # One pass over the D-wide result instead of a product and a sum.
         flat = torch.addmm(y.reshape(-1, self.features), u.reshape(-1, self.latent_dim), self.matrix.mT)
         return flat.reshape(y.shape)
 
@@ -140,7 +150,7 @@ def description(decoder: Any) -> str:
 
 
 def _centered(event_shape: torch.Size, latent_dim: int) -> Tensor:
-    """Random orthonormal columns without a component along a shift of all categories, the last dimension."""
+    """Random orthonormal columns orthogonal to a shift of all categories, which are the last dimension."""
     largest = num_directions("centered", event_shape)
     if latent_dim > largest:
         raise ValueError(
@@ -164,11 +174,11 @@ def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:
             f"Expected frame with orthonormal columns, got one with |Q^T Q - I| up to {float(error):.2g}; "
             "torch.linalg.qr(frame).Q orthonormalizes it"
         )
-    # A user's rounding up to the tolerance would otherwise enter the constant.
+    # Otherwise an error up to the tolerance would enter the constant.
     return _orthonormalize(matrix)
 
 
 def _orthonormalize(matrix: Tensor) -> Tensor:
-    """The orthonormal columns next to the almost orthonormal ones of ``matrix``, up to its own precision."""
+    """Orthonormal columns close to the almost orthonormal columns of ``matrix``, in the precision of the matrix."""
     q, r = torch.linalg.qr(matrix.double())
     return (q * torch.sign(r.diagonal())).to(matrix.dtype)

@@ -13,11 +13,13 @@ from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
 from pyro_ilvae.decoders.frames import Frame
 
+__all__ = ["ICNN"]
+
 _PROBE_SIZE = 256
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, where draws of a random weight may have batch dimensions that go with those of x."""
+    """x W^T + b; the batch dimensions of a weight drawn from a prior broadcast with the batch dimensions of x."""
     if weight.dim() == 2 and (bias is None or bias.dim() == 1):
         return F.linear(x, weight, bias)
     product = (x.unsqueeze(-2) @ weight.mT).squeeze(-2)
@@ -80,28 +82,28 @@ class ICNN(PyroModule):
         h_1 &= a_1(A_1 x + b_1), \qquad h_{i+1} = a_{i+1}(W_{i+1} h_i + A_{i+1} x + b_{i+1}), \\
         \psi(x) &= w^\top h_n + v^\top x, \qquad W_i, w \ge 0.
 
-    The weights between hidden layers are softplus of free parameters, so that :math:`\psi` is convex for *every*
-    value of the parameters, also under a prior put on them. The linear term :math:`v` is the output layer's input
-    skip: it is the free bias of the gradient and does not touch convexity.
+    The weights between hidden layers are softplus of free parameters, so :math:`\psi` is convex for *every* value of
+    the parameters, also under a prior put on them. The linear term :math:`v` is the free bias of the gradient and does
+    not touch convexity.
 
-    :meth:`gradient` and :meth:`hessian` are reverse and forward sweeps written with ordinary operations: they need no
-    ``requires_grad_``, work under ``torch.no_grad()`` and differentiate once more for training at the usual price.
+    :meth:`gradient` and :meth:`hessian` are reverse and forward sweeps written with ordinary operations. They need no
+    ``requires_grad_``, work under ``torch.no_grad()``, and can be differentiated for training at the usual price.
 
-    **Initialization.** :math:`A` is Normal with a standard deviation that gives pre-activations of variance one for
-    inputs of norm :math:`\sqrt{D}`; :math:`W` is log-normal with variance 1/width, as in [2], with bias shifts that
-    cancel the mean that non-negative weights accumulate. In place of the closed-form constants of [2], which hold
-    for ReLU without skips, each layer is then scaled to unit variance on Normal inputs, and last the output weight and
-    :math:`v` are set so that the gradient has mean 0 and root mean square 1 per coordinate on such inputs, for every
-    width, dimension and activation.
+    **Initialization.** :math:`A` is Normal with a standard deviation that gives pre-activations of variance 1 for
+    inputs of norm :math:`\sqrt{D}`. :math:`W` is log-normal with variance 1/width, as in [2]; biases cancel the mean
+    that non-negative weights accumulate. The closed-form constants of [2] hold for ReLU without skips, so each layer is
+    instead scaled to unit variance on Normal inputs. Finally the output weight and :math:`v` are set so that the
+    gradient has mean 0 and root mean square 1 per coordinate on these inputs, for every width, dimension and
+    activation.
 
     Args:
         in_features: the dimension :math:`D` of the input.
         hidden_features: the widths of the hidden layers.
         activation: a name in :data:`pyro_ilvae.activations.ACTIVATIONS`, or one for each hidden layer.
-        input_skips: whether every hidden layer sees the input (:math:`A_i, i > 1`) or only the first one.
+        input_skips: whether every hidden layer sees the input (:math:`A_i, i > 1`) or only the first layer.
 
     Raises:
-        ValueError: for widths below 1, unknown activations or one that a layer cannot use.
+        ValueError: for widths below 1, an unknown activation, or an activation that a layer cannot use.
 
     References:
         | [1] Amos, Xu & Kolter 2017, Input convex neural networks, https://arxiv.org/abs/1609.07152
@@ -132,7 +134,7 @@ class ICNN(PyroModule):
         self._activation_names = _activation_names(activation, len(self.hidden_features))
         self.input_skips = bool(input_skips)
 
-        # One stacked matrix [A_1; A_2; ...]: the input enters, and the gradient leaves, by one product.
+        # One stacked matrix [A_1; A_2; ...]: the input enters by one product, and the gradient leaves by one.
         self.input_weight = nn.Parameter(torch.empty(sum(self._skipped_features), in_features))
         self.bias = nn.Parameter(torch.empty(sum(self.hidden_features)))
         self.hidden_weights = PyroModuleList(
@@ -145,13 +147,20 @@ class ICNN(PyroModule):
         self.slope = nn.Parameter(torch.empty(in_features))
         self.reset_parameters()
 
+    def extra_repr(self) -> str:
+        """Dimension, widths and activation, for ``print``."""
+        return (
+            f"in_features={self.in_features}, hidden_features={self.hidden_features}, activation={self.activation!r}, "
+            f"input_skips={self.input_skips}"
+        )
+
     @torch.no_grad()
     def reset_parameters(self, input_norm: float | None = None, gradient_scale: float = 1.0) -> None:
-        r"""Draw the parameters anew, as the class docstring says.
+        r"""Draw the parameters anew, as described under "Initialization" above.
 
         Args:
             input_norm: the norm of a typical input; :math:`\sqrt{D}` if None.
-            gradient_scale: the root mean square of a coordinate of the gradient on such inputs.
+            gradient_scale: the root mean square of a coordinate of the gradient on inputs of that norm.
         """
         norm = math.sqrt(self.in_features) if input_norm is None else _checks.positive("input_norm", input_norm)
         _checks.positive("gradient_scale", gradient_scale)
@@ -186,12 +195,12 @@ class ICNN(PyroModule):
 
     @property
     def _activations(self) -> list[Activation]:
-        # Looked up by name, because the functions themselves do not pickle.
+        # Looked up by name, because some of the functions do not pickle.
         return [ACTIVATIONS[name] for name in self._activation_names]
 
     @property
     def smooth(self) -> bool:
-        """Whether the gradient is differentiable everywhere, which depends on the activations alone."""
+        """Whether the gradient is differentiable everywhere; the activations alone decide it."""
         return all(activation.smooth for activation in self._activations)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +217,7 @@ class ICNN(PyroModule):
         .. math:: \nabla\psi(x) = v + \sum_i A_i^\top \delta_i, \qquad \delta_n = w \odot a_n'(s_n), \qquad
             \delta_{i} = (W_{i+1}^\top \delta_{i+1}) \odot a_i'(s_i),
 
-        with :math:`s_i` the pre-activations. At a kink of a piecewise activation this is one subgradient.
+        with :math:`s_i` the pre-activations. At a kink of a piecewise activation the result is one of the subgradients.
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
@@ -218,7 +227,7 @@ class ICNN(PyroModule):
     def gradient_in_frame(self, u: Tensor, frame: Frame) -> Tensor:
         r"""The gradient :math:`\nabla\psi(B u)`, of shape (..., D), for ``u`` of shape (..., K), without forming B u.
 
-        The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so that only the way out is D wide.
+        The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so only the result is D wide.
         """
         input_weight = self.input_weight
         return self._gradient(_linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
@@ -273,7 +282,7 @@ class ICNN(PyroModule):
     def _reverse_sweep(self, preactivations: list[Tensor], weights: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Adjoints of each hidden layer's value and of its pre-activation, last layer first.
 
-        Empties its arguments: where no graph holds them, memory is free again as soon as it is not needed.
+        Empties its arguments, so that their memory is freed as early as possible where no graph holds them.
         """
         adjoint = F.softplus(self.output_weight_raw)
         for activation in reversed(self._activations):

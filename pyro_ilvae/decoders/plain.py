@@ -8,6 +8,8 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae.networks import Linear, mlp
 
+__all__ = ["MLPDecoder"]
+
 
 class MLPDecoder(PyroModule):
     r"""The plain decoder of an ordinary VAE: a multilayer perceptron, with no guarantee on its latent variable.

@@ -1,14 +1,15 @@
 """Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
 
 import math
+from typing import Any
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
+
+__all__ = ["principal_frame", "principal_token_frame"]
 
 
 def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
@@ -22,8 +23,8 @@ def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
         latent_dim: the number :math:`K` of directions.
 
     Returns:
-        :math:`Q` of shape (D, K), D the number of entries of a datum: orthonormal columns, largest variance first,
-        each with its largest entry positive so that the sign is reproducible.
+        :math:`Q` of shape (D, K), D the number of entries of a datum: orthonormal columns, largest variance first. The
+        largest entry of each column is positive, so that the sign is reproducible.
 
     Raises:
         ValueError: if ``x`` has too few data or dimensions, or is not finite.
@@ -46,7 +47,7 @@ def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
         raise ValueError("Expected x to be finite, got NaN or infinity")
     centered = flat - flat.mean(0)
     if len(flat) > flat.shape[1]:
-        # Of 60,000 images the scatter matrix is quick to decompose and the data matrix is not.
+        # For 60,000 images the scatter matrix is quick to decompose, and the data matrix is slow.
         directions = (
             torch.linalg.eigh((centered.mT @ centered).double()).eigenvectors.flip(-1)[:, :latent_dim].to(flat.dtype)
         )
@@ -62,10 +63,10 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
     .. math:: \operatorname{argmax}_{Q^\top Q = I,\; Q^\top 1 = 0} \operatorname{tr}(Q^\top Y^\top Y Q), \qquad
         y_{nv} = \frac{c_{nv} - \bar c_v}{s_v + s_0},
 
-    with :math:`c_{nv}` the number of times sequence n has token v, :math:`\bar c_v` and :math:`s_v` its mean and
+    with :math:`c_{nv}` the number of times that sequence n has token v, :math:`\bar c_v` and :math:`s_v` its mean and
     standard deviation over the sequences, and :math:`s_0` the root mean square of the :math:`s_v`, as for genes in [1].
-    Unscaled, the commonest tokens would fill all directions; scaled by s alone, the rarest would, since two that occur
-    once, in the same sequence, are perfectly correlated. The counts stay sparse.
+    Without a scale the commonest tokens would fill all directions. Scaled by :math:`s_v` alone the rarest tokens would:
+    two tokens that occur once, in the same sequence, are perfectly correlated. The counts stay sparse.
 
     Args:
         x: a sample of tokens, int64 of shape (N, T), padded with -1.
@@ -73,8 +74,8 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         latent_dim: the number :math:`K` of directions.
 
     Returns:
-        :math:`Q` of shape (V, K): orthonormal columns that sum to 0, largest variance first, each with its largest
-        entry positive.
+        :math:`Q` of shape (V, K): orthonormal columns that sum to 0, largest variance first. The largest entry of each
+        column is positive.
 
     Raises:
         ValueError: for tokens outside the vocabulary, and a sample whose counts differ in fewer than K directions.
@@ -96,6 +97,9 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
             f"Expected latent_dim < {min(len(x), vocab_size)}, the smaller of the numbers of sequences and tokens, "
             f"got {latent_dim}"
         )
+    import scipy.sparse  # here, because it takes a while
+    import scipy.sparse.linalg
+
     rows, columns = (x >= 0).nonzero(as_tuple=True)
     ones = np.ones(len(rows))
     counts = scipy.sparse.csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
@@ -106,7 +110,7 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         scale = spread + np.sqrt(np.square(spread).mean())
         start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, for a reproducible frame
         operator = _centered_operator(counts, mean, scale)
-        # Against the size of the counts before their rows were centered, beside which the rest may be rounding.
+        # Relative to the counts before their rows were centered: what is left may be rounding beside them.
         smallest = 1e-6 * math.sqrt(len(x)) * np.linalg.norm(spread / scale)
         if np.linalg.norm(operator @ np.random.default_rng(1).standard_normal(vocab_size)) > smallest:
             _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, v0=start)
@@ -117,10 +121,8 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
     return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
 
 
-def _centered_operator(
-    counts: scipy.sparse.csr_matrix, mean: np.ndarray, scale: np.ndarray
-) -> scipy.sparse.linalg.LinearOperator:
-    """The counts without column means, scaled, then without row means: a product, as the matrix would be dense."""
+def _centered_operator(counts: Any, mean: np.ndarray, scale: np.ndarray) -> Any:
+    """The counts without column means, scaled, then without row means, as a product: the matrix would be dense."""
 
     def product(v: np.ndarray) -> np.ndarray:
         scaled = (v.ravel() - v.mean()) / scale
@@ -130,4 +132,6 @@ def _centered_operator(
         v = (counts.T @ u.ravel() - mean * u.sum()) / scale
         return np.asarray(v - v.mean())
 
-    return scipy.sparse.linalg.LinearOperator(counts.shape, product, transposed, dtype=np.float64)
+    from scipy.sparse.linalg import LinearOperator
+
+    return LinearOperator(counts.shape, product, transposed, dtype=np.float64)

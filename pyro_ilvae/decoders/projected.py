@@ -11,6 +11,8 @@ from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
 from pyro_ilvae.decoders.frames import description, make_frame
 from pyro_ilvae.networks import Linear, unused
 
+__all__ = ["ProjectedDecoder"]
+
 
 class ProjectedDecoder(PyroModule):
     r"""Any network as a decoder with an inverse Lipschitz constant, at the price of a K-dimensional map.
@@ -19,15 +21,15 @@ class ProjectedDecoder(PyroModule):
         \|f(z; c) - f(z'; c)\|^2 \ge \|g(z) - g(z')\|^2 \ge L^2 \|z - z'\|^2,
 
     with :math:`h` an arbitrary backbone, :math:`Q` of shape (D, K) with orthonormal columns and :math:`g` a
-    :class:`~pyro_ilvae.BrenierMap` on :math:`\mathbb{R}^K`: the two parts are orthogonal, so the backbone can only add
-    to the distance. The backbone keeps its freedom in the other D - K directions. With a context :math:`c` the bound
-    holds for every c, because :math:`A c + a` is the same for all z; without one, this term is left out.
+    :class:`~pyro_ilvae.BrenierMap` on :math:`\mathbb{R}^K`. The two parts are orthogonal, so the backbone can only add
+    to the distance, and it is free in the other D - K directions. The bound holds for every context :math:`c`, because
+    :math:`A c + a` is the same for all z; without a context this term is left out.
 
     Args:
         backbone: a network from (N, K) to (N, \*event_shape) or (N, D); with a context, from (N, K) and (N, C). A
-            backbone that has the attribute ``context_dim``, such as :class:`~pyro_ilvae.MLPDecoder`, gets z and context
-            with the batch dimensions they have, which broadcast. To put priors on its weights, build it of PyroModules
-            (:func:`~pyro_ilvae.mlp` does).
+            backbone with the attribute ``context_dim``, such as :class:`~pyro_ilvae.MLPDecoder`, is called with z and
+            context as they come, and has to broadcast their batch dimensions. To put priors on the backbone's weights,
+            build it of PyroModules, as :func:`~pyro_ilvae.mlp` does.
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
         inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder.
@@ -39,7 +41,7 @@ class ProjectedDecoder(PyroModule):
 
     Raises:
         ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1, and
-            from ``forward`` for a backbone that returns another shape.
+            from ``forward`` for a backbone that returns another shape, a missing context or one of another width.
 
     Example:
         >>> from pyro_ilvae import mlp
@@ -86,7 +88,7 @@ class ProjectedDecoder(PyroModule):
 
     @property
     def inverse_lipschitz(self) -> float:
-        """The constant L of the whole decoder, which is that of its map g; it may be set at any time."""
+        """The constant L of the map g and so of the whole decoder; it may be set at any time."""
         return self.map.inverse_lipschitz
 
     @inverse_lipschitz.setter

@@ -11,6 +11,8 @@ from pyro_ilvae.decoders.frames import check_centered
 from pyro_ilvae.networks import unused
 from pyro_ilvae.sequences.histories import State, make_history
 
+__all__ = ["DecoderGiven", "SequenceDecoder"]
+
 
 class SequenceDecoder(PyroModule):
     r"""An autoregressive decoder: at each position, any decoder given the state of a history of the tokens before it.
@@ -59,7 +61,8 @@ class SequenceDecoder(PyroModule):
 
     def __init__(self, history: str | nn.Module, decoder: nn.Module, *, word_dropout: float = 0.0) -> None:
         super().__init__()
-        width, event_shape = getattr(decoder, "context_dim", None), getattr(decoder, "event_shape", ())
+        width = getattr(decoder, "context_dim", None)
+        event_shape: tuple[int, ...] = getattr(decoder, "event_shape", ())
         if width is None:
             raise ValueError(f"Expected decoder with a context, as with context_dim=256, got {type(decoder).__name__}")
         if len(event_shape) != 1:
@@ -92,7 +95,7 @@ class SequenceDecoder(PyroModule):
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | tuple[float, float]) -> None:
-        self.decoder.inverse_lipschitz = value
+        self.decoder.inverse_lipschitz = value  # type: ignore[assignment]
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.

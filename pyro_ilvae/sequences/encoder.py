@@ -1,4 +1,4 @@
-"""The amortized network for guides over sequences: from tokens to the location and scale of their latent variable."""
+"""The network for guides over sequences: from tokens to the location and scale of the latent variable."""
 
 import torch
 from pyro.nn import PyroModule
@@ -9,6 +9,8 @@ from pyro_ilvae import _checks
 from pyro_ilvae.encoders import location_and_scale
 from pyro_ilvae.networks import mlp
 
+__all__ = ["SequenceEncoder"]
+
 
 class SequenceEncoder(PyroModule):
     r"""A bidirectional GRU giving the location and scale of :math:`q(z \mid x)` for sequences of any length.
@@ -16,7 +18,7 @@ class SequenceEncoder(PyroModule):
     .. math:: (m, r) = \operatorname{MLP}(\overrightarrow{h}_T, \overleftarrow{h}_1), \qquad \mu = m, \qquad
         \sigma = \operatorname{softplus}(r + c) > 0,
 
-    with :math:`c = \log(e - 1)`. What follows the last token of a sequence is never read.
+    with :math:`c = \log(e - 1)`. Padding after the last token of a sequence is never read.
 
     Args:
         vocab_size: the number :math:`V` of tokens.
@@ -53,6 +55,10 @@ class SequenceEncoder(PyroModule):
         self.embedding = nn.Embedding(self.vocab_size, width)
         self.recurrent = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
         self.network = mlp(2 * hidden, (hidden,), 2 * self.latent_dim)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"vocab_size={self.vocab_size}, latent_dim={self.latent_dim}"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""

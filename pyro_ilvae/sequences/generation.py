@@ -1,4 +1,4 @@
-"""Sequences out of an autoregressive decoder, token by token: random draws, and search for the most probable one."""
+"""Sequences from an autoregressive decoder, token by token: random draws, and a search for the most probable one."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,13 @@ from pyro_ilvae.distributions import PADDING
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.histories import State
 
+__all__ = ["ancestral_sample", "beam_search"]
+
 
 def ancestral_sample(
     decoder: SequenceDecoder, z: Tensor, max_length: int, end_token: int | None, temperature: float = 1.0
 ) -> Tensor:
-    r"""One draw for each z, each token from its distribution given those drawn before.
+    r"""One sequence for each z, drawn token by token given z and the tokens before.
 
     .. math:: x_t \sim \operatorname{Categorical}(\operatorname{softmax}(f(z; h_t) / \tau)).
 
@@ -21,8 +23,8 @@ def ancestral_sample(
         decoder: a decoder of sequences.
         z: of shape (N, K).
         max_length: the number of tokens after which a sequence is cut off.
-        end_token: the token that ends a sequence; if None, each is of ``max_length``.
-        temperature: :math:`\tau > 0`; below 1 the probable tokens become more so.
+        end_token: the token that ends a sequence; if None, every sequence has ``max_length`` tokens.
+        temperature: :math:`\tau > 0`; below 1, probable tokens become more probable.
 
     Returns:
         Tokens of shape (N, max_length), padded with -1 after the end token.
@@ -46,17 +48,17 @@ def ancestral_sample(
 def beam_search(
     decoder: SequenceDecoder, z: Tensor, max_length: int, end_token: int | None, num_beams: int = 1
 ) -> Tensor:
-    r"""The most probable sequence for each z that a beam search finds; with one beam, the greedy one.
+    r"""The most probable sequence that a beam search finds for each z; with one beam, the search is greedy.
 
     .. math:: \hat x = \operatorname{argmax}_x \sum_t \log p(x_t \mid x_{<t}, z),
 
-    over the sequences that stayed among the ``num_beams`` most probable at each length. There is no bonus for length.
+    over the sequences that are among the ``num_beams`` most probable at every length. Length earns no bonus.
 
     Args:
         decoder: a decoder of sequences.
         z: of shape (N, K).
         max_length: the number of tokens after which a sequence is cut off.
-        end_token: the token that ends a sequence; if None, each is of ``max_length``.
+        end_token: the token that ends a sequence; if None, every sequence has ``max_length`` tokens.
         num_beams: the number of sequences that are kept.
 
     Returns:
@@ -64,7 +66,7 @@ def beam_search(
     """
     _checks.positive_int("num_beams", num_beams)
     count = len(z)
-    # One beam at first: equal ones would stay equal.
+    # Start with one beam, because equal beams would stay equal.
     tokens = torch.full((count, 1, max_length), PADDING, device=z.device)
     score = z.new_zeros(count, 1)
     running = torch.ones(count, 1, dtype=torch.bool, device=z.device)
@@ -74,7 +76,7 @@ def beam_search(
         nats = F.log_softmax(logits, dim=-1).reshape(*running.shape, vocab_size)
         if nats.isnan().any():
             raise ValueError("Expected the decoder to return logits without NaN, got some")
-        # A sequence that has ended has one continuation, itself, which stands in the place of token 0.
+        # The only continuation of a sequence that has ended is itself; it takes the place of token 0.
         itself = torch.full_like(nats, -torch.inf)
         itself[..., 0] = 0.0
         candidates = score.unsqueeze(-1) + torch.where(running.unsqueeze(-1), nats, itself)
@@ -93,7 +95,7 @@ def beam_search(
 
 
 def _of_parents(state: State, parent: Tensor) -> State:
-    """The state with the rows of each sequence's parent, which stand N x (number of beams so far) in a row."""
+    """The rows of the state that belong to each sequence's parent; rows are ordered by datum, then by beam."""
     beams_before = state[0].shape[0] // len(parent)
     rows = (parent + beams_before * torch.arange(len(parent), device=parent.device).unsqueeze(-1)).flatten()
     return tuple(part[rows] for part in state)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 
+__all__ = ["RecurrentHistory", "TransformerHistory"]
+
 State: TypeAlias = tuple[Tensor, ...]  # each tensor with the sequences in its first dimension
 
 
@@ -17,16 +19,16 @@ class RecurrentHistory(PyroModule):
 
     .. math:: h_t = \operatorname{GRU}(h_{t-1}, e_{x_{t-1}}), \qquad x_0 = \text{start},
 
-    with :math:`e` a learned embedding, or the hidden state of an LSTM in place of that of a GRU. Its weights are those
-    of PyTorch's own layer, which takes no priors.
+    with :math:`e` a learned embedding, or the same with an LSTM. The layer is PyTorch's own, whose weights take no
+    priors.
 
     Args:
-        vocab_size: the number :math:`V` of tokens. Inputs may also be V, the start of a sequence, and V + 1, a token
-            that word dropout has hidden.
+        vocab_size: the number :math:`V` of tokens. An input of V is the start of a sequence, and V + 1 is a token that
+            word dropout has hidden.
         kind: "gru" or "lstm".
         embedding_features: the width of the embedding.
         hidden_features: the width :math:`H` of the state.
-        num_layers: the number of layers, one on top of the other.
+        num_layers: the number of layers.
 
     Example:
         >>> history = RecurrentHistory(vocab_size=10, hidden_features=32)
@@ -52,6 +54,10 @@ class RecurrentHistory(PyroModule):
         layer = nn.GRU if kind == "gru" else nn.LSTM
         self.recurrent = layer(width, self.features, _checks.positive_int("num_layers", num_layers), batch_first=True)
 
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"vocab_size={self.vocab_size}, features={self.features}"
+
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
         states: Tensor = self.recurrent(self.embedding(inputs))[0]
@@ -65,7 +71,7 @@ class RecurrentHistory(PyroModule):
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """The state of shape (N, H) after one more input for each sequence, of shape (N,), and all of the state."""
-        # PyTorch has the layers first, also with batch_first.
+        # PyTorch puts the layers first, even with batch_first.
         before = tuple(part.transpose(0, 1).contiguous() for part in state)
         output, after = self.recurrent(self.embedding(inputs[:, None]), before[0] if self.kind == "gru" else before)
         parts = (after,) if self.kind == "gru" else after
@@ -77,8 +83,8 @@ class TransformerHistory(PyroModule):
 
     .. math:: h = \operatorname{Transformer}(\sqrt{H}\, e_{x_{0:T-1}} + p_{1:T}), \qquad x_0 = \text{start},
 
-    each position attending to itself and those before it. The layers are PyTorch's own, normalized first. When tokens
-    are drawn one by one, each step runs over all tokens so far.
+    where each position attends to itself and to the positions before it. The layers are PyTorch's own, with
+    normalization first. When tokens are drawn one by one, each step runs over all tokens so far.
 
     Args:
         vocab_size: as for :class:`RecurrentHistory`.
@@ -88,7 +94,7 @@ class TransformerHistory(PyroModule):
         dropout: the probability with which each layer drops a unit in training.
 
     Raises:
-        ValueError: for an odd width, or one that the heads do not divide.
+        ValueError: for an odd width, or a width that the heads do not divide.
 
     References:
         Vaswani et al. 2017, Attention is all you need, https://arxiv.org/abs/1706.03762
@@ -124,6 +130,10 @@ class TransformerHistory(PyroModule):
         self.transformer = nn.TransformerEncoder(
             layer, _checks.positive_int("num_layers", num_layers), nn.LayerNorm(features), enable_nested_tensor=False
         )
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"vocab_size={self.vocab_size}, features={self.features}"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
