@@ -105,10 +105,11 @@ class ProjectedDecoder(PyroModule):
         """
         _checks.last_dim("z", z, self.latent_dim)
         _checks.context(context, self.context_dim)
+        outside = self._outside(z, context)
         inside = self.map(z)
         if context is not None:
             inside = inside + self.from_context(context)
-        eta: Tensor = self.frame.replace(self._outside(z, context), inside)
+        eta: Tensor = self.frame.replace(outside, inside)
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:
