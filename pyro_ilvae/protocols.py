@@ -70,7 +70,7 @@ class Likelihood(Protocol):
         """Optional: KL(p(x | eta) || p(x | other)) of each entry, in nats; PyTorch's formula or draws if left out."""
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
-        """Optional: the Fisher information at eta times a vector whose shape ends in that of eta."""
+        """Optional: the Fisher information at eta times a vector, whose shape ends in the shape of eta."""
 
     def smallest_information(self, eta: Tensor) -> Tensor:
         """Optional: the smallest eigenvalue of the Fisher information of each entry of a datum."""

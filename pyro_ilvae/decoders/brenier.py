@@ -144,7 +144,7 @@ class BrenierMap(PyroModule):
             z = self._solve(flat, tolerance, max_iterations).reshape(y.shape)
         if not torch.is_grad_enabled():
             return z
-        # The derivatives of one more Newton step with a constant Jacobian are those of the inverse function.
+        # One more Newton step with a constant Jacobian has the same derivatives as the inverse function.
         residual = self(z) - y
         return z - torch.linalg.solve(self.jacobian(z).detach(), residual.unsqueeze(-1)).squeeze(-1)
 

@@ -64,8 +64,7 @@ class MLPDecoder(PyroModule):
 
         Args:
             z: of shape (..., K).
-            context: of shape (..., C), with batch dimensions that broadcast with those of ``z``; None without
-                ``context_dim``.
+            context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
         _checks.last_dim("z", z, self.latent_dim)
         _checks.context(context, self.context_dim)
