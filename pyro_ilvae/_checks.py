@@ -73,11 +73,11 @@ def finite(name: str, value: SupportsFloat) -> float:
     return number
 
 
-def fraction(name: str, value: SupportsFloat) -> float:
-    """Return ``value`` as a float in [0, 1]."""
+def fraction(name: str, value: SupportsFloat, *, ends: bool = True) -> float:
+    """Return ``value`` as a float in [0, 1], or in (0, 1) without the ends."""
     number = _number(value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"Expected {name} to be a number in [0, 1], got {value!r}")
+    if not 0 <= number <= 1 or (not ends and number in (0, 1)):
+        raise ValueError(f"Expected {name} to be a number in {'[0, 1]' if ends else '(0, 1)'}, got {value!r}")
     return number
 
 
