@@ -1,10 +1,9 @@
 """Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
 
 import math
+from typing import Any
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -87,6 +86,10 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         >>> principal_token_frame(torch.randint(0, 10, (100, 6)), vocab_size=10, latent_dim=2).shape
         torch.Size([10, 2])
     """
+    # Here, because importing SciPy's sparse matrices takes a tenth of a second.
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.linalg import svds
+
     _checks.positive_int("vocab_size", vocab_size)
     _checks.positive_int("latent_dim", latent_dim)
     if x.dim() != 2 or x.is_floating_point() or (x.numel() and not -1 <= int(x.min()) <= int(x.max()) < vocab_size):
@@ -98,7 +101,7 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         )
     rows, columns = (x >= 0).nonzero(as_tuple=True)
     ones = np.ones(len(rows))
-    counts = scipy.sparse.csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
+    counts = csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
     mean = np.asarray(counts.mean(0)).ravel()
     spread = np.sqrt(np.maximum(np.asarray(counts.multiply(counts).mean(0)).ravel() - mean**2, 0.0))
     rank = 0
@@ -109,7 +112,7 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         # Against the size of the counts before their rows were centered, beside which the rest may be rounding.
         smallest = 1e-6 * math.sqrt(len(x)) * np.linalg.norm(spread / scale)
         if np.linalg.norm(operator @ np.random.default_rng(1).standard_normal(vocab_size)) > smallest:
-            _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, v0=start)
+            _, values, vectors = svds(operator, latent_dim, v0=start)
             rank = int((values > smallest).sum())
     if rank < latent_dim:
         raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
@@ -117,10 +120,9 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
     return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
 
 
-def _centered_operator(
-    counts: scipy.sparse.csr_matrix, mean: np.ndarray, scale: np.ndarray
-) -> scipy.sparse.linalg.LinearOperator:
+def _centered_operator(counts: Any, mean: np.ndarray, scale: np.ndarray) -> Any:
     """The counts without column means, scaled, then without row means: a product, as the matrix would be dense."""
+    from scipy.sparse.linalg import LinearOperator
 
     def product(v: np.ndarray) -> np.ndarray:
         scaled = (v.ravel() - v.mean()) / scale
@@ -130,4 +132,4 @@ def _centered_operator(
         v = (counts.T @ u.ravel() - mean * u.sum()) / scale
         return np.asarray(v - v.mean())
 
-    return scipy.sparse.linalg.LinearOperator(counts.shape, product, transposed, dtype=np.float64)
+    return LinearOperator(counts.shape, product, transposed, dtype=np.float64)

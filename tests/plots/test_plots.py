@@ -647,7 +647,7 @@ ERRORS = {
     "training-l": (lambda: plot_training([1.0], inverse_lipschitz=NAN), "inverse_lipschitz to be finite"),
     "training-smoothing": (
         lambda: plot_training([1.0], smoothing=2),
-        "smoothing to be at most 1, the number of steps, got 2",
+        "smoothing to be at most 1, the number of",
     ),
     "training-window": (lambda: plot_training([1.0], smoothing=0), "smoothing to be an int >= 1"),
     "loc-shape": (lambda: plot_posteriors(torch.ones(2, 3), ONE), r"loc of shape \(N, 2\), got \(2, 3\)"),
