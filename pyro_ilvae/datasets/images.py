@@ -25,7 +25,7 @@ FOLDER_VARIABLE = "PYRO_ILVAE_DATA"
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
-# A fixed list and no search: MNIST's files, perhaps in a folder beside these, have the same names.
+# A fixed list: a search could find MNIST, whose files have the same names.
 _SUBFOLDERS = (".", "fashion-mnist", "fashion-mnist-subset", "FashionMNIST/raw")
 
 _PATIENCE = 20.0  # seconds to wait for an answer before the network counts as missing

@@ -156,10 +156,11 @@ def tinyshakespeare(folder: str | os.PathLike[str] | None = None) -> TextData:
 
 
 def words() -> TextData:
-    """The 3,892 words of at least three letters in the names of Unicode's characters, as characters; needs no file.
+    """The 3,892 words of at least three letters in the names of Unicode's characters, as rows of characters.
 
-    A word is a run of letters, in lower case, in the name of a character below U+20000 in version 3.2 of Unicode,
-    except CJK characters and Hangul syllables. Every Python has that version, so the words are always the same.
+    No file is needed. A word is a run of letters, in lower case, in the name of a character below U+20000 in version
+    3.2 of Unicode, except CJK characters and Hangul syllables. Every Python has that version of Unicode, so the words
+    are always the same.
 
     Example:
         >>> data = words()

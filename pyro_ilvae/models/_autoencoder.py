@@ -126,7 +126,7 @@ class Autoencoder(PyroModule):
             if stored is not None and stored.unconstrained() is not parameter:
                 warnings.warn(
                     f"Pyro's param store holds another model's '{full_name}': SVI would train the parameters of that "
-                    "model and not of this one. Call pyro.clear_param_store() before fitting a new model.",
+                    "model instead of this model's. Call pyro.clear_param_store() before fitting a new model.",
                     stacklevel=3,
                 )
                 return

@@ -209,7 +209,7 @@ class SequentialVAE(Autoencoder):
         Args:
             z: of shape (..., K).
             batch_size: the number of sequences searched for at a time; all at once if None.
-            num_beams: the number of sequences kept at each length, those with the largest log probability.
+            num_beams: the number of sequences kept at each length. They have the largest log probabilities.
             max_length: the number of tokens after which a sequence is cut off; the model's ``max_length`` if None.
 
         Returns:
@@ -279,7 +279,7 @@ class SequentialVAE(Autoencoder):
     def _drawn(self, z: Tensor, max_length: int, batch_shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Independent draws given z, of shape (..., max_length), and their logits."""
         z = z.expand(*batch_shape, self.latent_dim)
-        # Draws and their density are those of the model in evaluation mode, without dropout.
+        # Draws and their density come from the model in evaluation mode, without dropout.
         with evaluation_mode(self.decoder):
             with torch.no_grad():
                 flat = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
@@ -322,7 +322,7 @@ class SequentialVAE(Autoencoder):
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
-                f"Expected each row at site 'x' to have a token, and padding only after its last token, got "
+                f"Expected at least one token in each row at site 'x', and padding only after its last token, got "
                 f"{int(wrong.sum())} other rows, first row {row}: {x[row].tolist()}"
             )
         if self.end_token is not None:
