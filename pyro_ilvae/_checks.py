@@ -1,4 +1,4 @@
-"""Checks of what a user passes in: each raises where the value enters and names the argument."""
+"""Checks of what a user passes in: each check raises where the value enters and names the argument."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from typing import SupportsFloat, SupportsIndex
 import torch
 
 
-def positive_int(name: str, value: int) -> int:
-    """Return ``value`` if it is an int of at least 1."""
-    if not _is_int(value) or index(value) < 1:
-        raise ValueError(f"Expected {name} to be an int >= 1, got {value!r}")
+def positive_int(name: str, value: int, *, at_least: int = 1) -> int:
+    """Return ``value`` if it is an int of at least ``at_least``."""
+    if not _is_int(value) or index(value) < at_least:
+        raise ValueError(f"Expected {name} to be an int >= {at_least}, got {value!r}")
     return index(value)
 
 
@@ -23,7 +23,7 @@ def index_below(name: str, value: int, size: int) -> int:
 
 
 def seed(value: int | None) -> int | None:
-    """Return ``value`` if it is an int that a generator takes, or None."""
+    """Return ``value`` if it is None or an int that a generator of PyTorch takes."""
     if value is not None and not (_is_int(value) and -(2**63) <= index(value) < 2**64):
         raise ValueError(f"Expected seed to be an int or None, got {value!r}")
     return value
@@ -49,7 +49,7 @@ def choice(name: str, value: str, options: Sequence[str]) -> str:
     return value
 
 
-def non_negative(name: str, value: float) -> float:
+def non_negative(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a finite float of at least 0."""
     number = _number(value)
     if not 0 <= number < math.inf:
@@ -57,7 +57,7 @@ def non_negative(name: str, value: float) -> float:
     return number
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a finite float above 0."""
     number = _number(value)
     if not 0 < number < math.inf:
@@ -65,7 +65,7 @@ def positive(name: str, value: float) -> float:
     return number
 
 
-def finite(name: str, value: float) -> float:
+def finite(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a finite float."""
     number = _number(value)
     if not math.isfinite(number):
@@ -73,11 +73,11 @@ def finite(name: str, value: float) -> float:
     return number
 
 
-def fraction(name: str, value: float) -> float:
-    """Return ``value`` as a float in [0, 1]."""
+def fraction(name: str, value: SupportsFloat, *, ends: bool = True) -> float:
+    """Return ``value`` as a float in [0, 1], or in (0, 1) without the ends."""
     number = _number(value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"Expected {name} to be a number in [0, 1], got {value!r}")
+    if not 0 <= number <= 1 or (not ends and number in (0, 1)):
+        raise ValueError(f"Expected {name} to be a number in {'[0, 1]' if ends else '(0, 1)'}, got {value!r}")
     return number
 
 
@@ -88,17 +88,21 @@ def last_dim(name: str, value: torch.Tensor, size: int) -> None:
 
 
 def context(value: torch.Tensor | None, size: int | None) -> None:
-    """Raise unless there is a context of shape (..., size), or none where there is no size."""
-    if size is None and value is not None:
-        raise ValueError("Expected no context for a decoder without context_dim, got one")
-    if size is not None:
-        if value is None:
-            raise ValueError(f"Expected context of shape (..., {size}), got None")
-        last_dim("context", value, size)
+    """Raise unless ``value`` is a context of shape (..., size), or None if ``size`` is None."""
+    if size is None:
+        if value is not None:
+            raise ValueError(
+                f"Expected no context for a decoder without context_dim, got one of shape {tuple(value.shape)}"
+            )
+        return
+    if value is None:
+        raise ValueError(f"Expected context of shape (..., {size}), got None")
+    last_dim("context", value, size)
 
 
 def _is_int(value: object) -> bool:
-    # SupportsIndex rather than int, for the integers of NumPy; tensors of other numbers have it too, and fail.
+    # NumPy's integers are SupportsIndex and not int. Arrays and tensors are SupportsIndex too: index() refuses them
+    # unless they hold a single integer.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return False
     try:
@@ -109,10 +113,10 @@ def _is_int(value: object) -> bool:
 
 
 def _number(value: object) -> float:
-    """The value as a float, NaN if it is none."""
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+    """The value as a float, or NaN if ``value`` is not a single number."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) != 0:
         return math.nan
     try:
         return float(value.detach() if isinstance(value, torch.Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):  # an array or tensor of several numbers
+    except (TypeError, ValueError, RuntimeError):  # for example a complex tensor
         return math.nan

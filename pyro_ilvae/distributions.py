@@ -1,4 +1,4 @@
-"""Distributions by the parameters that decoders give, where PyTorch's own forms are slow, saturate or turn NaN."""
+"""Distributions in the natural parameters of decoders, for which PyTorch's forms are slow, saturate or turn NaN."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-PADDING = -1  #: what follows the last token of a sequence, so that those of several lengths fill a rectangle
+__all__ = ["PADDING", "IsotropicNormal", "NaturalContinuousBernoulli", "NaturalPoisson", "TokenSequence"]
+
+PADDING = -1  #: the number that fills a row of tokens after the last token of a shorter sequence
 
 
 def innermost(distribution: Any) -> Any:
-    """The distribution under all that wraps it: event dimensions, masks, transforms."""
+    """The distribution inside all wrappers: event dimensions, masks and transforms."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return distribution
 
 
 def without_event(distribution: Any) -> Any:
-    """The distribution whose batch dimensions were declared to be of the event."""
+    """The distribution inside ``to_event``, with these dimensions as batch dimensions again."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 class IsotropicNormal(dist.Normal):
-    r"""A Normal with one scale for all entries, which enters its log density as the scalar it is.
+    r"""A Normal with one scale for all entries, which the log density uses as a scalar.
 
     .. math:: \log p(x \mid \mu) = -\tfrac12 (x - \mu)^2 / \sigma^2 - \log \sigma - \tfrac12 \log 2\pi.
 
-    PyTorch's form spreads the scale over all entries first, and takes that many squares and logarithms of it.
+    PyTorch's form expands the scale to all entries first, and computes a square and a logarithm for each of them.
 
     Args:
         loc: the mean :math:`\mu`, of any shape.
@@ -62,7 +64,7 @@ class IsotropicNormal(dist.Normal):
 
 
 class _Natural(TorchDistribution):
-    """A univariate distribution with the one parameter ``eta``."""
+    """A univariate distribution with a single parameter ``eta``."""
 
     arg_constraints = {"eta": constraints.real}  # noqa: RUF012 - PyTorch's name and form
 
@@ -83,7 +85,7 @@ class NaturalPoisson(_Natural):
 
     .. math:: \log p(x \mid \eta) = x \eta - e^\eta - \log x!.
 
-    PyTorch's form takes the rate, whose underflow (eta < -104 in float32) makes the gradient NaN.
+    PyTorch's form takes the rate, which underflows for eta < -104 in float32 and makes the gradient NaN.
 
     Args:
         eta: the log rate :math:`\eta`, of any shape.
@@ -123,7 +125,7 @@ class NaturalContinuousBernoulli(_Natural):
     .. math:: \log p(x \mid \eta) = \eta x - \log \frac{e^\eta - 1}{\eta}
         = \eta (x - \tfrac12) - \log \frac{\sinh(\eta / 2)}{\eta / 2}.
 
-    PyTorch's form takes probabilities, and clamps them: beyond |eta| = 15 in float32 it is no density.
+    PyTorch's form takes probabilities and clamps them: for |eta| > 15 in float32 it is no density.
 
     Args:
         eta: the natural parameter :math:`\eta`, of any shape.
@@ -153,7 +155,7 @@ class NaturalContinuousBernoulli(_Natural):
         small = self.eta.abs() < 2
         size = torch.where(small, torch.full_like(self.eta, 2), self.eta.abs())
         far = 1 / size**2 - torch.exp(-size) / torch.expm1(-size) ** 2
-        # The two terms cancel near 0. With y = eta / 2 and r = (sinh y - y) / y^3, by its series, nothing does.
+        # The two terms cancel near 0. A form in y = eta / 2 and the series of r = (sinh y - y) / y^3 has no such terms.
         y2 = torch.where(small, 0.25 * self.eta**2, torch.zeros_like(self.eta))
         r = torch.ones_like(self.eta)
         for n in range(8, 1, -1):
@@ -166,7 +168,7 @@ class NaturalContinuousBernoulli(_Natural):
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.eta.dtype, device=self.eta.device)
         small = self.eta.abs() < 1e-3
-        # The inverse for eta > 0; the distribution for -eta is its mirror image. Near 0 a first-order expansion.
+        # The inverse is for eta > 0. For eta < 0 the distribution is mirrored; near 0 a first-order expansion serves.
         size = torch.where(small, torch.ones_like(self.eta), self.eta.abs())
         above = torch.where(self.eta < 0, 1 - u, u)
         inverse = 1 + torch.log(above + (1 - above) * torch.exp(-size)) / size
@@ -180,7 +182,7 @@ class NaturalContinuousBernoulli(_Natural):
         size = self.eta.abs()
         small = size < 0.1
         safe = torch.where(small, torch.ones_like(size), size)
-        # log(sinh(a / 2) / (a / 2)), which is even in eta.
+        # log(sinh(a / 2) / (a / 2)) for a = |eta|, because the function is even.
         log_sinhc = torch.where(
             small, self.eta**2 / 24 - self.eta**4 / 2880, safe / 2 + torch.log(-torch.expm1(-safe)) - torch.log(safe)
         )
@@ -188,26 +190,26 @@ class NaturalContinuousBernoulli(_Natural):
 
 
 class TokenSequence(TorchDistribution):
-    r"""Sequences of tokens of different lengths, each token given those before it.
+    r"""Sequences of tokens of different lengths, each token given the tokens before it.
 
     .. math:: \log p(x) = \sum_{t \le T_x} \log \operatorname{softmax}(\eta_t)_{x_t},
 
-    with :math:`T_x` the number of tokens before the padding, which has no density of its own.
+    with :math:`T_x` the number of tokens before the padding. The padding has no density.
 
-    The logits of a token depend on the tokens before it, so those given are for one history, the tokens given. What is
-    drawn, and the density at other tokens, take the functions that a model of sequences has for it.
+    The logits of a token depend on the tokens before it, so ``logits`` belong to one history, ``tokens``. Draws come
+    from the function ``draw``, and the density at other tokens uses the function ``logits_of``.
 
     Args:
         logits: :math:`\eta` of shape (..., T, V).
         tokens: the history, of shape (..., T): numbers below V, followed by any amount of :data:`PADDING`.
         draw: a function from a batch shape to independent draws and their logits, of shapes (\*batch shape, T) and
-            (\*batch shape, T, V); if None, the history is what is drawn.
-        logits_of: the function from other tokens to their logits.
-        drawn: whether the history is a draw already, which the first call of ``sample`` returns.
+            (\*batch shape, T, V); if None, ``sample`` returns the history.
+        logits_of: a function from other tokens to their logits.
+        drawn: whether the history is a draw, which the first call of ``sample`` then returns.
 
     Raises:
-        ValueError: for logits and tokens of different lengths, and from ``log_prob`` for other tokens than the history
-            or the last draw without ``logits_of``.
+        ValueError: for logits and tokens of different lengths. Without ``logits_of``, ``log_prob`` raises it for tokens
+            that are neither the history nor the last draw.
 
     Example:
         >>> tokens = torch.tensor([[1, 0], [1, PADDING]])
@@ -257,7 +259,7 @@ class TokenSequence(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, of shape (..., T)."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        # A draw for fewer dimensions than are asked for would be repeated along the others.
+        # A history with fewer dimensions than the shape asked for would repeat one draw along the other dimensions.
         if self._draw is None or (self._drawn and self.tokens.shape == shape):
             self._drawn = False
             return self.tokens.expand(shape)
@@ -269,7 +271,7 @@ class TokenSequence(TorchDistribution):
         logits = self._logits_at(value)
         batch_shape = torch.broadcast_shapes(logits.shape[:-2], value.shape[:-1])
         targets = value.expand(*batch_shape, -1)
-        # One fused pass: a normalized copy of the logits is the largest tensor of a step.
+        # One fused pass, because a normalized copy of the logits would be the largest tensor of a step.
         nats = cross_entropy(
             logits.expand(*batch_shape, *logits.shape[-2:]).flatten(0, -2),
             targets.flatten(),
@@ -281,11 +283,13 @@ class TokenSequence(TorchDistribution):
     def _logits_at(self, value: Tensor) -> Tensor:
         known = [(self.tokens, self.logits), *([] if self._last_draw is None else [self._last_draw])]
         for tokens, logits in known:
-            # Comparing them waits for the device, which a step of training should not.
+            # The identity first: comparing values waits for the device, and a step of training should not.
             if value is tokens or (value.shape[-1] == tokens.shape[-1] and bool((value == tokens).all())):
                 return logits
         if self._logits_of is None:
-            raise ValueError("Expected the tokens that the logits were computed for, got others")
+            raise ValueError(
+                f"Expected the tokens that the logits were computed for, got others, of shape {tuple(value.shape)}"
+            )
         inside = (value >= PADDING) & (value < self.logits.shape[-1])
         if not inside.all():
             raise ValueError(f"Expected tokens from {PADDING} to {self.logits.shape[-1] - 1}, got {value[~inside][0]}")

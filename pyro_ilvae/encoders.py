@@ -1,4 +1,4 @@
-"""Amortized networks for guides: from a datum to the location and the positive scale of its latent variable."""
+"""Networks for amortized guides: from a datum to the location and the positive scale of its latent variable."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from pyro_ilvae import _checks
 from pyro_ilvae.networks import mlp
 
-# A scale of exactly zero, which softplus reaches in float32, has no log density.
+__all__ = ["ConvEncoder", "MLPEncoder"]
+
+# Softplus reaches exactly zero in float32, and a scale of zero has no log density.
 _SMALLEST_SCALE = 1e-6
 
 
@@ -28,13 +30,13 @@ class MLPEncoder(PyroModule):
         event_shape: the shape of one datum.
         latent_dim: the dimension :math:`K` of the latent variable.
         hidden_features: the widths of the hidden layers.
-        input_transform: what is done to the data first, elementwise; ``torch.log1p`` suits counts.
-        num_components: the number :math:`C` of components of a :class:`~pyro_ilvae.MixtureVAE`, if the network is to
-            give each its own posterior: ``forward`` then returns logits of :math:`q(y \mid x)`, of shape (..., C), and
+        input_transform: an elementwise function that is applied to the data first; ``torch.log1p`` suits counts.
+        num_components: the number :math:`C` of components of a :class:`~pyro_ilvae.MixtureVAE`, if each component is to
+            have its own posterior. ``forward`` then returns logits of :math:`q(y \mid x)`, of shape (..., C), and
             locations and scales of :math:`q(z \mid x, y)`, of shape (..., C, K).
 
     Raises:
-        ValueError: for widths below 1, and from ``forward`` for data of another shape.
+        ValueError: for widths below 1. ``forward`` raises it for data of another shape.
 
     Example:
         >>> loc, scale = MLPEncoder(event_shape=(8, 8), latent_dim=2)(torch.zeros(5, 8, 8))
@@ -60,10 +62,14 @@ class MLPEncoder(PyroModule):
             self.event_shape.numel(), _checks.widths("hidden_features", hidden_features), _num_outputs(self)
         )
 
+    def extra_repr(self) -> str:
+        """The sizes, for ``print``."""
+        return _sizes(self)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape).
 
-        With ``num_components``, logits of shape (..., C) before them, which are then of shape (..., C, K).
+        With ``num_components``, logits of shape (..., C), and location and scale of shape (..., C, K).
         """
         batch_shape = _batch_shape(x, self.event_shape)
         output = self.network(_as_input(x, self, self.input_transform).reshape((*batch_shape, -1)))
@@ -73,19 +79,20 @@ class MLPEncoder(PyroModule):
 class ConvEncoder(PyroModule):
     r"""A small convolutional network giving the location and scale of :math:`q(z \mid x)` for images.
 
-    Each convolution (kernel 3, stride 2) halves height and width; a multilayer perceptron reads the last feature map.
-    Location and scale are formed as in :class:`MLPEncoder`.
+    Each convolution (kernel 3, stride 2) halves height and width. A multilayer perceptron reads the last feature map
+    and returns location and scale as in :class:`MLPEncoder`.
 
     Args:
         event_shape: the shape (H, W) or (C, H, W) of one image.
         latent_dim: the dimension :math:`K` of the latent variable.
-        channels: the channels of the convolutions.
+        channels: the numbers of channels of the convolutions.
         hidden_features: the widths of the perceptron's hidden layers.
-        input_transform: what is done to the data first, elementwise; ``torch.log1p`` suits counts.
+        input_transform: as for :class:`MLPEncoder`.
         num_components: as for :class:`MLPEncoder`.
 
     Raises:
-        ValueError: for another number of dimensions, widths below 1, and from ``forward`` for data of another shape.
+        ValueError: for an ``event_shape`` of another length and widths below 1. ``forward`` raises it for data of
+            another shape.
 
     Example:
         >>> loc, scale = ConvEncoder(event_shape=(28, 28), latent_dim=2)(torch.zeros(5, 28, 28))
@@ -122,14 +129,23 @@ class ConvEncoder(PyroModule):
             depths[-1] * height * width, _checks.widths("hidden_features", hidden_features), _num_outputs(self)
         )
 
+    def extra_repr(self) -> str:
+        """The sizes, for ``print``."""
+        return _sizes(self)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*event_shape).
 
-        With ``num_components``, logits of shape (..., C) before them, which are then of shape (..., C, K).
+        With ``num_components``, logits of shape (..., C), and location and scale of shape (..., C, K).
         """
         batch_shape = _batch_shape(x, self.event_shape)
         features = self.convolutions(_as_input(x, self, self.input_transform).reshape((-1, *self._image_shape)))
         return _posterior(self.network(features.flatten(1)).reshape((*batch_shape, -1)), self)
+
+
+def _sizes(encoder: MLPEncoder | ConvEncoder) -> str:
+    sizes = f"event_shape={tuple(encoder.event_shape)}, latent_dim={encoder.latent_dim}"
+    return sizes if encoder.num_components is None else f"{sizes}, num_components={encoder.num_components}"
 
 
 def _batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
@@ -141,7 +157,7 @@ def _batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
 
 
 def _as_input(x: Tensor, module: nn.Module, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
-    # Counts and binary data come as integers; a network's weights are floating point.
+    # Counts and binary data may be integers, and a network's weights are floating point.
     if not x.is_floating_point():
         x = x.to(next(module.parameters()).dtype)
     return x if transform is None else transform(x)
@@ -153,7 +169,7 @@ def _num_outputs(encoder: MLPEncoder | ConvEncoder) -> int:
 
 
 def _posterior(output: Tensor, encoder: MLPEncoder | ConvEncoder) -> tuple[Tensor, ...]:
-    """Location and scale, with the logits of the components before them if there are any."""
+    """Location and scale; with components, their logits come first."""
     logits: tuple[Tensor, ...] = ()
     if encoder.num_components is not None:
         logits = (output[..., : encoder.num_components],)
@@ -162,6 +178,6 @@ def _posterior(output: Tensor, encoder: MLPEncoder | ConvEncoder) -> tuple[Tenso
 
 
 def location_and_scale(output: Tensor) -> tuple[Tensor, Tensor]:
-    """A network's last layer, of shape (..., 2 K), as a location and a positive scale that starts near 1."""
+    """Location and positive scale from the output of a network, of shape (..., 2 K); the scale starts near 1."""
     loc, raw = output.chunk(2, dim=-1)
     return loc, F.softplus(raw + math.log(math.e - 1)) + _SMALLEST_SCALE

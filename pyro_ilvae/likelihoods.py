@@ -1,15 +1,15 @@
 r"""Likelihoods: from natural parameters eta to a Pyro distribution over data.
 
-Each is called as ``likelihood(eta, x=None)`` and returns a distribution whose batch shape ends in the shape of one
-datum. Any callable of that form can take its place; :class:`~pyro_ilvae.protocols.Likelihood` lists what else a
-likelihood may say about itself, and how to write one.
+A likelihood is called as ``likelihood(eta, x=None)`` and returns a distribution whose batch shape ends in the shape of
+one datum. Any callable of that form will do; :class:`~pyro_ilvae.protocols.Likelihood` says how to write one, and which
+optional attributes it may have.
 
-Each knows the Fisher information of one datum with respect to eta,
+The likelihoods of this module know the Fisher information of one datum with respect to eta,
 
 .. math:: I(\eta) = E_{p(x \mid \eta)}[s s^\top], \qquad s = \nabla_\eta \log p(x \mid \eta),
 
-which is block-diagonal, with a block for each entry of the datum: ``information_product(eta, tangent)`` is I v, and
-``smallest_information(eta)`` the smallest eigenvalue of each block.
+which is block-diagonal, with a block for each entry of the datum. ``information_product(eta, tangent)`` is the product
+I v, and ``smallest_information(eta)`` is the smallest eigenvalue of each block.
 """
 
 import math
@@ -28,8 +28,12 @@ from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _Entrywise(PyroModule):
-    """Likelihoods with one natural parameter for each entry of a datum, whose Fisher information is a diagonal."""
+    """Likelihoods with one natural parameter for each entry of a datum, and so a diagonal Fisher information."""
 
     support_hint = ""
     integer_data = False
@@ -48,14 +52,14 @@ class _Entrywise(PyroModule):
         Computed in double precision, of the shape of ``eta``.
         """
         p, q = self(eta.double()), self(other.double())
-        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean, which need not be in the
-        # support. PyTorch's own formulas are infinite as soon as a probability rounds to one.
+        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean. The mean need not be in the
+        # support, so validation is off. PyTorch's own formulas are infinite once a probability rounds to one.
         mean = p.mean
         p._validate_args = q._validate_args = False
         return p.log_prob(mean) - q.log_prob(mean)  # type: ignore[no-any-return]
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
-        r"""The product :math:`I(\eta) v` with ``tangent`` v, whose shape ends in that of ``eta``."""
+        r"""The product :math:`I(\eta) v` for a ``tangent`` v whose shape ends in the shape of ``eta``."""
         return self.smallest_information(eta) * tangent
 
 
@@ -65,14 +69,17 @@ class Normal(_Entrywise):
     .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
 
     Args:
-        scale: the standard deviation :math:`\sigma`, or where its estimate starts.
-        estimate: "fixed"; "learned", one scalar trained with the rest; or "optimal", the maximum likelihood value
-            :math:`\sigma^2 = \operatorname{mean} (x - \eta)^2` over each training batch (sigma-VAE [1]). The last one
-            is remembered as a running average, which is used whenever no gradient is asked for, in ``eval()`` mode
-            and without data, so that evaluation does not depend on how data are batched.
+        scale: the standard deviation :math:`\sigma`, or the value at which its estimate starts.
+        estimate: how :math:`\sigma` is found:
+
+            - "fixed": :math:`\sigma` stays at ``scale``.
+            - "learned": :math:`\sigma` is one scalar parameter, trained with the other parameters.
+            - "optimal": :math:`\sigma^2 = \operatorname{mean} (x - \eta)^2` over each training batch, the maximum
+              likelihood value (sigma-VAE [1]). A running average of these values replaces it without gradients, in
+              ``eval()`` mode and without data, so that evaluation does not depend on how the data are batched.
 
     Raises:
-        ValueError: for a scale that is not positive, or another ``estimate``.
+        ValueError: for a scale that is not positive, and for another ``estimate``.
 
     References:
         [1] Rybkin, Daniilidis & Levine 2021, Simple and effective VAE training with calibrated decoders,
@@ -101,17 +108,17 @@ class Normal(_Entrywise):
     num_updates: Tensor
 
     def extra_repr(self) -> str:
-        """The scale and how it is found, for ``print``."""
+        """The scale and its estimate, for ``print``."""
         return f"scale={float(self.log_scale.detach().exp()):.4g}, estimate={self.estimate!r}"
 
     @property
     def scale(self) -> Tensor:
-        r"""The standard deviation :math:`\sigma` in use without data, a tensor of shape ()."""
+        r"""The standard deviation :math:`\sigma` that is used without data, of shape ()."""
         return self.log_scale.exp()
 
     @property
     def noise_scale(self) -> Tensor:
-        r"""The standard deviation :math:`\sigma` of Normal noise around eta, the same for all entries."""
+        r"""The standard deviation :math:`\sigma` of the Normal noise around eta, equal for all entries."""
         return self.scale
 
     @property
@@ -120,13 +127,13 @@ class Normal(_Entrywise):
         return self.estimate == "optimal"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        """The distribution of batch shape ``eta.shape``; ``x`` serves the optimal scale only."""
+        """The distribution of batch shape ``eta.shape``; only the optimal scale uses ``x``."""
         scale = self.scale
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
-            # At its optimum the scale has no first-order effect on the loss, so no gradient flows through it.
+            # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
             log_scale = 0.5 * (x - eta.detach()).square().mean().clamp(min=1e-12).log()
             scale = log_scale.exp()
-            if log_scale.isfinite():  # a step that will be refused must not enter the average
+            if log_scale.isfinite():  # a step with a loss that is not finite must not enter the average
                 weight = 1.0 if self.num_updates == 0 else self._momentum
                 self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
                 self.num_updates += 1
@@ -134,7 +141,10 @@ class Normal(_Entrywise):
 
     @pyro_method
     def smallest_information(self, eta: Tensor) -> Tensor:
-        r"""The Fisher information of each entry, :math:`1 / \sigma^2` at the scale in use without data, as ``eta``."""
+        r"""The Fisher information of each entry, :math:`1 / \sigma^2`, of the shape of ``eta``.
+
+        The scale is the one that is used without data.
+        """
         return torch.ones_like(eta) / self.scale.square()
 
 
@@ -184,8 +194,8 @@ class ContinuousBernoulli(_Entrywise):
 class Categorical(PyroModule):
     r"""One of C categories, :math:`p(x = c \mid \eta) \propto e^{\eta_c}`, with C the last dimension of eta.
 
-    The softmax ignores a shift of all entries of eta, so the inverse Lipschitz constant of the decoder carries over to
-    the probabilities only in the other C - 1 directions.
+    The softmax ignores a shift of all entries of eta, so the probabilities inherit the decoder's inverse Lipschitz
+    constant only in the other C - 1 directions.
 
     Args:
         num_categories: the number :math:`C`, the last entry of the decoder's ``event_shape``.
@@ -232,13 +242,13 @@ class Categorical(PyroModule):
         return torch.distributions.kl_divergence(p, q)
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
-        r"""The product :math:`(\operatorname{diag} p - p p^\top) v` for each entry, with ``tangent`` v as ``eta``."""
+        r"""The product :math:`(\operatorname{diag} p - p p^\top) v` of each entry, for a ``tangent`` v as ``eta``."""
         _checks.last_dim("eta", eta, self.num_categories)
         p = eta.softmax(-1)
         return p * (tangent - (p * tangent).sum(-1, keepdim=True))
 
     def smallest_information(self, eta: Tensor) -> Tensor:
-        """The smallest eigenvalue of each entry, of shape ``eta.shape[:-1]``: 0, that of a shift of all categories."""
+        """The smallest eigenvalue of each entry, of shape ``eta.shape[:-1]``: 0, for a shift of all categories."""
         _checks.last_dim("eta", eta, self.num_categories)
         return torch.zeros_like(eta[..., 0])
 
@@ -266,11 +276,11 @@ class NegativeBinomial(_Entrywise):
     r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
 
     Args:
-        total_count: the number :math:`r > 0`, or where its estimate starts.
-        estimate: "fixed" or "learned", one scalar trained with the rest.
+        total_count: the number :math:`r > 0`, or the value at which its estimate starts.
+        estimate: "fixed", or "learned" for one scalar parameter, trained with the other parameters.
 
     Raises:
-        ValueError: for a ``total_count`` that is not positive, or another ``estimate``.
+        ValueError: for a ``total_count`` that is not positive, and for another ``estimate``.
 
     Example:
         >>> NegativeBinomial(total_count=3.0, estimate="fixed")(torch.zeros(2)).mean
@@ -281,8 +291,9 @@ class NegativeBinomial(_Entrywise):
 
     def __init__(self, total_count: float = 1.0, estimate: Literal["fixed", "learned"] = "learned") -> None:
         super().__init__()
+        self.estimate = _checks.choice("estimate", estimate, ("fixed", "learned"))
         log_total_count = torch.tensor(math.log(_checks.positive("total_count", total_count)))
-        if _checks.choice("estimate", estimate, ("fixed", "learned")) == "learned":
+        if estimate == "learned":
             self.log_total_count = nn.Parameter(log_total_count)
         else:
             self.register_buffer("log_total_count", log_total_count)
@@ -290,8 +301,8 @@ class NegativeBinomial(_Entrywise):
     log_total_count: Tensor
 
     def extra_repr(self) -> str:
-        """The total count, for ``print``."""
-        return f"total_count={float(self.log_total_count.detach().exp()):.4g}"
+        """The total count and its estimate, for ``print``."""
+        return f"total_count={float(self.log_total_count.detach().exp()):.4g}, estimate={self.estimate!r}"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
@@ -306,10 +317,10 @@ class NegativeBinomial(_Entrywise):
 def check_support(likelihood: object, x: Tensor, site: str) -> None:
     """Raise a ValueError that names the ``site`` and the offending range if ``x`` is not in the likelihood's support.
 
-    A likelihood without a ``support`` is asked for finite data only.
+    A likelihood without a ``support`` takes all finite data.
     """
     name = type(likelihood).__name__
-    # One pass over data that are as they should be, at every step of training.
+    # A single pass over valid data, because every step of training checks its batch.
     if not torch.stack(x.aminmax()).isfinite().all():
         raise ValueError(
             f"Expected finite data at site '{site}', got {int((~x.isfinite()).sum())} NaN or infinite values"
@@ -327,7 +338,7 @@ def check_support(likelihood: object, x: Tensor, site: str) -> None:
 
 
 def mean_of_data(likelihood: Callable[..., TorchDistribution], eta: Tensor) -> Tensor:
-    """What the likelihood gives as its mean, or else the mean of its distribution."""
+    """The mean by the likelihood's own method ``mean``, or the mean of its distribution without such a method."""
     own = getattr(likelihood, "mean", None)
     mean: Tensor = likelihood(eta).mean if own is None else own(eta)
     return mean

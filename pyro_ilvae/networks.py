@@ -1,4 +1,4 @@
-"""The ordinary network that encoders, backbones and plain decoders are built from."""
+"""The multilayer perceptron of encoders, backbones and plain decoders."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,17 +11,17 @@ __all__ = ["mlp"]
 
 T = TypeVar("T")
 
-# PyroModule[...] makes classes at run time, which type checkers cannot follow.
+# Type checkers cannot follow PyroModule[...], which makes classes at run time.
 Linear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
 _Softplus: type[nn.Softplus] = PyroModule[nn.Softplus]  # type: ignore[assignment]
 _Sequential: type[nn.Sequential] = PyroModule[nn.Sequential]  # type: ignore[assignment]
 
 
 def unused(module: T) -> T:
-    """The module itself, ready to become a part of another one although it may have been called by itself.
+    """Return the module, ready to become a part of another module even if it was called on its own before.
 
-    Pyro asserts that a part was never called on its own, since its parameters would have two names in the global
-    store. The earlier name is never read again once the part belongs to a whole.
+    Pyro refuses a part that was called on its own, because its parameters would have two names in the global param
+    store. The first name does no harm: nothing reads it once the module is a part of another one.
     """
     for part in module.modules() if isinstance(module, nn.Module) else ():
         if isinstance(part, PyroModule) and not part._pyro_context.active:
@@ -30,7 +30,7 @@ def unused(module: T) -> T:
 
 
 def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> nn.Sequential:
-    """A multilayer perceptron with softplus activations, of PyroModules so that a prior can be put on any weight.
+    """A multilayer perceptron with softplus activations, made of PyroModules so that any weight can have a prior.
 
     Args:
         in_features: the width of the input.

@@ -1,4 +1,4 @@
-"""Data for tutorials and tests: a Gaussian mixture, images of clothes and of digits, and text."""
+"""Data for tutorials and tests: a Gaussian mixture, images of clothes and digits, and text."""
 
 from pyro_ilvae.datasets import text
 from pyro_ilvae.datasets.images import ImageData, binarize, digits, fashion_mnist, read_idx

@@ -1,4 +1,4 @@
-"""Data for tutorials and tests: a Gaussian mixture, images of clothes and of digits, and the IDX files they come in."""
+"""Images of clothes and digits, the IDX files in which they are published, and binary images."""
 
 import gzip
 import http.client
@@ -17,56 +17,60 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
+from pyro_ilvae.datasets._printing import names_and_shapes
+
+__all__ = ["ImageData", "binarize", "digits", "fashion_mnist", "read_idx"]
+
+FOLDER_VARIABLE = "PYRO_ILVAE_DATA"
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
-
-# A fixed list, as a folder `mnist` beside them would hold other images under the same names.
+# A fixed list: a search could find MNIST, whose files have the same names.
 _SUBFOLDERS = (".", "fashion-mnist", "fashion-mnist-subset", "FashionMNIST/raw")
 
-
-_FOLDER_VARIABLE = "PYRO_ILVAE_DATA"
-
-
-_PATIENCE = 20.0  # seconds without an answer after which there is no network
+_PATIENCE = 20.0  # seconds to wait for an answer before the network counts as missing
 
 
 class ImageData(NamedTuple):
     """Images with intensities in [0, 1] and their labels, split into training and test data."""
 
-    name: str  #: what was loaded: "Fashion-MNIST", "Fashion-MNIST subset" or "digits"
+    name: str  #: the name of the data: "Fashion-MNIST", "Fashion-MNIST subset" or "digits"
     train: Tensor  #: float32 of shape (N, H, W)
     train_labels: Tensor  #: int64 of shape (N,)
     test: Tensor  #: float32 of shape (M, H, W)
     test_labels: Tensor  #: int64 of shape (M,)
 
+    def __repr__(self) -> str:
+        return names_and_shapes(self)
+
 
 def fashion_mnist(folder: str | os.PathLike[str] | None = None, *, offline: bool = False) -> ImageData:
-    """Fashion-MNIST [1] from a folder or from OpenML, and scikit-learn's digits where there is neither.
+    """Fashion-MNIST [1] from a folder or from OpenML, or scikit-learn's digits if there is neither.
 
-    The first of these that applies:
+    The images come from the first source that is there:
 
-    1. A folder with the four files of Fashion-MNIST under their official names, gzipped or not, directly in it or in
-       its subfolder ``fashion-mnist``, ``fashion-mnist-subset`` or ``FashionMNIST/raw`` (as torchvision keeps them).
-       A subset may be kept in files of the same form. MNIST has files of the same names, which nothing tells apart.
+    1. A folder with the four files of Fashion-MNIST under their official names, gzipped or not, directly in the folder
+       or in its subfolder ``fashion-mnist``, ``fashion-mnist-subset`` or ``FashionMNIST/raw`` (torchvision's). The
+       files may hold a subset. Files of MNIST have the same names and form, and are not told apart.
     2. The 70,000 images of OpenML, which scikit-learn downloads once and keeps.
     3. Without a network, :func:`digits`, with a warning.
 
     Args:
-        folder: a folder to load from; the environment variable ``PYRO_ILVAE_DATA`` if None, and no folder without it.
-        offline: whether to leave out the second and take :func:`digits` without a warning where there is no folder.
+        folder: a folder to load from; None takes the folder that the environment variable ``PYRO_ILVAE_DATA`` names,
+            or no folder if the variable is not set.
+        offline: whether to skip OpenML and load :func:`digits`, without a warning, if there is no folder.
 
     Returns:
-        The images and labels of shape (N, H, W) and (N,). ``name`` says which they are: "Fashion-MNIST" for 60,000
-        training and 10,000 test images, "Fashion-MNIST subset" for other numbers, and "digits".
+        Images of shape (N, H, W) and labels of shape (N,). Their ``name`` is "Fashion-MNIST" for 60,000 training and
+        10,000 test images, "Fashion-MNIST subset" for other numbers of images, and "digits" for :func:`digits`.
 
     Raises:
-        ValueError: for a folder without the four files, whoever named it, and for files that :func:`read_idx` refuses
-            or that do not fit together.
-        ImportError: without scikit-learn, where there is no folder.
+        ValueError: for a folder without the four files, whether the argument or the variable names it, for files that
+            :func:`read_idx` refuses, and for files that do not fit together.
+        ImportError: if scikit-learn is needed and not installed.
 
     Warns:
-        UserWarning: where the download failed and digits take its place.
+        UserWarning: if the download failed, so that digits are returned.
 
     References:
         [1] Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a novel image dataset for benchmarking machine learning
@@ -79,17 +83,17 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None, *, offline: bool
     """
     if folder is not None:
         return _from_folder(Path(folder), "folder")
-    if os.environ.get(_FOLDER_VARIABLE):
-        return _from_folder(Path(os.environ[_FOLDER_VARIABLE]), _FOLDER_VARIABLE)
+    if os.environ.get(FOLDER_VARIABLE):
+        return _from_folder(Path(os.environ[FOLDER_VARIABLE]), FOLDER_VARIABLE)
     if offline:
         return digits()
     try:
         return _from_openml()
-    # Not every OSError: a full disk is no missing network.
+    # These errors mean a missing network. Other OSErrors do not: a full disk, for example.
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         warnings.warn(
             f"Fashion-MNIST could not be downloaded ({error}), so these are scikit-learn's digits. Name a folder with "
-            f"its files, by the argument or by {_FOLDER_VARIABLE}, or ask for digits with offline=True.",
+            f"the files of Fashion-MNIST by the argument or by {FOLDER_VARIABLE}, or ask for digits by offline=True.",
             stacklevel=2,
         )
         return digits()
@@ -98,20 +102,21 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None, *, offline: bool
 def digits() -> ImageData:
     """The 1,797 handwritten digits of 8 x 8 pixels [1] that come with scikit-learn.
 
-    Their 17 shades of gray are divided by 16, and a random split that never changes makes 1,500 training and 297 test
-    images of them.
+    Intensities are the 17 shades of gray, 0 to 16, divided by 16. A random split that never changes makes 1,500
+    training and 297 test images.
 
     Returns:
-        The images and labels, of shape (N, 8, 8) and (N,), with the name "digits".
+        Images of shape (N, 8, 8) and labels of shape (N,), with the name "digits".
 
     Raises:
-        ImportError: without scikit-learn.
+        ImportError: if scikit-learn is not installed.
 
     References:
         [1] Alpaydin & Kaynak 1998, Optical recognition of handwritten digits, https://doi.org/10.24432/C50P49
 
     Example:
-        >>> digits().train.shape, digits().test.shape
+        >>> images = digits()
+        >>> images.train.shape, images.test.shape
         (torch.Size([1500, 8, 8]), torch.Size([297, 8, 8]))
     """
     try:
@@ -126,20 +131,21 @@ def digits() -> ImageData:
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """The array in a file of unsigned bytes in the IDX format [1], in which MNIST and Fashion-MNIST are published.
+    """The array in a file of unsigned bytes in the IDX format [1], the format of MNIST and Fashion-MNIST.
 
-    Two bytes 0, the code of the data type (0x08 for unsigned bytes, the only one read here), the number of dimensions,
-    the size of each as a big-endian 32-bit integer, and then the entries, the last dimension fastest.
+    A file consists of two bytes 0, the code of the data type (0x08 for unsigned bytes; other types are refused), the
+    number of dimensions, the size of each dimension as a big-endian 32-bit integer, and the entries, with the last
+    dimension fastest.
 
     Args:
-        path: the file, which may be gzipped, whatever its suffix.
+        path: the file; it may be gzipped, with any suffix.
 
     Returns:
         A uint8 tensor with the dimensions of the file.
 
     Raises:
-        ValueError: for a file that is not in this format, that has another data type, or that is shorter or longer
-            than its dimensions say, with the name of the file.
+        ValueError: for a file in another format or with another data type, and for a file that is shorter or longer
+            than its dimensions say. The message names the file.
         OSError: for a file that cannot be read.
 
     References:
@@ -156,7 +162,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """
     path = Path(path)
     raw = path.read_bytes()
-    # By content: a browser that unpacks a download keeps its suffix.
+    # The content decides, because a browser that unpacks a download keeps the suffix .gz.
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
@@ -174,25 +180,26 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         raise ValueError(
             f"Expected {path} to hold {math.prod(shape)} entries, for shape {tuple(shape)}, got {len(raw) - start}"
         )
-    # A copy, as PyTorch has no tensors that cannot be written to.
+    # A copy, because NumPy's array is read-only, and PyTorch has no read-only tensors.
     return torch.from_numpy(np.frombuffer(raw, np.uint8)[start:].copy()).reshape(shape)
 
 
 def binarize(x: Tensor, *, seed: int | None = None, threshold: float | None = None) -> Tensor:
-    r"""Binary data from intensities, by draws [1] or by a threshold.
+    r"""Binary data from intensities, by draws [1] or by a threshold t.
 
     .. math:: b_d \sim \operatorname{Bernoulli}(x_d) \qquad\text{or}\qquad b_d = 1[x_d > t].
 
     Args:
         x: intensities in [0, 1], of any shape and floating-point dtype.
-        seed: a seed for the draws, which then leave the global random state of PyTorch as it was.
-        threshold: the intensity :math:`t` in [0, 1] above which an entry is 1; draws if None.
+        seed: a seed for the draws; the global random state if None.
+        threshold: the intensity :math:`t` in [0, 1] above which an entry becomes 1; entries are drawn if None.
 
     Returns:
         Zeros and ones of the shape and dtype of ``x``.
 
     Raises:
-        ValueError: for intensities or a threshold outside [0, 1] or NaN, another dtype, and a seed with a threshold.
+        ValueError: for intensities or a threshold that are NaN or outside [0, 1], for another dtype, and for a seed
+            together with a threshold.
 
     References:
         [1] Salakhutdinov & Murray 2008, On the quantitative analysis of deep belief networks, ICML
@@ -203,7 +210,7 @@ def binarize(x: Tensor, *, seed: int | None = None, threshold: float | None = No
     """
     if not x.is_floating_point():
         raise ValueError(f"Expected x to be a floating-point tensor, got {x.dtype}")
-    # NaN fails the comparisons too.
+    # NaN fails these comparisons too.
     if not ((x >= 0) & (x <= 1)).all():
         raise ValueError(f"Expected x in [0, 1], got values from {float(x.min()):g} to {float(x.max()):g}")
     if threshold is None:
@@ -216,14 +223,14 @@ def binarize(x: Tensor, *, seed: int | None = None, threshold: float | None = No
 
 
 def _from_folder(folder: Path, source: str) -> ImageData:
-    """The four files in the folder or one of its known subfolders; ``source`` is who named it."""
+    """The images in the folder or in one of its known subfolders. ``source`` named the folder."""
     candidates = [[_plain_or_gzipped(folder / subfolder / name) for name in _FILES] for subfolder in _SUBFOLDERS]
     paths = next((paths for paths in candidates if all(path.is_file() for path in paths)), None)
     if paths is None:
         raise ValueError(
             f"Expected {source} to hold {', '.join(_FILES)}, each with or without .gz, directly or in one of its "
             f"subfolders {', '.join(_SUBFOLDERS[1:])}, got {str(folder)!r}, which "
-            + ("has not all four together" if folder.is_dir() else "is no folder")
+            + ("has not all four of them in one place" if folder.is_dir() else "is no folder")
         )
     train, test = (_labeled_images(*pair) for pair in (paths[:2], paths[2:]))
     if train[0].shape[1:] != test[0].shape[1:]:
@@ -253,11 +260,11 @@ def _from_openml() -> ImageData:
     except ImportError as error:
         raise ImportError("fashion_mnist without a folder needs scikit-learn: pip install scikit-learn") from error
     patience = socket.getdefaulttimeout()
-    # Without it a firewall that swallows packets holds the call for minutes.
+    # Without a timeout, a firewall that swallows packets would hold the call for minutes.
     socket.setdefaulttimeout(_PATIENCE if patience is None else patience)
     try:
         with warnings.catch_warnings():
-            # One retry is the fewest; a failure is told of once, by the caller.
+            # scikit-learn makes at least one retry and warns of each failure; the caller warns once.
             warnings.filterwarnings("ignore", "A network error occurred", UserWarning)
             data = fetch_openml("Fashion-MNIST", version=1, as_frame=False, parser="auto", n_retries=1)
     finally:

@@ -1,4 +1,4 @@
-"""Data for tutorials and tests: a Gaussian mixture, images of clothes and of digits, and the IDX files they come in."""
+"""A Gaussian mixture, and the best accuracy with which its components can be told apart."""
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
+from pyro_ilvae.datasets._printing import names_and_shapes
+
+__all__ = ["LabeledData", "gaussian_mixture", "gaussian_mixture_accuracy"]
 
 
 class LabeledData(NamedTuple):
-    """Data and the label of each."""
+    """Data and their labels."""
 
     x: Tensor  #: the data, float32 of shape (N, D)
-    labels: Tensor  #: int64 of shape (N,)
+    labels: Tensor  #: the label of each datum, int64 of shape (N,)
+
+    def __repr__(self) -> str:
+        return names_and_shapes(self)
 
 
 def gaussian_mixture(
@@ -22,7 +29,7 @@ def gaussian_mixture(
     scale: float,
     centers: Tensor | Sequence[Sequence[float]] = ((0, 0), (10, 10)),
     *,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> LabeledData:
     r"""Draws from an equal mixture of isotropic Gaussians.
 
@@ -32,15 +39,18 @@ def gaussian_mixture(
         num_data: the number :math:`N` of data.
         scale: the standard deviation :math:`\sigma` around each center.
         centers: the means :math:`m` of shape (C, D).
-        seed: a seed for the draws, which leave the global random state of PyTorch as it was.
+        seed: a seed for the draws; the global random state if None.
 
     Returns:
-        The data of shape (N, D) and the mixture component that each is from, of shape (N,).
+        The data of shape (N, D), and the component of each datum, of shape (N,).
 
     Raises:
-        ValueError: for no data, a scale that is not positive, and centers of another shape or not finite.
+        ValueError: for a number of data below 1, a scale that is not positive, and centers of another shape or with
+            values that are not finite.
 
     Example:
+        >>> gaussian_mixture(1000, scale=0.1)
+        LabeledData(x=float32 (1000, 2), labels=int64 (1000,))
         >>> x, labels = gaussian_mixture(1000, scale=0.1)
         >>> [x[labels == label].mean(0).round().int().tolist() for label in (0, 1)]
         [[0, 0], [10, 10]]
@@ -48,18 +58,18 @@ def gaussian_mixture(
     _checks.positive_int("num_data", num_data)
     _checks.positive("scale", scale)
     means = _centers(centers).float()
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(len(means), (num_data,), generator=generator)
-    noise = torch.randn(num_data, means.shape[1], generator=generator, dtype=torch.float32)
+    with seeded(seed):
+        labels = torch.randint(len(means), (num_data,), device="cpu")
+        noise = torch.randn(num_data, means.shape[1], dtype=torch.float32, device="cpu")
     return LabeledData(means[labels] + noise * scale, labels)
 
 
 def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[float]] = ((0, 0), (10, 10))) -> float:
-    r"""The expected accuracy of the Bayes classifier on :func:`gaussian_mixture` with two centers, the best there is.
+    r"""The expected accuracy of the Bayes classifier, the best there is, on :func:`gaussian_mixture` with two centers.
 
     .. math:: \Phi\left(\frac{\lVert m_1 - m_0 \rVert}{2 \sigma}\right),
 
-    the probability that a datum lies on its own side of the hyperplane halfway between the centers.
+    the probability that a datum and its own center lie on the same side of the hyperplane halfway between the centers.
 
     Args:
         scale: the standard deviation :math:`\sigma` around each center.
@@ -69,10 +79,10 @@ def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[
         The expected fraction of correct labels, in [0.5, 1].
 
     Raises:
-        ValueError: for a scale that is not positive, and for other than two finite centers.
+        ValueError: for a scale that is not positive, and unless there are two centers with finite values.
 
     References:
-        Hastie, Tibshirani & Friedman 2009, The elements of statistical learning, section 4.3, with equal covariances
+        Hastie, Tibshirani & Friedman 2009, The elements of statistical learning, section 4.3, for equal covariances
 
     Example:
         >>> round(gaussian_mixture_accuracy(scale=7.5), 3)
@@ -91,5 +101,5 @@ def _centers(centers: Tensor | Sequence[Sequence[float]]) -> Tensor:
     if means.dim() != 2 or means.numel() == 0:
         raise ValueError(f"Expected centers of shape (C, D) with C, D >= 1, got {tuple(means.shape)}")
     if not means.isfinite().all():
-        raise ValueError("Expected centers to be finite, got NaN or infinity")
+        raise ValueError(f"Expected centers to be finite, got {means.tolist()}")
     return means

@@ -88,6 +88,10 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         >>> principal_token_frame(torch.randint(0, 10, (100, 6)), vocab_size=10, latent_dim=2).shape
         torch.Size([10, 2])
     """
+    # Here, because importing SciPy's sparse matrices takes a tenth of a second.
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.linalg import svds
+
     _checks.positive_int("vocab_size", vocab_size)
     _checks.positive_int("latent_dim", latent_dim)
     if x.dim() != 2 or x.is_floating_point() or (x.numel() and not -1 <= int(x.min()) <= int(x.max()) < vocab_size):
@@ -97,12 +101,9 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
             f"Expected latent_dim < {min(len(x), vocab_size)}, the smaller of the numbers of sequences and tokens, "
             f"got {latent_dim}"
         )
-    import scipy.sparse  # here, because it takes a while
-    import scipy.sparse.linalg
-
     rows, columns = (x >= 0).nonzero(as_tuple=True)
     ones = np.ones(len(rows))
-    counts = scipy.sparse.csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
+    counts = csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
     mean = np.asarray(counts.mean(0)).ravel()
     spread = np.sqrt(np.maximum(np.asarray(counts.multiply(counts).mean(0)).ravel() - mean**2, 0.0))
     rank = 0
@@ -113,7 +114,7 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         # Relative to the counts before their rows were centered: what is left may be rounding beside them.
         smallest = 1e-6 * math.sqrt(len(x)) * np.linalg.norm(spread / scale)
         if np.linalg.norm(operator @ np.random.default_rng(1).standard_normal(vocab_size)) > smallest:
-            _, values, vectors = scipy.sparse.linalg.svds(operator, latent_dim, v0=start)
+            _, values, vectors = svds(operator, latent_dim, v0=start)
             rank = int((values > smallest).sum())
     if rank < latent_dim:
         raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
@@ -123,6 +124,7 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
 
 def _centered_operator(counts: Any, mean: np.ndarray, scale: np.ndarray) -> Any:
     """The counts without column means, scaled, then without row means, as a product: the matrix would be dense."""
+    from scipy.sparse.linalg import LinearOperator
 
     def product(v: np.ndarray) -> np.ndarray:
         scaled = (v.ravel() - v.mean()) / scale
@@ -131,7 +133,5 @@ def _centered_operator(counts: Any, mean: np.ndarray, scale: np.ndarray) -> Any:
     def transposed(u: np.ndarray) -> np.ndarray:
         v = (counts.T @ u.ravel() - mean * u.sum()) / scale
         return np.asarray(v - v.mean())
-
-    from scipy.sparse.linalg import LinearOperator
 
     return LinearOperator(counts.shape, product, transposed, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Inference: annealing handlers, schedules and ELBO objectives for plain ``pyro.infer.SVI``."""
+"""Annealing, schedules, ELBO objectives and an optimizer, for use with Pyro's own ``SVI``."""
 
 from pyro_ilvae.infer import schedules
 from pyro_ilvae.infer.annealing import AnnealMessenger, anneal

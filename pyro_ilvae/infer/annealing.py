@@ -1,18 +1,18 @@
-"""The handler that scales latent sites, which is what a KL weight is in Pyro's terms."""
+"""The handler that weights the KL divergence of an ELBO by scaling latent sites."""
 
-import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 import pyro.distributions as dist
-import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae.distributions import innermost
 from pyro_ilvae.infer.schedules import Schedule
+
+__all__ = ["AnnealMessenger", "anneal"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,15 +20,10 @@ Beta: TypeAlias = float | Tensor | Schedule
 
 
 def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
-    """The value of a beta now, checked to be finite and not negative."""
+    """The current value of ``beta``, checked to be finite and not negative."""
     value = beta.value if isinstance(beta, Schedule) else beta
-    if isinstance(value, Tensor):
-        valid = value.dim() == 0 and bool(torch.isfinite(value) & (value >= 0))
-    else:
-        valid = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value) and value >= 0
-    if not valid:
-        raise ValueError(f"Expected {name} to be a finite number >= 0 or a Schedule of such, got {value!r}")
-    return value
+    number = _checks.non_negative(name, value)
+    return value if isinstance(value, Tensor) else number
 
 
 class AnnealMessenger(Messenger):
@@ -36,18 +31,25 @@ class AnnealMessenger(Messenger):
 
     .. math:: \log p_\beta(x, z) = \log p(x \mid z) + \beta \log p(z).
 
-    Used on model and guide alike it makes the ELBO :math:`E_q \log p(x \mid z) - \beta\,\mathrm{KL}(q \| p)`, with
-    sampled and with analytic KL. Unlike ``poutine.scale`` it takes beta = 0, where annealing schedules start. It
-    multiplies the scales of plates and other handlers. A handler that observes sites (``poutine.condition``) has to
-    be applied inside it.
+    Applied to both model and guide, the handler turns the ELBO into
+    :math:`E_q \log p(x \mid z) - \beta\,\mathrm{KL}(q \| p)`, for a sampled and for an analytic KL. Unlike
+    ``poutine.scale``, it takes beta = 0, the value at which annealing schedules start. Beta multiplies the scales that
+    plates and other handlers set. A handler that observes sites (``poutine.condition``) must be applied inside this
+    one.
 
     Args:
-        beta: the weight, a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`
-            whose current value is used; or a mapping from names of sites to such weights.
+        beta: the weight: a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`
+            whose current value is used. A mapping from names of sites to weights gives each named site its own weight
+            and leaves the other sites alone.
 
     Raises:
-        ValueError: for a weight that is negative or not finite; and when the function returns, for a name that was no
-            latent site in it, or whose density is that of an auxiliary site (as in guides such as AutoNormal).
+        ValueError: for a weight that is negative or not finite. With a mapping, also when the function returns: if a
+            name is not a latent site of the function, or if an auxiliary site holds the density of the named site (as
+            in guides such as AutoNormal).
+
+    Example:
+        >>> AnnealMessenger({"y": 2.0, "z": 1.0})
+        AnnealMessenger(beta={'y': 2.0, 'z': 1.0})
     """
 
     def __init__(self, beta: Beta | Mapping[str, Beta]) -> None:
@@ -63,6 +65,9 @@ class AnnealMessenger(Messenger):
         self.latent_sites: set[str] = set()
         self._delta_sites: set[str] = set()
         self._auxiliary_sites: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(beta={self.beta if self.betas is None else self.betas!r})"
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or site_is_subsample(msg):  # type: ignore[arg-type]
@@ -89,7 +94,7 @@ class AnnealMessenger(Messenger):
             self._check_sites()
 
     def _check_sites(self) -> None:
-        """Raise a ValueError if a named site was never scaled, or had its density elsewhere."""
+        """Raise a ValueError if a named site was never scaled or if an auxiliary site holds its density."""
         assert self.betas is not None
         missing = set(self.betas) - self.latent_sites
         if missing:
@@ -100,9 +105,9 @@ class AnnealMessenger(Messenger):
         uncovered = self._auxiliary_sites - set(self.betas)
         if self._delta_sites and uncovered:
             raise ValueError(
-                f"Expected beta to name sites whose density is their own, got {sorted(self._delta_sites)}: in this "
-                f"guide they are functions of the auxiliary sites {sorted(uncovered)}. Give one beta for all latent "
-                "sites, or name the auxiliary ones too where no other site depends on them"
+                f"Expected beta to name sites whose density is their own, got {sorted(self._delta_sites)}, which in "
+                f"this guide are functions of the auxiliary sites {sorted(uncovered)}. Give one beta for all latent "
+                "sites, or also name the auxiliary sites if no other site depends on them"
             )
 
 
@@ -115,19 +120,22 @@ def anneal(fn: Callable[P, T], beta: Beta | Mapping[str, Beta] = 1.0) -> Callabl
 
 
 def anneal(fn: Callable[..., Any] | None = None, beta: Beta | Mapping[str, Beta] = 1.0) -> Any:
-    r"""Scale the latent sites of a stochastic function by beta; a wrapper, decorator or context manager.
+    r"""Scale the latent sites of a stochastic function by beta, as a wrapper, decorator or context manager.
 
     .. math:: \log p_\beta(x, z) = \log p(x \mid z) + \beta \log p(z).
 
     Args:
-        fn: the model or guide; if None, the handler itself is returned, for ``with`` and ``@``.
-        beta: see :class:`AnnealMessenger`.
+        fn: the model or guide; None returns the handler itself, for ``with`` and ``@``.
+        beta: the weight of all latent sites, or a mapping from names to weights; see :class:`AnnealMessenger`.
 
     Returns:
         ``fn`` under the handler, or the handler.
 
+    Raises:
+        ValueError: as :class:`AnnealMessenger`.
+
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model():
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))

@@ -1,4 +1,4 @@
-"""An annealed version of Pyro's ELBO objectives, which also stops at the first loss that is not finite."""
+"""Pyro's ELBO objectives with a weighted KL divergence, and an error for losses that are not finite."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,20 +25,22 @@ from torch import Tensor
 from pyro_ilvae.infer.annealing import AnnealMessenger, Beta
 from pyro_ilvae.infer.schedules import Schedule
 
+__all__ = ["AnnealedELBO", "NonFiniteLossError"]
+
 Stochastic: TypeAlias = Callable[..., Any]
 
-# TraceMeanField_ELBO is a Trace_ELBO.
+# TraceMeanField_ELBO derives from Trace_ELBO.
 _SUPPORTED = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, RenyiELBO)
 _COMPILED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 
 class NonFiniteLossError(ValueError):
-    """A loss or gradient was NaN or infinite; the parameters are those of before the step.
+    """A loss or gradient was NaN or infinite; the parameters keep their values from before the step.
 
     Attributes:
-        step: the number of steps the schedule of beta had taken, or None without a schedule.
-        site: the first site whose value or log density is not finite; for a gradient, the first parameter; None if
-            neither could be found.
+        step: the number of steps that the schedule of beta had taken, or None without a schedule.
+        site: the first site whose value or log density is not finite, or, for a gradient, the first parameter with a
+            gradient that is not finite; None if no such site was found.
     """
 
     def __init__(self, message: str, step: int | None, site: str | None) -> None:
@@ -51,29 +53,31 @@ class NonFiniteLossError(ValueError):
 
 
 class AnnealedELBO(ELBO):
-    r"""Any of Pyro's ELBO objectives with its latent sites weighted by beta.
+    r"""One of Pyro's ELBO objectives, with its latent sites weighted by beta.
 
     .. math:: \mathcal{L}_\beta = E_{q(z \mid x)}[\log p(x \mid z)] - \beta\,\mathrm{KL}(q(z \mid x) \| p(z)).
 
-    What is optimized (``loss_and_grads``, ``differentiable_loss``) is annealed; what is evaluated (``loss``, and so
-    ``svi.evaluate_loss``) is the objective itself, at beta = 1. Nothing here counts steps: a schedule moves when the
+    Training (``loss_and_grads``, ``differentiable_loss``) uses the annealed objective; evaluation (``loss``, and so
+    ``svi.evaluate_loss``) uses the objective itself, at beta = 1. The object counts no steps: a schedule moves when the
     training loop calls its ``step()``.
 
-    With :class:`~pyro.infer.RenyiELBO` each particle's log weight becomes
-    :math:`\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))`, and as there the scale of a subsampled plate
-    stands inside the log-sum-exp. With :class:`~pyro.infer.TraceEnum_ELBO` a site enumerated in the *model* must have
-    the scale of the sites that depend on it, so it can only be annealed together with them.
+    With :class:`~pyro.infer.RenyiELBO`, the log weight of each particle becomes
+    :math:`\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))`, and the scale of a subsampled plate stands inside
+    the log-sum-exp, as in Pyro's objective. With :class:`~pyro.infer.TraceEnum_ELBO`, a site enumerated in the *model*
+    must have the same scale as the sites that depend on it, so all of them need the same beta.
 
     A loss or gradient that is not finite raises :class:`NonFiniteLossError` before the optimizer moves.
 
     Args:
         elbo: a Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO or RenyiELBO.
-        beta: the weight, a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`;
-            or a mapping from names of sites to such weights.
+        beta: the weight: a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`.
+            A mapping from names of sites to weights gives each named site its own weight and leaves the other sites
+            alone.
 
     Raises:
-        ValueError: for objectives in which beta has no meaning or would be baked into compiled code, weights that are
-            negative or not finite, and, from a step, names that are no latent sites or scales that cannot be mixed.
+        ValueError: for an objective in which beta has no meaning, a compiled objective, and a weight that is negative
+            or not finite. A training step raises it for a name that is not a latent site, and for different weights
+            of sites that must share a scale.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -84,20 +88,21 @@ class AnnealedELBO(ELBO):
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
         >>> guide = pyro.infer.autoguide.AutoNormal(model)
         >>> beta = schedules.linear(0.0, 1.0, num_steps=10)
-        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), AnnealedELBO(Trace_ELBO(), beta=beta))
+        >>> elbo = AnnealedELBO(Trace_ELBO(), beta=beta)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), elbo)
         >>> for _ in range(10):
         ...     loss = svi.step(torch.tensor(1.0))
         ...     beta.step()
-        >>> beta.value
-        1.0
+        >>> elbo
+        AnnealedELBO(Trace_ELBO, beta=linear(0.0, 1.0, num_steps=10) at step 10: 1)
     """
 
     def __init__(self, elbo: ELBO, beta: Beta | Mapping[str, Beta] = 1.0) -> None:
-        # Without ELBO.__init__: the settings are those of ``elbo``, by __getattr__, so that there is one copy of each.
+        # ELBO.__init__ is not called, because __getattr__ reads the settings from ``elbo``: each exists only once.
         if isinstance(elbo, _COMPILED):
             raise ValueError(
-                f"Expected an objective that is not compiled, got {type(elbo).__name__}: it would bake the first value "
-                "of beta into its graph"
+                f"Expected an objective that is not compiled, got {type(elbo).__name__}, which would keep the first "
+                "value of beta in its compiled graph"
             )
         if not isinstance(elbo, _SUPPORTED) or isinstance(elbo, TraceTailAdaptive_ELBO):
             raise ValueError(
@@ -108,8 +113,11 @@ class AnnealedELBO(ELBO):
         self.beta = beta
         AnnealMessenger(beta)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.elbo).__name__}, beta={self.beta!r})"
+
     def __getattr__(self, name: str) -> Any:
-        if name == "elbo":  # not yet set, while unpickling
+        if name == "elbo":  # unpickling asks for attributes before ``elbo`` is set
             raise AttributeError(name)
         return getattr(self.elbo, name)
 
@@ -117,15 +125,15 @@ class AnnealedELBO(ELBO):
         return self.elbo._get_trace(model, guide, args, kwargs)
 
     def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The objective at beta = 1 in nats, negated; no gradients."""
+        """The negative objective at beta = 1, in nats, without gradients."""
         return float(torch_item(self.elbo.loss(model, guide, *args, **kwargs)))
 
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The annealed objective in nats, negated; adds its gradients to the parameters."""
+        """The negative annealed objective, in nats; its gradients are added to the parameters' gradients."""
         rng_state = torch.get_rng_state()
         with poutine.trace(param_only=True) as capture:
             loss = self._annealed(self.elbo.loss_and_grads, rng_state, model, guide, *args, **kwargs)
-        # With module-local parameters Pyro records the Parameter itself.
+        # With module-local parameters, Pyro records the nn.Parameter, which has no unconstrained().
         values: dict[str, Any] = {name: node["value"] for name, node in capture.trace.nodes.items()}
         parameters: dict[str, Tensor] = {
             name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()
@@ -140,10 +148,11 @@ class AnnealedELBO(ELBO):
         return float(value)
 
     def differentiable_loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Tensor:
-        """The annealed objective in nats, negated, as a tensor to differentiate."""
+        """The negative annealed objective, in nats, as a tensor to differentiate."""
         if not hasattr(self.elbo, "differentiable_loss"):
             raise ValueError(
-                f"Expected an objective with a differentiable loss, got {type(self.elbo).__name__}; use it through SVI"
+                f"Expected an objective with a differentiable loss, got {type(self.elbo).__name__}, which works with "
+                "SVI only"
             )
         rng_state = torch.get_rng_state()
         loss: Tensor = self._annealed(self.elbo.differentiable_loss, rng_state, model, guide, *args, **kwargs)
@@ -153,8 +162,8 @@ class AnnealedELBO(ELBO):
     def _annealed(
         self, compute: Stochastic, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any
     ) -> Any:
-        # One handler around the whole computation sees the sites of model and guide alike, also of a guide that runs
-        # the model by itself (Pyro's GuideMessenger).
+        # One handler around the whole computation sees the sites of both model and guide, even if the guide runs the
+        # model itself (Pyro's GuideMessenger).
         try:
             with AnnealMessenger(self.beta):
                 return compute(model, guide, *args, **kwargs)
@@ -162,10 +171,9 @@ class AnnealedELBO(ELBO):
             if "share a common" in str(error):
                 raise ValueError(
                     "Expected sites enumerated in the model to have the scale of the sites that depend on them, got "
-                    "another beta for some of them: give all of these the same one, or enumerate them in "
-                    "the guide"
+                    f"beta={self.beta!r}: give all of these sites the same beta, or enumerate in the guide"
                 ) from error
-            # Pyro's validation stops at NaN in a distribution's arguments, without the name of the site.
+            # Pyro's validation refuses NaN in a distribution's arguments without naming the site.
             site = "invalid values" in str(error) and _first_non_finite_site(rng_state, model, guide, *args, **kwargs)
             if not site:
                 raise
@@ -179,10 +187,10 @@ class AnnealedELBO(ELBO):
             raise self._non_finite_loss(f"{loss}", site)
 
     def _non_finite_loss(self, loss: str, site: str | None) -> NonFiniteLossError:
-        where = "at a site that a second run with the same draws did not show" if site is None else f"at site '{site}'"
+        where = "at a site that a second run with the same draws did not find" if site is None else f"at site '{site}'"
         return NonFiniteLossError(
-            f"Expected a finite loss, got {loss}{self._step_text()}, {where}; the parameters are those of before this "
-            "step",
+            f"Expected a finite loss, got {loss}{self._step_text()}, {where}; the parameters keep their values from "
+            "before this step",
             self._step(),
             site,
         )
@@ -191,12 +199,12 @@ class AnnealedELBO(ELBO):
         gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
         if not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(list(gradients.values())))).all()):
             return
-        # A sum of squares may overflow where every entry is finite, so the entries have the last word.
+        # A norm may overflow although every entry is finite, so the entries decide.
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         if bad:
             raise NonFiniteLossError(
                 f"Expected finite gradients, got NaN or infinity{self._step_text()} for {bad}, at a loss of {loss:g}; "
-                "the parameters are those of before this step",
+                "the parameters keep their values from before this step",
                 self._step(),
                 bad[0],
             )
@@ -213,7 +221,7 @@ class AnnealedELBO(ELBO):
 def _first_non_finite_site(
     rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any
 ) -> str | None:
-    """The first site, guide before model, whose value or log density is not finite under the same random draws."""
+    """The first site whose value or log density is not finite under the same random draws, guide before model."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad(), pyro.validation_enabled(False):
         torch.set_rng_state(rng_state)

@@ -8,29 +8,31 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+__all__ = ["JointOptim"]
+
 
 class JointOptim(PyroOptim):
-    r"""One PyTorch optimizer for all parameters, in place of ``pyro.optim``'s one for each of them.
+    r"""One PyTorch optimizer for all parameters, where ``pyro.optim`` has one optimizer for each parameter.
 
-    The parameters move as with :class:`pyro.optim.PyroOptim`, in fewer and larger operations, so that a step is
-    faster: most with ``fused=True`` (or ``foreach=True``) among the arguments of optimizers that have it. Two things
-    differ on purpose. ``clip_norm`` is the norm of the gradient of *all* parameters of the step,
+    The parameters move as with :class:`pyro.optim.PyroOptim`, but a step takes fewer and larger operations and is
+    faster, above all with ``fused=True`` or ``foreach=True`` for optimizers that have this option. Two things differ on
+    purpose. First, ``clip_norm`` limits the norm of the gradient of *all* parameters of the step,
 
-    .. math:: g \leftarrow g \cdot \min\left(1, c / \sqrt{\textstyle\sum_i \|g_i\|^2}\right),
+    .. math:: g \leftarrow g \cdot \min\left(1, c / \sqrt{\textstyle\sum_i \|g_i\|^2}\right).
 
-    and gradients are dropped after the step, not filled with zeros. Parameters may appear later, as Pyro's do; those
-    that a step does not use stay where they are. After the first step ``optimizer`` is the PyTorch optimizer, for a
-    scheduler of ``torch.optim.lr_scheduler``, for example.
+    Second, a step sets gradients to None and not to zeros. Parameters may appear at any step, as in Pyro, and
+    parameters that a step does not use stay where they are. After the first step, the attribute ``optimizer`` is the
+    PyTorch optimizer, which for example a scheduler of ``torch.optim.lr_scheduler`` needs.
 
     Args:
         optim_constructor: a class of ``torch.optim`` that treats each entry or each parameter on its own.
-        optim_args: its arguments, or a function from a parameter's name to its arguments. Parameters with equal
-            arguments share a parameter group.
-        clip_args: ``clip_norm`` (the largest norm of the whole gradient) or ``clip_value`` (the largest entry), or
-            both.
+        optim_args: the arguments of the class, or a function from a parameter's name to its arguments. Parameters with
+            equal arguments share a parameter group.
+        clip_args: ``clip_norm`` (the largest norm of the whole gradient), ``clip_value`` (the largest absolute value of
+            an entry), or both.
 
     Raises:
-        ValueError: for a function as ``clip_args`` or unknown names in it.
+        ValueError: if ``clip_args`` is a function or has unknown names.
 
     Example:
         >>> import pyro.distributions as dist
@@ -42,6 +44,8 @@ class JointOptim(PyroOptim):
         >>> losses = [svi.step() for _ in range(100)]
         >>> round(pyro.param("loc").item())
         3
+        >>> optimizer
+        JointOptim(Adam, {'lr': 0.1, 'fused': True}, {'clip_norm': 10.0})
     """
 
     def __init__(
@@ -52,16 +56,21 @@ class JointOptim(PyroOptim):
     ) -> None:
         if callable(clip_args) or not set(clip_args or {}) <= {"clip_norm", "clip_value"}:
             raise ValueError(
-                f"Expected clip_args to be a dictionary of clip_norm or clip_value, got {clip_args!r}; one norm is "
-                "taken over all parameters"
+                f"Expected clip_args to be a dictionary with clip_norm or clip_value, got {clip_args!r}; the limits "
+                "hold for all parameters together"
             )
         super().__init__(optim_constructor, optim_args, clip_args)
-        # There is none before the first step shows the parameters.
+        # The first step shows the parameters, without which PyTorch builds no optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
 
+    def __repr__(self) -> str:
+        clip_args = f", {self.pt_clip_args!r}" if self.pt_clip_args else ""
+        constructor = getattr(self.pt_optim_constructor, "__name__", self.pt_optim_constructor)
+        return f"{type(self).__name__}({constructor}, {self.pt_optim_args!r}{clip_args})"
+
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """One step for ``params``; those not seen before are added."""
-        # In the order of their names, because the set that SVI passes has none and sums depend on it.
+        """One step for ``params``; parameters not seen before are added to the optimizer."""
+        # SVI passes a set, whose order varies from run to run, and rounding of sums depends on the order.
         params = sorted(params, key=_name)
         for param in params:
             if param not in self.optim_objs:
@@ -81,7 +90,7 @@ class JointOptim(PyroOptim):
             param.grad = None
 
     def _add(self, param: Tensor) -> None:
-        # Built for this parameter alone first: it fills in the defaults, and loads a state as PyTorch does.
+        # An optimizer for this parameter alone fills in the default arguments and loads a state as PyTorch does.
         single = self._get_optim(param)
         state = self._state_waiting_to_be_consumed.pop(_name(param), None)
         if state is not None:
@@ -101,7 +110,7 @@ class JointOptim(PyroOptim):
             self.optimizer.state[param] = single.state[param]
 
     def get_state(self) -> dict[str, Any]:
-        """The state of each parameter by name, in the form of ``PyroOptim.get_state``, which may load it too."""
+        """The state of each parameter by name, in the form of ``PyroOptim``, which can load it too."""
         state = dict(self._state_waiting_to_be_consumed)
         for group in self.optimizer.param_groups if self.optimizer is not None else ():
             for param in group["params"]:

@@ -8,30 +8,44 @@ from typing import Protocol
 
 from pyro_ilvae import _checks
 
+__all__ = ["InverseLipschitzScheduler", "Schedule", "constant", "cosine", "cyclical", "exponential", "linear"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Schedule:
-    r"""A pure function of the step together with the current step.
+    r"""A pure function of the step, together with the current step.
 
-    Only :meth:`step` moves it, so that evaluating a loss never advances a schedule.
+    Only :meth:`step` moves the schedule: evaluating a loss never does.
 
     Args:
-        function: the value at a step 0, 1, 2, ...; any picklable callable can be saved with the schedule.
+        function: a function from a step 0, 1, 2, ... to the value at that step. If the function can be pickled, the
+            schedule can.
+        name: the schedule's name for ``print``; the name of the function if None.
 
     Example:
         >>> beta = linear(0.0, 1.0, num_steps=4)
         >>> [beta.at(step) for step in range(6)]
         [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
         >>> beta.step()
+        >>> beta
+        linear(0.0, 1.0, num_steps=4) at step 1: 0.25
         >>> beta.value, beta.state_dict()
         (0.25, {'num_steps_taken': 1})
     """
 
-    def __init__(self, function: Callable[[int], float]) -> None:
+    def __init__(self, function: Callable[[int], float], *, name: str | None = None) -> None:
         self.function = function
+        self.name = f"Schedule({getattr(function, '__name__', function)})" if name is None else name
         self.num_steps_taken = 0
 
+    def __repr__(self) -> str:
+        return f"{self.name} at step {self.num_steps_taken}: {self.value:g}"
+
     def at(self, step: int) -> float:
-        """The value at ``step``, whatever the current step is."""
+        """The value at any step; the current step does not matter."""
         if step < 0:
             raise ValueError(f"Expected step >= 0, got {step}")
         return self.function(step)
@@ -50,22 +64,27 @@ class Schedule:
         return {"num_steps_taken": self.num_steps_taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Return to a position that was saved."""
+        """Return to a saved position."""
         self.num_steps_taken = int(state["num_steps_taken"])
 
 
 def constant(value: float) -> Schedule:
     """The same value at every step.
 
+    Args:
+        value: the value.
+
     Example:
         >>> constant(0.5).at(1000)
         0.5
     """
-    return Schedule(partial(_ramp, start=value, end=value, num_steps=1, shape=_linear))
+    value = _checks.finite("value", value)
+    function = partial(_ramp, start=value, end=value, num_steps=1, shape=_linear)
+    return Schedule(function, name=f"constant({value})")
 
 
 def linear(start: float, end: float, num_steps: int, *, planned_steps: int | None = None) -> Schedule:
-    r"""A straight line, constant afterwards.
+    r"""A straight line from the start value to the end value, and the end value afterwards.
 
     .. math:: v(t) = v_0 + (v_1 - v_0) p, \qquad p = \min(t / T, 1).
 
@@ -73,17 +92,18 @@ def linear(start: float, end: float, num_steps: int, *, planned_steps: int | Non
         start: the value :math:`v_0` at step 0.
         end: the value :math:`v_1` from step :math:`T` on.
         num_steps: the number :math:`T` of steps.
-        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+        planned_steps: the number of steps of the training, if known: a schedule that takes more steps warns, because
+            the training never reaches its end value.
 
     Example:
         >>> linear(1.0, 0.0, num_steps=2).at(1)
         0.5
     """
-    return _build(start, end, num_steps, planned_steps, _linear)
+    return _build("linear", _linear, start, end, num_steps, planned_steps)
 
 
 def cosine(start: float, end: float, num_steps: int, *, planned_steps: int | None = None) -> Schedule:
-    r"""Half a cosine wave, flat at both ends, constant afterwards.
+    r"""Half a cosine wave, flat at both ends, and the end value afterwards.
 
     .. math:: v(t) = v_0 + (v_1 - v_0) \tfrac{1}{2}(1 - \cos \pi p), \qquad p = \min(t / T, 1).
 
@@ -91,17 +111,18 @@ def cosine(start: float, end: float, num_steps: int, *, planned_steps: int | Non
         start: the value :math:`v_0` at step 0.
         end: the value :math:`v_1` from step :math:`T` on.
         num_steps: the number :math:`T` of steps.
-        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+        planned_steps: the number of steps of the training, if known: a schedule that takes more steps warns, because
+            the training never reaches its end value.
 
     Example:
         >>> round(cosine(0.0, 1.0, num_steps=2).at(1), 12)
         0.5
     """
-    return _build(start, end, num_steps, planned_steps, _cosine)
+    return _build("cosine", _cosine, start, end, num_steps, planned_steps)
 
 
 def exponential(start: float, end: float, num_steps: int, *, planned_steps: int | None = None) -> Schedule:
-    r"""A geometric path between two positive values, constant afterwards.
+    r"""A geometric path between two positive values, and the end value afterwards.
 
     .. math:: v(t) = v_0 (v_1 / v_0)^p, \qquad p = \min(t / T, 1).
 
@@ -109,10 +130,11 @@ def exponential(start: float, end: float, num_steps: int, *, planned_steps: int 
         start: the value :math:`v_0 > 0` at step 0.
         end: the value :math:`v_1 > 0` from step :math:`T` on.
         num_steps: the number :math:`T` of steps.
-        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+        planned_steps: the number of steps of the training, if known: a schedule that takes more steps warns, because
+            the training never reaches its end value.
 
     Raises:
-        ValueError: also if a value is 0, which a geometric path never reaches.
+        ValueError: for a start or end value that is not positive, because a geometric path never reaches 0.
 
     Example:
         >>> round(exponential(0.01, 1.0, num_steps=2).at(1), 12)
@@ -120,7 +142,7 @@ def exponential(start: float, end: float, num_steps: int, *, planned_steps: int 
     """
     _checks.positive("start", start)
     _checks.positive("end", end)
-    return _build(start, end, num_steps, planned_steps, _exponential)
+    return _build("exponential", _exponential, start, end, num_steps, planned_steps)
 
 
 def cyclical(
@@ -132,7 +154,7 @@ def cyclical(
     ramp: float = 0.5,
     planned_steps: int | None = None,
 ) -> Schedule:
-    r"""Linear ramps that start over in each cycle, each followed by a plateau; the end value afterwards.
+    r"""Cycles of a linear ramp and a plateau, and the end value afterwards.
 
     .. math:: v(t) = v_0 + (v_1 - v_0) \min(\tau / R, 1), \qquad \tau = (M t / T) \bmod 1.
 
@@ -141,8 +163,9 @@ def cyclical(
         end: the value :math:`v_1` on the plateaus and from step :math:`T` on.
         num_steps: the number :math:`T` of steps.
         num_cycles: the number :math:`M` of cycles.
-        ramp: the part :math:`R \in (0, 1]` of a cycle spent on the ramp.
-        planned_steps: the length of the training, if known; a longer schedule warns, as its end is never reached.
+        ramp: the fraction :math:`R \in (0, 1]` of each cycle that the ramp takes.
+        planned_steps: the number of steps of the training, if known: a schedule that takes more steps warns, because
+            the training never reaches its end value.
 
     References:
         Fu et al. 2019, Cyclical annealing schedule, https://arxiv.org/abs/1903.10145
@@ -154,7 +177,9 @@ def cyclical(
     """
     _checks.positive_int("num_cycles", num_cycles)
     _checks.positive("ramp", _checks.fraction("ramp", ramp))
-    return _build(start, end, num_steps, planned_steps, partial(_cyclical, num_cycles=num_cycles, ramp=ramp))
+    shape = partial(_cyclical, num_cycles=num_cycles, ramp=ramp)
+    options = f", num_cycles={num_cycles}, ramp={ramp}"
+    return _build("cyclical", shape, start, end, num_steps, planned_steps, options)
 
 
 class _HasInverseLipschitz(Protocol):
@@ -162,17 +187,19 @@ class _HasInverseLipschitz(Protocol):
 
 
 class InverseLipschitzScheduler:
-    r"""Sets the inverse Lipschitz constant of a decoder to the value of a schedule, at once and at each step.
+    r"""Sets the inverse Lipschitz constant L of a decoder to the value of a schedule, at once and at each step.
 
-    Starting large forces information into the latent variable and lowering L gives flexibility back; starting at 0
-    does the reverse. The guarantee holds at every step with the constant of that step.
+    A schedule that starts with a large L forces information into the latent variable first and gives flexibility back
+    as L falls; a schedule that starts at L = 0 does the reverse. At every step, the guarantee holds with the constant
+    of that step.
 
     Args:
         decoder: a decoder or map whose ``inverse_lipschitz`` can be set.
         schedule: the constant L as a function of the step.
 
     Raises:
-        ValueError: if the decoder has no such constant.
+        ValueError: for a decoder without an ``inverse_lipschitz``, and for a ``schedule`` that is not a
+            :class:`Schedule`.
 
     Example:
         >>> from pyro_ilvae import BrenierMap
@@ -184,17 +211,24 @@ class InverseLipschitzScheduler:
         ...     constants.append(brenier.inverse_lipschitz)
         >>> constants
         [4.0, 3.0, 2.0, 1.0]
+        >>> scheduler
+        InverseLipschitzScheduler(BrenierMap, linear(4.0, 1.0, num_steps=3) at step 3: 1)
     """
 
     def __init__(self, decoder: _HasInverseLipschitz, schedule: Schedule) -> None:
         if not hasattr(decoder, "inverse_lipschitz"):
-            hint = "; use its decoder" if hasattr(decoder, "decoder") else ""
+            hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
             raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}{hint}")
         if not isinstance(schedule, Schedule):
-            raise ValueError(f"Expected a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number")
+            raise ValueError(
+                f"Expected a Schedule, got {schedule!r}; schedules.constant(value) makes a Schedule of a number"
+            )
         self.decoder = decoder
         self.schedule = schedule
         self.decoder.inverse_lipschitz = schedule.value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.decoder).__name__}, {self.schedule!r})"
 
     def step(self) -> None:
         """Move the schedule to its next step and set the constant."""
@@ -206,26 +240,33 @@ class InverseLipschitzScheduler:
         return self.schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Return to a position that was saved, and set the constant."""
+        """Return to a saved position, and set the constant."""
         self.schedule.load_state_dict(state)
         self.decoder.inverse_lipschitz = self.schedule.value
 
 
-_Shape = Callable[[float, float, float], float]
+_Shape = Callable[[float, float, float], float]  # from start, end and the fraction of the steps taken to the value
 
 
-def _build(start: float, end: float, num_steps: int, planned_steps: int | None, shape: _Shape) -> Schedule:
+def _build(
+    name: str,
+    shape: _Shape,
+    start: float,
+    end: float,
+    num_steps: int,
+    planned_steps: int | None,
+    options: str = "",
+) -> Schedule:
     _checks.positive_int("num_steps", num_steps)
-    for name, value in (("start", start), ("end", end)):
-        _checks.finite(name, value)
+    start, end = _checks.finite("start", start), _checks.finite("end", end)
+    function = partial(_ramp, start=start, end=end, num_steps=num_steps, shape=shape)
     if planned_steps is not None and num_steps > _checks.positive_int("planned_steps", planned_steps):
-        reached = _ramp(planned_steps, start=start, end=end, num_steps=num_steps, shape=shape)
         warnings.warn(
-            f"The schedule takes {num_steps} steps and the training {planned_steps}: it stops at {reached:.3g} and "
-            f"never settles at {end:g}.",
+            f"The schedule takes {num_steps} steps and the training {planned_steps}: it stops at "
+            f"{function(planned_steps):.3g} and never reaches {end:g}.",
             stacklevel=3,
         )
-    return Schedule(partial(_ramp, start=start, end=end, num_steps=num_steps, shape=shape))
+    return Schedule(function, name=f"{name}({start}, {end}, num_steps={num_steps}{options})")
 
 
 def _ramp(step: int, *, start: float, end: float, num_steps: int, shape: _Shape) -> float:

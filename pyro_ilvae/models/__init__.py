@@ -1,4 +1,4 @@
-"""Ready models, each with its guide in one PyroModule."""
+"""Ready models: each is a PyroModule with the methods ``model`` and ``guide``."""
 
 from pyro_ilvae.models.mixture import MixtureVAE
 from pyro_ilvae.models.sequential import SequentialVAE

@@ -1,4 +1,4 @@
-"""What every model here is made of: parts that fit each other, data checked on entry, and the plate over them."""
+"""The base of all models: checks that the parts fit, checks of the data, and the plate over the data."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +19,7 @@ from pyro_ilvae.networks import unused
 
 
 class Autoencoder(PyroModule):
-    """Decoder, encoder and likelihood, with what model and guide need of them.
-
-    Args:
-        decoder: see :class:`~pyro_ilvae.VAE`, as the other arguments.
-        encoder: the network of the guide.
-        likelihood: from natural parameters to a distribution.
-        data_size: the number of data in the data set.
-        latent_dim: the dimension of the latent variable.
-        event_shape: the shape of the natural parameters of one datum.
-    """
+    """A decoder, an encoder and a likelihood that fit together; see :class:`~pyro_ilvae.VAE` for the arguments."""
 
     def __init__(
         self,
@@ -60,18 +51,22 @@ class Autoencoder(PyroModule):
 
     _prior_loc: Tensor
 
+    def extra_repr(self) -> str:
+        """The sizes, for ``print``."""
+        return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, data_size={self.data_size}"
+
     def _prior(self) -> TorchDistribution:
-        """The prior of z, of batch shape () and event shape (K,)."""
+        """The prior of z, with batch shape () and event shape (K,)."""
         return dist.Normal(self._prior_loc, torch.ones_like(self._prior_loc)).to_event(1)
 
     def _encoded(self, x: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
-        """Location and scale of all data, from an encoder that returns these."""
+        """Location and scale of all data, for an encoder that returns these two."""
         with evaluation_mode(self):
             parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
         return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
 
     def _sample_z(self, x: Tensor | None, plate: pyro.plate) -> Tensor:
-        """The value of site ``z`` in the guide, which is the prior without data."""
+        """The value of site ``z`` in the guide; without data, the guide is the prior."""
         fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self.encoder(x))).to_event(1)
         with plate:
             value: Tensor = pyro.sample("z", fn)
@@ -84,7 +79,8 @@ class Autoencoder(PyroModule):
             return pyro.plate("data", len(x))
         if self.data_size < len(x):
             raise ValueError(f"Expected at most data_size = {self.data_size} data at site 'x', got {len(x)}")
-        # Indices stand for the caller's random batch; drawing them here would cost a permutation of all data.
+        # The caller has drawn a random batch. These indices stand for it, because letting the plate draw indices would
+        # cost a permutation of the whole data set.
         return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
 
     @overload
@@ -94,7 +90,7 @@ class Autoencoder(PyroModule):
     def _checked(self, x: Tensor | None) -> Tensor | None: ...
 
     def _checked(self, x: Tensor | None) -> Tensor | None:
-        """The data, checked, and as floating point numbers unless they are categories."""
+        """The data, checked, and converted to floating point unless the likelihood takes integers."""
         if x is None:
             return None
         if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
@@ -103,14 +99,14 @@ class Autoencoder(PyroModule):
         if x.is_complex() or (x.is_floating_point() and x.dtype != self._prior_loc.dtype):
             raise ValueError(
                 f"Expected data at site 'x' of dtype {self._prior_loc.dtype}, as the model, got {x.dtype}; convert "
-                "one, for example with x.float() or model.double()"
+                "data or model, for example by x.float() or model.double()"
             )
         check_support(self.likelihood, x, "x")
-        # PyTorch's densities take no booleans, and few take integers.
+        # No density of PyTorch takes booleans, and few take integers.
         return x if getattr(self.likelihood, "integer_data", False) else x.to(self._prior_loc.dtype)
 
     def _location_and_scale(self, output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """What an encoder returned, checked to be a location and a scale."""
+        """The output of an encoder, checked to be a location and a scale."""
         shapes = tuple(tuple(part.shape) for part in output)
         if len(output) != 2 or shapes[0] != shapes[1] or shapes[0][-1:] != (self.latent_dim,):
             raise ValueError(
@@ -119,7 +115,7 @@ class Autoencoder(PyroModule):
         return output
 
     def _warn_of_another_model(self) -> None:
-        """Say so if SVI would train the parameters that an earlier model left under the names of this one's."""
+        """Warn if the param store holds parameters of another model, under the names of this model's parameters."""
         if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
             return
         store = pyro.get_param_store()
@@ -129,14 +125,14 @@ class Autoencoder(PyroModule):
             stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
             if stored is not None and stored.unconstrained() is not parameter:
                 warnings.warn(
-                    f"Pyro's param store holds another model's '{full_name}': SVI would train that one and leave "
-                    "this model as it is. Call pyro.clear_param_store() before fitting a new model.",
+                    f"Pyro's param store holds another model's '{full_name}': SVI would train the parameters of that "
+                    "model instead of this model's. Call pyro.clear_param_store() before fitting a new model.",
                     stacklevel=3,
                 )
                 return
 
     def _own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's own parameters, and the first of each part, which tells for all of it."""
+        """The model's own parameters, and the first parameter of each part, which stands for the whole part."""
         yield from self.named_parameters(recurse=False)
         for part, module in self.named_children():
             for name, parameter in islice(module.named_parameters(), 1):
@@ -144,7 +140,7 @@ class Autoencoder(PyroModule):
 
 
 class DenseAutoencoder(Autoencoder):
-    """A model of data of one shape, whose natural parameters the decoder gives for all entries at once."""
+    """A model of data of a fixed shape, for which the decoder returns all natural parameters at once."""
 
     @torch.no_grad()
     def sample_prior(
@@ -153,9 +149,9 @@ class DenseAutoencoder(Autoencoder):
         r"""Draws from the prior predictive, of shape (num_samples, \*data shape).
 
         Args:
-            num_samples: the number of draws.
-            batch_size: the number drawn at a time; all at once if None.
-            mean: whether to return :math:`E[x \mid z]` at each drawn z, in place of draws of x.
+            num_samples: the number of data to draw.
+            batch_size: the number of data drawn at a time; all at once if None.
+            mean: whether to return :math:`E[x \mid z]` for each drawn z instead of a draw of x.
             seed: a seed for the draws; the global random state if None.
         """
         shape = torch.Size([_checks.positive_int("num_samples", num_samples)])
@@ -163,7 +159,7 @@ class DenseAutoencoder(Autoencoder):
             return self._decoded(self._prior().sample(shape), batch_size, mean=mean)
 
     def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
-        """The mean of x, or a draw of it, for each row of ``z``."""
+        """The mean of x, or a draw of x, for each row of ``z``."""
         parts = []
         with evaluation_mode(self):
             for batch in batches(z, batch_size):
@@ -173,7 +169,7 @@ class DenseAutoencoder(Autoencoder):
 
     def _sample_x(self, z: Tensor, x: Tensor | None, plate: pyro.plate) -> Tensor:
         """The value of site ``x`` given ``z``: the data, or a draw."""
-        # Decoded outside the plate, so that a prior on a weight is global and not one for each datum.
+        # The decoder runs outside the plate, so that a weight with a prior is drawn once and not for each datum.
         distribution = self._likelihood(self.decoder(z), x)
         with plate:
             value: Tensor = pyro.sample("x", distribution, obs=x)
@@ -193,7 +189,7 @@ class DenseAutoencoder(Autoencoder):
 
 
 def _stored_name(module: nn.Module, path: str) -> str:
-    """The name of a module's parameter in Pyro's param store, which marks where the path enters a plain module."""
+    """The name of a module's parameter in Pyro's param store, where $$$ marks the first part that is no PyroModule."""
     *parts, name = path.split(".")
     for i, part in enumerate(parts, start=1):
         module = module._modules[part]  # type: ignore[assignment]
@@ -203,10 +199,10 @@ def _stored_name(module: nn.Module, path: str) -> str:
 
 
 def agreed(name: str, values: dict[str, Any]) -> Any:
-    """The one value that all who name it agree on."""
+    """The value that all sources which are not None agree on."""
     named = {source: value for source, value in values.items() if value is not None}
     if not named:
-        raise ValueError(f"Expected {name} as an argument, got None and a decoder without this attribute")
+        raise ValueError(f"Expected {name} as an argument, got None and no part with this attribute")
     first, *others = named.values()
     if any(other != first for other in others):
         raise ValueError(
@@ -216,6 +212,7 @@ def agreed(name: str, values: dict[str, Any]) -> Any:
 
 
 def batches(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:
+    """The rows of ``x``, ``batch_size`` at a time; all at once if None."""
     if batch_size is None:
         return (x,)
     return x.split(_checks.positive_int("batch_size", batch_size))

@@ -17,6 +17,8 @@ from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.generation import ancestral_sample, beam_search
 
+__all__ = ["SequentialVAE"]
+
 
 class SequentialVAE(Autoencoder):
     r"""A variational autoencoder over sequences of tokens: an SVAE, LIDSVAE or IL-LIDSVAE.
@@ -25,26 +27,27 @@ class SequentialVAE(Autoencoder):
         \operatorname{softmax} f(z_n; h_{nt})\bigr), \qquad q(z_n \mid x_n) = N(\mu(x_n), \operatorname{diag}
         \sigma(x_n)^2),
 
-    for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``, and :math:`h_{nt}` is a
-    state over the tokens before t. With a plain decoder this is an SVAE, with an inverse Lipschitz one LIDSVAE (L = 0)
-    or IL-LIDSVAE (L > 0).
+    for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``, and :math:`h_{nt}` summarizes
+    the tokens before t. With a plain decoder this is an SVAE, with an inverse Lipschitz decoder a LIDSVAE (L = 0) or an
+    IL-LIDSVAE (L > 0).
 
     Data are tokens, int64 of shape (N, T), as :mod:`pyro_ilvae.datasets.text` makes them: each row is a sequence, and
-    -1 fills the rest of a row after its last token. The padding is masked out of every density, and columns of padding
-    alone are cut off.
+    -1 fills the row after the last token. Padding adds nothing to a density, and columns that hold only padding are cut
+    off.
 
     Args:
-        decoder: a :class:`~pyro_ilvae.SequenceDecoder`, whose vocabulary and latent dimension are those of the model.
+        decoder: a :class:`~pyro_ilvae.SequenceDecoder`. The model takes its vocabulary and latent dimension from it.
         encoder: a module from tokens (..., T) to the location and scale of z, each (..., K), such as
             :class:`~pyro_ilvae.SequenceEncoder`.
         data_size: the number N of data in the data set, see :class:`~pyro_ilvae.VAE`.
-        end_token: the token that ends a sequence when one is drawn or searched for; if None, drawn sequences are all of
-            ``max_length``. It is part of the data like any other token.
-        max_length: the number of tokens after which a drawn sequence is cut off.
+        end_token: the token at which a drawn or searched sequence ends; if None, all these sequences have
+            ``max_length`` tokens. In data it is a token like any other, except that only padding may follow it.
+        max_length: the number of tokens after which a drawn or searched sequence is cut off.
 
     Raises:
-        ValueError: if the parts disagree on a dimension, and from ``model`` and ``guide`` for data that are not tokens
-            (naming the site), rows without a token or with padding before a token, or more data than ``data_size``.
+        ValueError: if the parts disagree on a dimension. ``model`` and ``guide`` raise it, naming the site, for data
+            that are not tokens, for rows without a token, for a token after padding or after the end token, and for
+            more data than ``data_size``.
 
     References:
         | Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -97,9 +100,16 @@ class SequentialVAE(Autoencoder):
         self.max_length = _checks.positive_int("max_length", max_length)
         self.end_token = None if end_token is None else _checks.index_below("end_token", end_token, self.vocab_size)
 
+    def extra_repr(self) -> str:
+        """The sizes, for ``print``."""
+        return (
+            f"latent_dim={self.latent_dim}, vocab_size={self.vocab_size}, data_size={self.data_size}, "
+            f"end_token={self.end_token}, max_length={self.max_length}"
+        )
+
     @pyro_method
     def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The generative model, conditioned on ``x`` where it is given.
+        """The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
             x: a batch of tokens of shape (N, T), or None for a draw from the prior predictive.
@@ -112,9 +122,9 @@ class SequentialVAE(Autoencoder):
         plate = self._data_plate(x, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
-        # Handlers such as uncondition draw although there are data, and sequences as long as these.
+        # Some handlers (uncondition) draw even if there are data: such draws have the length of the data.
         draw = partial(self._drawn, z, self.max_length if x is None else x.shape[1])
-        # Outside the plate, so that a prior on a weight is global and not one for each datum.
+        # The decoder runs outside the plate, so that a weight with a prior is drawn once and not for each datum.
         tokens, logits = draw(z.shape[:-1]) if x is None else (x, self._logits(z, x))
         distribution = TokenSequence(logits, tokens, draw, partial(self._logits_of_others, z), drawn=x is None)
         with plate:
@@ -123,7 +133,7 @@ class SequentialVAE(Autoencoder):
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The amortized posterior, with the arguments of :meth:`model`; without data it is the prior.
+        """The amortized posterior, or the prior without data; the arguments are as for :meth:`model`.
 
         Returns:
             The value of site ``z``.
@@ -155,8 +165,8 @@ class SequentialVAE(Autoencoder):
         """Draws from the prior predictive: tokens of shape (num_samples, max_length), padded with -1.
 
         Args:
-            num_samples: the number of draws.
-            batch_size: the number drawn at a time; all at once if None.
+            num_samples: the number of sequences to draw.
+            batch_size: the number of sequences drawn at a time; all at once if None.
             temperature: as for :meth:`sample`.
             max_length: as for :meth:`sample`.
             seed: as for :meth:`sample`.
@@ -179,9 +189,9 @@ class SequentialVAE(Autoencoder):
 
         Args:
             z: of shape (..., K).
-            batch_size: the number drawn at a time; all at once if None.
-            temperature: :math:`\tau > 0`; 1 draws from the model, less makes probable tokens more so.
-            max_length: the number of tokens after which a sequence is cut off; the model's if None.
+            batch_size: the number of sequences drawn at a time; all at once if None.
+            temperature: :math:`\tau > 0`; 1 draws from the model, and smaller values prefer probable tokens.
+            max_length: the number of tokens after which a sequence is cut off; the model's ``max_length`` if None.
             seed: a seed for the draws; the global random state if None.
 
         Returns:
@@ -194,13 +204,13 @@ class SequentialVAE(Autoencoder):
     def search(
         self, z: Tensor, batch_size: int | None = None, *, num_beams: int = 1, max_length: int | None = None
     ) -> Tensor:
-        r"""The most probable x for each z that a beam search finds, the greedy one with a single beam.
+        r"""The most probable x that a beam search finds for each z; a single beam is a greedy search.
 
         Args:
             z: of shape (..., K).
-            batch_size: the number searched for at a time; all at once if None.
-            num_beams: the number of sequences kept at each length; they are compared by their log probability.
-            max_length: the number of tokens after which a sequence is cut off; the model's if None.
+            batch_size: the number of sequences searched for at a time; all at once if None.
+            num_beams: the number of sequences kept at each length. They have the largest log probabilities.
+            max_length: the number of tokens after which a sequence is cut off; the model's ``max_length`` if None.
 
         Returns:
             Tokens of shape (..., max_length), padded with -1 after the end token.
@@ -211,7 +221,7 @@ class SequentialVAE(Autoencoder):
     def reconstruct(
         self, x: Tensor, batch_size: int | None = None, *, num_beams: int = 1, max_length: int | None = None
     ) -> Tensor:
-        """The sequence that :meth:`search` finds at the posterior mean of z, of shape (N, max_length).
+        """The sequences that :meth:`search` finds at the posterior means of z, of shape (N, max_length).
 
         Args:
             x: tokens of shape (N, T).
@@ -228,26 +238,25 @@ class SequentialVAE(Autoencoder):
         """The sequences that :meth:`search` finds on the straight line between two posterior means.
 
         Args:
-            start: one sequence, tokens of shape (T,).
-            end: the other one, which may have another length.
-            num_steps: the number of points on the line, with its two ends; at least 2.
+            start: the first sequence, tokens of shape (T,).
+            end: the last sequence, tokens of shape (T',).
+            num_steps: the number of points on the line, including both ends; at least 2.
             num_beams: as for :meth:`search`.
             max_length: as for :meth:`search`.
 
         Returns:
             Tokens of shape (num_steps, max_length), padded with -1 after the end token.
         """
-        if _checks.positive_int("num_steps", num_steps) < 2:
-            raise ValueError(f"Expected num_steps >= 2, got {num_steps}")
+        _checks.positive_int("num_steps", num_steps, at_least=2)
         first, last = (self.encode(sequence.unsqueeze(0))[0] for sequence in (start, end))
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
         return self.search(torch.lerp(first, last, weight), num_beams=num_beams, max_length=max_length)
 
-    @pyro_method  # so that a weight with a prior is drawn once, and not for each token
+    @pyro_method  # draws a weight with a prior once and not for each token
     def _generated(
         self, z: Tensor, batch_size: int | None, function: Callable[..., Tensor], max_length: int | None, option: float
     ) -> Tensor:
-        """What a function of :mod:`pyro_ilvae.generation` makes of each z, in batches."""
+        """The sequences that a function of :mod:`pyro_ilvae.sequences.generation` returns for ``z``, in batches."""
         _checks.last_dim("z", z, self.latent_dim)
         length = self.max_length if max_length is None else _checks.positive_int("max_length", max_length)
         flat = z.reshape(-1, self.latent_dim).to(self._prior_loc.dtype)
@@ -268,9 +277,9 @@ class SequentialVAE(Autoencoder):
 
     @pyro_method
     def _drawn(self, z: Tensor, max_length: int, batch_shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Tokens, of shape (..., max_length), of independent draws given z, and their logits."""
+        """Independent draws given z, of shape (..., max_length), and their logits."""
         z = z.expand(*batch_shape, self.latent_dim)
-        # Draws are of the model as it is evaluated, without dropout, and so is their density.
+        # Draws and their density come from the model in evaluation mode, without dropout.
         with evaluation_mode(self.decoder):
             with torch.no_grad():
                 flat = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
@@ -278,11 +287,11 @@ class SequentialVAE(Autoencoder):
             return tokens, self._logits(z, tokens)
 
     def _logits_of_others(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """The logits at tokens that a handler puts in place of the data, for the density that it asks for later."""
+        """The logits at tokens that a handler puts in place of the data before it asks for their density."""
         if any(isinstance(part, PyroModule) and part._pyro_samples for part in self.decoder.modules()):
             raise ValueError(
-                "Expected data as the argument x of a model whose decoder has a prior on a weight, got them from a "
-                "handler at site 'x', when that draw of the weight is no longer at hand"
+                "Expected data as the argument x of a model whose decoder has a prior on a weight, got data from a "
+                "handler at site 'x', for which the draw of the weight is no longer known"
             )
         return self._logits(z, tokens)
 
@@ -293,7 +302,7 @@ class SequentialVAE(Autoencoder):
     def _checked(self, x: Tensor | None) -> Tensor | None: ...
 
     def _checked(self, x: Tensor | None) -> Tensor | None:
-        """The tokens, checked, without columns of padding alone."""
+        """The tokens, checked, without the columns that hold only padding."""
         if x is None:
             return None
         if not isinstance(x, Tensor) or x.dim() != 2 or len(x) == 0:
@@ -308,20 +317,20 @@ class SequentialVAE(Autoencoder):
             )
         present = x >= 0
         lengths = present.sum(-1)
-        # A token after the padding would be read as if it stood before it.
+        # A token after padding would be read as if the padding were not there.
         wrong = (lengths == 0) | (present[:, 1:] & ~present[:, :-1]).any(-1)
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
-                f"Expected at least one token in each row at site 'x', and padding only after the last one, got "
-                f"{int(wrong.sum())} rows without, the first of them row {row}: {x[row].tolist()}"
+                f"Expected at least one token in each row at site 'x', and padding only after its last token, got "
+                f"{int(wrong.sum())} other rows, first row {row}: {x[row].tolist()}"
             )
         if self.end_token is not None:
             after = (x[:, :-1] == self.end_token) & present[:, 1:]
             if after.any():
                 row = int(after.any(-1).nonzero()[0])
                 raise ValueError(
-                    f"Expected nothing after the end token {self.end_token} at site 'x' but {PADDING} as padding, got "
-                    f"{int(after.any(-1).sum())} rows with more, the first of them row {row}: {x[row].tolist()}"
+                    f"Expected only padding ({PADDING}) after the end token {self.end_token} at site 'x', got "
+                    f"{int(after.any(-1).sum())} other rows, first row {row}: {x[row].tolist()}"
                 )
         return x[:, : int(lengths.max())]

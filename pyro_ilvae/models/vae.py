@@ -7,31 +7,34 @@ from torch import Tensor
 
 from pyro_ilvae.models._autoencoder import DenseAutoencoder
 
+__all__ = ["VAE"]
+
 
 class VAE(DenseAutoencoder):
-    r"""A variational autoencoder, with the decoder deciding what can collapse.
+    r"""A variational autoencoder, whose decoder decides how far the posterior can collapse.
 
     .. math:: z_n \sim N(0, I_K), \qquad x_n \mid z_n \sim p(x \mid \eta = f(z_n)), \qquad
         q(z_n \mid x_n) = N(\mu(x_n), \operatorname{diag} \sigma(x_n)^2),
 
-    for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``. An ordinary VAE has a plain
-    decoder, LIDVAE an inverse Lipschitz one with L = 0, IL-LIDVAE one with L > 0: the class is the same.
+    for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``. With a plain decoder this is
+    an ordinary VAE, with an inverse Lipschitz decoder a LIDVAE (L = 0) or an IL-LIDVAE (L > 0).
 
-    Several models of one class in one process share names in Pyro's global param store: call
-    ``pyro.clear_param_store()`` before fitting the next one with SVI. A warning says so where it was forgotten.
+    All models of one class share names in Pyro's global param store: call ``pyro.clear_param_store()`` before fitting
+    the next model with SVI. A warning reminds of a call that was forgotten.
 
     Args:
-        decoder: the map :math:`f` from (..., K) to natural parameters (..., \*event_shape).
-        encoder: a module from (..., \*data shape) to the location and scale of z, each (..., K).
-        likelihood: from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`.
-        data_size: the number N of data in the data set. Batches are then scaled by N / batch size, so that the ELBO
-            of a random batch is unbiased for that of the data set. If None, the batch is the data set.
-        latent_dim: the dimension :math:`K`, where neither decoder nor encoder has the attribute.
-        event_shape: the shape of the natural parameters of one datum, where the decoder lacks the attribute.
+        decoder: the map :math:`f`, from (..., K) to natural parameters (..., \*event_shape).
+        encoder: a module from data (..., \*data shape) to the location and scale of z, each (..., K).
+        likelihood: a function from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`.
+        data_size: the number N of data in the data set. The ELBO of a batch is then scaled by N / batch size, so that
+            for a random batch it is an unbiased estimate of the ELBO of the data set. If None, the batch is the data
+            set.
+        latent_dim: the dimension :math:`K`, if neither decoder nor encoder has this attribute.
+        event_shape: the shape of the natural parameters of one datum, if the decoder lacks this attribute.
 
     Raises:
-        ValueError: if the parts disagree on a dimension, and from ``model`` and ``guide`` for data of another shape or
-            dtype, outside the likelihood's support (naming the site), or for more data than ``data_size``.
+        ValueError: if the parts disagree on a dimension. ``model`` and ``guide`` raise it, naming the site, for data of
+            another shape or dtype, for data outside the likelihood's support, and for more data than ``data_size``.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -56,7 +59,7 @@ class VAE(DenseAutoencoder):
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        r"""The generative model, conditioned on ``x`` where it is given.
+        r"""The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
             x: a batch of data of shape (N, \*data shape), or None for a draw from the prior predictive.
@@ -73,7 +76,7 @@ class VAE(DenseAutoencoder):
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The amortized posterior, with the arguments of :meth:`model`; without data it is the prior.
+        """The amortized posterior, or the prior without data; the arguments are as for :meth:`model`.
 
         Returns:
             The value of site ``z``.
@@ -96,7 +99,7 @@ class VAE(DenseAutoencoder):
     def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         r"""The mean :math:`E[x \mid z]` at the posterior mean of z, for ``x`` of shape (N, \*data shape).
 
-        For categories these are their probabilities, with one dimension more.
+        For a categorical likelihood, the result holds probabilities, and has the categories as its last dimension.
 
         Args:
             x: the data.

@@ -1,8 +1,8 @@
-"""Pictures of collapse with Matplotlib: each draws into ``ax``, or into a new figure, and returns the axes.
+"""Pictures of collapse with Matplotlib: each function draws into ``ax``, or into a new figure, and returns the axes.
 
-Colors are Okabe and Ito's, which color-blind readers tell apart, and markers or line styles repeat what they say.
-Legends stand beside the axes, where they cover no data: give a figure of your own ``layout="constrained"``, which makes
-room for them. No global style is changed, and nothing is shown before ``plt.show()``.
+Colors are Okabe and Ito's, which color-blind readers can tell apart, and markers or line styles repeat what a color
+says. Legends stand beside the axes, where they cover no data; in a figure of your own, ``layout="constrained"`` makes
+room for them. The functions change no global style, and nothing is shown before ``plt.show()``.
 """
 
 from pyro_ilvae.plots.collapse import plot_divergence_bound, plot_epsilon_curve, plot_kl_per_dimension

@@ -1,22 +1,26 @@
-"""Pictures of how collapsed a posterior is: divergences by dimension, by datum, and against their bound."""
+"""Pictures of how collapsed a posterior is: divergences by dimension, by datum, and against their lower bound."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from pyro_ilvae import _checks
 from pyro_ilvae.diagnostics import ActiveUnits, KLPerDimension
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
 
-_MOST_TICKS = 24  # of latent dimensions with a readable number each
-_ROUNDING = 1e-5  # relative, of sums in float32
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_divergence_bound", "plot_epsilon_curve", "plot_kl_per_dimension"]
+
+_MOST_TICKS = 24  # the largest number of latent dimensions whose numbers are readable on an axis
+_ROUNDING = 1e-5  # the relative error of sums in float32
 
 
 def plot_kl_per_dimension(
@@ -27,20 +31,20 @@ def plot_kl_per_dimension(
     sort: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""The mean over the data of each latent dimension's divergence from the prior, in nats.
+    r"""The divergence of each latent dimension from the prior, averaged over the data, in nats.
 
     .. math:: \overline{\mathrm{KL}}_j = \frac1N \sum_n \mathrm{KL}(q(z_j \mid x_n) \,\|\, p(z_j)).
 
-    One model is drawn as bars, with a thin line from the 5 to the 95 % quantile over the data; several as lines.
-    Inactive units are hollow.
+    One model is drawn as bars, with a thin line from the 5 % to the 95 % quantile over the data; several models are
+    drawn as lines. Inactive units are hollow.
 
     Args:
-        kl: the divergences in nats, of shape (N, K), or what :func:`~pyro_ilvae.diagnostics.kl_per_dimension` returns,
-            or a mapping from labels of models to these.
-        active: which units are active, of shape (K,), or what :func:`~pyro_ilvae.diagnostics.active_units` returns;
-            for several models a mapping from their labels.
-        epsilon: a divergence in nats below which a dimension counts as collapsed, drawn as a dashed line. The axis is
-            then logarithmic above it and linear near zero, since epsilon is small beside the other divergences.
+        kl: the divergences in nats, of shape (N, K), or the result of
+            :func:`~pyro_ilvae.diagnostics.kl_per_dimension`. For several models, a mapping from labels to these.
+        active: booleans that say which units are active, of shape (K,), or the result of
+            :func:`~pyro_ilvae.diagnostics.active_units`. For several models, a mapping from labels to these.
+        epsilon: a divergence in nats below which a dimension counts as collapsed, drawn as a dashed line. Epsilon is
+            small beside the other divergences, so the axis is then logarithmic, and linear near zero.
         sort: whether to sort the dimensions from the largest mean to the smallest.
         ax: the axes to draw into; new ones if None.
 
@@ -48,8 +52,8 @@ def plot_kl_per_dimension(
         The axes.
 
     Raises:
-        ValueError: for another shape, values that are not finite, a negative epsilon, or labels in ``active`` that
-            ``kl`` does not have.
+        ValueError: for another shape, values that are not finite, a negative epsilon, and labels in ``active`` that
+            are not in ``kl``.
 
     References:
         | Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
@@ -80,7 +84,7 @@ def plot_kl_per_dimension(
     ax = ax or _drawing.new_axes((6.4, 3.8))
     if epsilon is not None:
         if epsilon > 0:
-            # From a power of ten, since ticks below it would stand on each other.
+            # The linear part ends at a power of ten, because ticks within it would overlap.
             ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(epsilon)), linscale=0.5)
         ax.axhline(epsilon, color="black", linestyle="--", linewidth=1, label=rf"$\epsilon$ = {epsilon:g} nats")
     ax.set_ylabel("mean KL to the prior (nats)")
@@ -89,9 +93,11 @@ def plot_kl_per_dimension(
     else:
         _kl_bars(ax, models[""], units[""], active is not None, sort)
     if epsilon and min(values.min() for values in models.values()) >= 0:
-        ax.set_ylim(bottom=0)  # the scale is symmetric, and would show negative divergences
+        ax.set_ylim(bottom=0)  # symlog is symmetric and would show negative values
     handles = ax.get_legend_handles_labels()[0]
     if isinstance(kl, Mapping) and active is not None:
+        from matplotlib.lines import Line2D
+
         hollow: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}
         handles.append(Line2D([], [], color="black", label="inactive", **hollow))
     if isinstance(kl, Mapping) or len(handles) > 1:
@@ -104,18 +110,19 @@ def plot_epsilon_curve(kl_total: Array | Mapping[str, Array], *, ax: Axes | None
 
     .. math:: \epsilon \mapsto \frac1N \#\{n : D(p(z \mid x_n) \,\|\, p(z)) \le \epsilon\},
 
-    which at each epsilon is the fraction of data in epsilon-posterior collapse. Divergences of zero, and negative ones
-    as draws can give, have no place on a logarithmic axis: each curve starts at their fraction, which the legend names.
+    which is the fraction of the data in epsilon-posterior collapse. A logarithmic axis has no place for divergences of
+    zero, or for negative estimates from draws: each curve starts at the fraction of such data, and the legend names
+    this fraction.
 
     Args:
-        kl_total: the divergences in nats, of shape (N,), or a mapping from labels to such arrays.
+        kl_total: the divergences in nats, of shape (N,). For several curves, a mapping from labels to these.
         ax: the axes to draw into; new ones if None.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: for another shape or values that are not finite.
+        ValueError: for another shape, and for values that are not finite.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -152,7 +159,9 @@ def plot_epsilon_curve(kl_total: Array | Mapping[str, Array], *, ax: Axes | None
         )
     ax.set(xscale="log", xlim=(low / 2, high * 2), ylim=(-0.03, 1.03))
     if high < 100 * low:
-        # Matplotlib labels every minor tick of less than two decades, and they stand on each other.
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        # On less than two decades Matplotlib labels every minor tick, and the labels overlap.
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
@@ -165,27 +174,27 @@ def plot_epsilon_curve(kl_total: Array | Mapping[str, Array], *, ax: Axes | None
 def plot_divergence_bound(
     divergence: Array, bound: Array, *, standard_error: Array | None = None, ax: Axes | None = None
 ) -> Axes:
-    r"""The divergence of each datum's posterior from the prior against its guaranteed lower bound, both logarithmic.
+    r"""The divergence of each datum's posterior from the prior against its guaranteed lower bound, on logarithmic axes.
 
-    Theorem 3.4 of the paper puts every point on or above the dashed line, up to Monte Carlo error:
+    By Theorem 3.4 of the paper, every point lies on or above the dashed line, up to Monte Carlo error:
 
     .. math:: F(p(z \mid x_n) \,\|\, p(z)) \ge L^2\, E_{p(z \mid x_n)} \|s\|^2.
 
-    Points below it have another color and marker, and are counted in the legend; a relative shortfall of 1e-5 is
-    rounding and not counted. Values that are not positive are drawn at the edge of the axes, and counted too.
+    Points below the line have another color and marker, and the legend counts them. A relative shortfall of 1e-5
+    counts as rounding. Values that are not positive are drawn at the edge of the axes, and the legend counts them too.
 
     Args:
         divergence: the divergences, of shape (N,).
-        bound: their lower bounds, of shape (N,), in the same unit.
-        standard_error: the standard errors of the divergences, of shape (N,). Thin lines then reach from two below to
-            two above, and the points that lie further below the bound than that are counted.
+        bound: the lower bounds of the divergences, of shape (N,), in the same unit.
+        standard_error: the standard errors of the divergences, of shape (N,). Thin lines then reach two standard errors
+            up and down, and the legend counts the points that lie below the bound by more than that.
         ax: the axes to draw into; new ones if None.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: for shapes that differ, values that are not finite or negative standard errors.
+        ValueError: for shapes that differ, values that are not finite, and negative standard errors.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -241,7 +250,7 @@ def plot_divergence_bound(
 def _divergences(kl: Array | KLPerDimension) -> Array:
     if not isinstance(kl, KLPerDimension):
         return kl
-    return kl.values[:, None] if kl.values.dim() == 1 else kl.values  # the site is a scalar
+    return kl.values[:, None] if kl.values.dim() == 1 else kl.values  # a scalar site has values of shape (N,)
 
 
 def _active(active: Array | ActiveUnits | None, latent_dim: int) -> npt.NDArray[np.bool_]:
@@ -269,7 +278,7 @@ def _kl_bars(ax: Axes, values: Floats, active: npt.NDArray[np.bool_], marked: bo
     if len(mean) <= _MOST_TICKS:
         ax.set_xticks(position, labels=[str(j) for j in order])
         for tick in np.array(ax.get_xticklabels())[~active]:
-            tick.set_color(_drawing.color(1))  # a bar of height 0 shows nothing
+            tick.set_color(_drawing.color(1))  # the tick shows what a bar of height 0 cannot
         ax.set_xlabel("latent dimension, sorted" if sort else "latent dimension")
     else:
         _dimension_axis(ax, len(mean), sort)
@@ -288,7 +297,7 @@ def _kl_lines(ax: Axes, models: dict[str, Floats], active: dict[str, npt.NDArray
 
 
 def _places(mean: Floats, sort: bool) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The dimensions in the order in which they are drawn, and where: ranks count from 1, dimensions from 0."""
+    """The dimensions in drawing order, and their positions: ranks count from 1, dimensions from 0."""
     numbers = np.arange(len(mean))
     return (np.argsort(-mean, kind="stable"), numbers + 1) if sort else (numbers, numbers)
 
@@ -299,6 +308,8 @@ def _dimension_axis(ax: Axes, latent_dim: int, sort: bool) -> None:
     if latent_dim <= _MOST_TICKS:
         ax.set_xticks(positions)
     else:
+        from matplotlib.ticker import MaxNLocator
+
         ax.set_xlim(positions[0] - 0.8, positions[-1] + 0.8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 

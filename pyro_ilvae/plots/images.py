@@ -1,19 +1,24 @@
-"""Pictures of images: grids of them, traversals of a latent space, reconstructions and samples by class."""
+"""Pictures of images: grids, traversals of a latent space, reconstructions, and samples by class."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from operator import index
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.ticker import Formatter
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_class_samples", "plot_images", "plot_reconstructions", "plot_traversals"]
 
 
 def plot_images(
@@ -24,14 +29,14 @@ def plot_images(
     cmap: str = "gray",
     ax: Axes | None = None,
 ) -> Axes:
-    """A grid of images in one axes, row by row.
+    """A grid of images in one axes, filled row by row.
 
-    Grey images share one scale, from the smallest value of them all to the largest. Colors are numbers from 0 to 1,
-    outside of which they are clipped, or integers from 0 to 255.
+    Gray images share one scale, from the smallest to the largest value of all images. Colors are integers from 0 to
+    255, or floats, which are clipped to [0, 1].
 
     Args:
         images: the images, of shape (N, H, W) or (N, H, W, 3).
-        num_columns: the number of columns; about as many as rows if None.
+        num_columns: the number of columns; about the number of rows if None.
         labels: a label for each row, or a title for each image.
         cmap: the name of Matplotlib's color map for gray images.
         ax: the axes to draw into; new ones if None.
@@ -40,7 +45,7 @@ def plot_images(
         The axes.
 
     Raises:
-        ValueError: for other shapes, values that are not finite, or another number of labels.
+        ValueError: for other shapes, values that are not finite, and another number of labels.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -67,11 +72,11 @@ def plot_images(
     for (top, left), image in zip(corners, array, strict=True):
         mosaic[top : top + height, left : left + width] = image
     if array.ndim == 4:
-        # Without a color between the images, as the missing values of a color map.
+        # The gaps are transparent, as NaN is in a color map.
         mosaic = np.nan_to_num(np.concatenate([mosaic, np.isfinite(mosaic[..., :1])], axis=-1))
 
     if ax is None:
-        letters = 0.09 * max(map(len, texts), default=0)  # their width in inches
+        letters = 0.09 * max(map(len, texts), default=0)  # the width of the longest label in inches
         size = min(max(0.75, letters if titled else 0.0), 11 / columns)
         margin = 0.3 if titled else 0.3 + min(letters, 3.0)
         ax = _drawing.new_axes((columns * size + margin, max(size * mosaic.shape[0] / (width + gap) + 0.3, 1.2)))
@@ -85,7 +90,7 @@ def plot_images(
         ax.set_ylim(mosaic.shape[0] - 0.5, -0.5 - above)
     elif labels is not None:
         ax.set_yticks(_centers(rows, height, above), labels=texts)
-        # In the middle of a larger place, a constrained layout would cut the labels off.
+        # In the middle of a larger space, a constrained layout would cut the labels off.
         ax.set_anchor("SW")
     return ax
 
@@ -100,17 +105,17 @@ def plot_traversals(
     num_steps: int = 9,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""What moving one latent dimension at a time does to the image: where it has collapsed, nothing.
+    r"""Images along one latent dimension at a time; moving a collapsed dimension changes nothing.
 
     Row j shows :math:`f(c + t e_j)` for t from -span to span, around the center c.
 
     Args:
-        decode: the map from a tensor of shape (M, K) to images of shape (M, H, W) or (M, H, W, 3). It is called once,
-            without gradients, and modules are in evaluation mode meanwhile.
+        decode: a function from a tensor of shape (M, K) to images of shape (M, H, W) or (M, H, W, 3). It is called
+            once, without gradients; a module is in evaluation mode during the call.
         latent_dim: the dimension :math:`K`.
         dims: the dimensions to move, counted from 0, in the order of the rows; all if None.
-        center: the center, of shape (K,), whose dtype and device ``decode`` gets; zeros if None.
-        span: the farthest that a dimension is moved either way, in prior standard deviations.
+        center: the center c, of shape (K,); zeros if None. The argument of ``decode`` has its dtype and device.
+        span: the largest t, in standard deviations of the prior.
         num_steps: the number of images in a row, at least 2.
         ax: the axes to draw into; new ones if None.
 
@@ -118,8 +123,8 @@ def plot_traversals(
         The axes.
 
     Raises:
-        ValueError: for dimensions that are not there, other shapes, a span that is not positive, or values that are
-            not finite.
+        ValueError: for dimensions outside 0, ..., K - 1, other shapes, a span that is not positive, and values that
+            are not finite.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -133,13 +138,17 @@ def plot_traversals(
         (['$z_{0}$', '$z_{2}$'], 'value of $z_j$')
         >>> plt.close(ax.figure)
     """
+    from matplotlib.ticker import Formatter
+
     _checks.positive_int("latent_dim", latent_dim)
-    moved = list(range(latent_dim)) if dims is None else [index(dim) for dim in dims]
-    if not moved or not all(0 <= dim < latent_dim for dim in moved):
-        raise ValueError(f"Expected dims to be dimensions from 0 to {latent_dim - 1}, got {dims}")
+    moved = [
+        _checks.index_below("each entry of dims", dim, latent_dim)
+        for dim in (range(latent_dim) if dims is None else dims)
+    ]
+    if not moved:
+        raise ValueError(f"Expected dims to name at least one dimension, got {dims!r}")
     _checks.positive("span", span)
-    if _checks.positive_int("num_steps", num_steps) < 2:
-        raise ValueError(f"Expected num_steps >= 2, got {num_steps}")
+    _checks.positive_int("num_steps", num_steps, at_least=2)
     if center is None:
         middle = torch.zeros(latent_dim)
     else:
@@ -149,7 +158,7 @@ def plot_traversals(
         )
     if not middle.is_floating_point():
         middle = middle.to(torch.get_default_dtype())
-    # Not linspace, whose rounding misses the 0 in the middle.
+    # The rounding of linspace would miss the 0 in the middle.
     steps = [span * (2 * i - (num_steps - 1)) / (num_steps - 1) for i in range(num_steps)]
     z = middle.repeat(len(moved), num_steps, 1)
     for row, dim in zip(z, moved, strict=True):
@@ -167,18 +176,18 @@ def plot_traversals(
 
 
 def plot_reconstructions(x: Array, reconstruction: Array, *, ax: Axes | None = None) -> Axes:
-    """Images above their reconstructions, all on the images' scale of gray.
+    """Images, and below each image its reconstruction, all on the images' scale of gray.
 
     Args:
         x: the images, of shape (N, H, W) or (N, H, W, 3).
-        reconstruction: their reconstructions, of the same shape.
+        reconstruction: the reconstructions of the images, of the same shape.
         ax: the axes to draw into; new ones if None.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: for shapes that differ or are others, and values that are not finite.
+        ValueError: for other shapes, shapes that differ, and values that are not finite.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -205,14 +214,14 @@ def plot_class_samples(
 
     Args:
         images: the samples, of shape (C, S, H, W) or (C, S, H, W, 3).
-        labels: the names of the classes, of shape (C,); their numbers from 0 if None.
+        labels: the names of the classes, of shape (C,); the numbers 0, ..., C - 1 if None.
         ax: the axes to draw into; new ones if None.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: for other shapes, values that are not finite, or another number of labels.
+        ValueError: for other shapes, values that are not finite, and another number of labels.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -229,7 +238,7 @@ def plot_class_samples(
 
 
 def _images(name: str, value: Array, ndim: int) -> Floats:
-    """Images with ``ndim`` dimensions, or color images with one more of size 3, with colors from 0 to 1."""
+    """Gray images with ``ndim`` dimensions, or color images with a last dimension of size 3 and colors in [0, 1]."""
     gray = {3: "(N, H, W)", 4: "(C, S, H, W)"}[ndim]
     array = _drawing.as_numpy(value)
     colored = array.ndim == ndim + 1 and array.shape[-1] == 3

@@ -1,14 +1,19 @@
 """Pictures of the latent space: posteriors in two dimensions."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import EllipseCollection
 
 from pyro_ilvae import _checks
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_posteriors"]
 
 _MOST_CLASSES = len(_drawing.COLORS) * len(_drawing.MARKERS)
 
@@ -22,19 +27,21 @@ def plot_posteriors(
     max_ellipses: int = 200,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""Posterior means and 2-sigma ellipses over a latent space of two dimensions.
+    r"""Posterior means and 2-sigma ellipses in a latent space of two dimensions.
 
     .. math:: \{z : (z - \mu_n)^\top \Sigma_n^{-1} (z - \mu_n) = 4\},
 
-    which holds 86 % of a Gaussian posterior. Where the posterior has collapsed, the ellipse is the prior's circle.
+    each of which holds 86 % of a Gaussian posterior. The ellipse of a collapsed posterior is the prior's circle.
 
     Args:
         loc: the posterior means, of shape (N, 2).
         scale: the standard deviations, of shape (N, 2), or the covariances, of shape (N, 2, 2).
-        labels: the class of each datum, of shape (N,), told apart by color and marker; one class if None.
-        prior: whether to draw the 2-sigma circle of the prior N(0, I), dashed; or the locations and scales of a mixture
-            prior's components, each of shape (C, 2), to draw theirs with a cross at each location.
-        max_ellipses: the most ellipses to draw, of data evenly spaced in their order; all means are drawn.
+        labels: the class of each datum, of shape (N,), shown by color and marker; one class if None.
+        prior: whether to draw the 2-sigma circle of the prior N(0, I), dashed. For a mixture prior, the locations and
+            scales of its components, each of shape (C, 2): the ellipse of each component is drawn, with a cross at
+            its location.
+        max_ellipses: the largest number of ellipses to draw. Their data are evenly spaced in the order of the data;
+            the means of all data are drawn.
         ax: the axes to draw into; new ones if None.
 
     Returns:
@@ -42,7 +49,7 @@ def plot_posteriors(
 
     Raises:
         ValueError: for other shapes, values that are not finite, negative scales, covariances that are not symmetric
-            or not positive semi-definite, or more classes than there are colors and markers.
+            or not positive semi-definite, and more classes than there are pairs of color and marker.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -55,6 +62,8 @@ def plot_posteriors(
         ('latent coordinate $z_0$', ['prior', 'left', 'right'])
         >>> plt.close(ax.figure)
     """
+    from matplotlib.collections import EllipseCollection
+
     means = _drawing.floats("loc", loc, "(N, 2)")
     axis_lengths, angles, extents = _ellipses(scale, len(means))
     _checks.positive_int("max_ellipses", max_ellipses)
@@ -99,12 +108,12 @@ def plot_posteriors(
             zorder=3,
             label=None if labels is None else str(name),
         )
-    # A collection of ellipses counts its centers only.
+    # For the limits of the axes, Matplotlib counts only the centers of a collection of ellipses.
     corners = [means[chosen] - extents[chosen], means[chosen] + extents[chosen]]
     ax.update_datalim(np.concatenate(corners))
     ax.autoscale_view()
     shared = [len(axes.get_siblings(ax)) > 1 for axes in (ax.get_shared_x_axes(), ax.get_shared_y_axes())]
-    # Wider limits leave no narrow box, but Matplotlib refuses them where others share both axes.
+    # Wider limits keep the box from becoming narrow, but Matplotlib refuses them for axes that share both limits.
     ax.set_aspect("equal", adjustable="box" if all(shared) else "datalim")
     ax.set(xlabel="latent coordinate $z_0$", ylabel="latent coordinate $z_1$")
     if prior is not False or labels is not None:
@@ -113,7 +122,7 @@ def plot_posteriors(
 
 
 def _components(prior: bool | tuple[Array, Array]) -> tuple[Floats, Floats]:
-    """Locations and scales (C, 2) of the prior's components."""
+    """Locations and scales of the prior's components, each of shape (C, 2)."""
     if isinstance(prior, bool):
         return np.zeros((int(prior), 2)), np.ones((int(prior), 2))
     if not (isinstance(prior, tuple) and len(prior) == 2):
@@ -136,7 +145,7 @@ def _draw_components(ax: Axes, locations: Floats, scales: Floats, crosses: bool)
 
 
 def _ellipses(scale: Array, num_data: int) -> tuple[Floats, Floats, Floats]:
-    """Widths and heights (N, 2), angles in degrees (N,), and half the extents along the coordinates (N, 2)."""
+    """Widths and heights (N, 2), angles in degrees (N,), and half the extents along the two coordinates (N, 2)."""
     if _drawing.as_numpy(scale).ndim != 3:
         sigma = _drawing.floats("scale", scale, f"({num_data}, 2)")
         if (sigma < 0).any():
@@ -145,7 +154,10 @@ def _ellipses(scale: Array, num_data: int) -> tuple[Floats, Floats, Floats]:
     covariance = _drawing.floats("scale", scale, f"({num_data}, 2, 2)")
     size = np.abs(covariance).max()
     if np.abs(covariance - covariance.mT).max() > 1e-4 * size:
-        raise ValueError("Expected scale of shape (N, 2, 2) to hold symmetric covariances, got one that is not")
+        wrong = int(np.abs(covariance - covariance.mT).max((1, 2)).argmax())
+        raise ValueError(
+            f"Expected scale to hold symmetric covariances, got {covariance[wrong].tolist()} at index {wrong}"
+        )
     variances, directions = np.linalg.eigh(covariance)
     if variances.min() < -1e-4 * size:
         raise ValueError(f"Expected scale to hold positive semi-definite covariances, got eigenvalue {variances.min()}")

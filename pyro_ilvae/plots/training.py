@@ -1,19 +1,22 @@
-"""Pictures of training: the loss with beta and L, and what a sweep over L does."""
+"""Pictures of training: the loss with beta and L, and measures over a sweep of L."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from pyro_ilvae import _checks
 from pyro_ilvae.infer.schedules import Schedule
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_sweep", "plot_training"]
 
 
 def plot_sweep(
@@ -24,21 +27,23 @@ def plot_sweep(
     ylabels: Sequence[str] | None = None,
     axes: Axes | Sequence[Axes] | npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
-    r"""What a sweep over L (or another setting) does to several measures: seeds as points, their median as a line.
+    r"""Several measures against L (or another setting): each seed is a point, and a line joins the medians.
 
     Args:
         x: the settings, of shape (X,), in any order.
-        results: for each panel's title a mapping from labels of models to values of shape (S, X), a row for each of S
-            seeds. NaN is a run that is missing: it is left out, and the line has a gap where no seed has a value.
+        results: a mapping from the title of each panel to a mapping from labels of models to values of shape (S, X),
+            with a row for each of S seeds. NaN stands for a missing run, which is left out; if all seeds of a setting
+            are missing, the line has a gap.
         xlabel: the label of the horizontal axes, with its unit.
-        ylabels: the label of each panel's vertical axis, with its unit. If None, the titles are these labels.
-        axes: the axes to draw into, one for each panel; new ones if None.
+        ylabels: the label of each panel's vertical axis, with its unit; the titles of the panels if None.
+        axes: the axes to draw into, one for each panel; new axes if None.
 
     Returns:
         An array of the axes, of shape (number of panels,).
 
     Raises:
-        ValueError: for other shapes, infinite values, or another number of labels or axes than of panels.
+        ValueError: for other shapes, infinite values, and numbers of labels or axes that differ from the number of
+            panels.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -52,9 +57,14 @@ def plot_sweep(
         ('smallest KL (nats)', [0.2, 1.1, 2.0])
         >>> plt.close(axes[0].figure)
     """
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
     settings = _drawing.floats("x", x, "(X,)")
-    if len(results) == 0 or not all(isinstance(panel, Mapping) and panel for panel in results.values()):
-        raise ValueError("Expected results to map each panel to a mapping from labels to values, got an empty panel")
+    unlabeled = [title for title, panel in results.items() if not (isinstance(panel, Mapping) and panel)]
+    if len(results) == 0 or unlabeled:
+        got = f"no labels for {unlabeled}" if unlabeled else "no panel"
+        raise ValueError(f"Expected results to map each panel to a mapping from labels to values, got {got}")
     if ylabels is not None and (isinstance(ylabels, str) or len(ylabels) != len(results)):
         raise ValueError(f"Expected ylabels to be {len(results)} labels, one for each panel, got {ylabels!r}")
     panels = {
@@ -70,7 +80,7 @@ def plot_sweep(
     drawn: npt.NDArray[Any] = np.ravel(np.asarray(axes, dtype=object))
     if len(drawn) != len(panels):
         raise ValueError(f"Expected axes to be {len(panels)} axes, one for each panel, got {len(drawn)}")
-    # One style for a label in all panels, so that one legend holds for all.
+    # A label has the same style in all panels, so that one legend is enough.
     styles = {label: i for i, label in enumerate(dict.fromkeys(label for panel in panels.values() for label in panel))}
     order = settings.argsort(kind="stable")
     for i, (ax, (title, panel)) in enumerate(zip(drawn, panels.items(), strict=True)):
@@ -97,21 +107,22 @@ def plot_training(
     smoothing: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""The loss at each step of training, in nats, with beta and L on an axis of their own to the right.
+    r"""The loss at each step of training, in nats, with beta and L on a second axis to the right.
 
     Args:
         losses: the losses, of shape (T,): negative ELBOs in nats.
         beta: the weight of the KL at each step, of shape (T,), or one number, or a
             :class:`~pyro_ilvae.infer.Schedule`.
-        inverse_lipschitz: the constant L at each step, as ``beta``.
-        smoothing: the number of steps of a running mean, drawn over the middle of its steps; None for no mean.
+        inverse_lipschitz: the constant L at each step, in one of the forms of ``beta``.
+        smoothing: the number of steps of a running mean, which is drawn over the middle of its steps; None draws no
+            mean.
         ax: the axes to draw into; new ones if None.
 
     Returns:
-        The axes of the loss. Those to the right of it, if any, are the last of ``ax.figure.axes``.
+        The axes of the loss. The axes of beta and L, if any, are ``ax.figure.axes[-1]``.
 
     Raises:
-        ValueError: for other shapes, values that are not finite, or more ``smoothing`` than steps.
+        ValueError: for other shapes, values that are not finite, and a ``smoothing`` above the number of steps.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -121,6 +132,8 @@ def plot_training(
         ([4.5, 3.5, 3.0], [0.0, 0.5, 1.0, 1.0])
         >>> plt.close(ax.figure)
     """
+    from matplotlib.ticker import MaxNLocator
+
     loss = _drawing.floats("losses", losses, "(T,)")
     weights = {
         symbol: _per_step(name, value, len(loss))
@@ -128,11 +141,11 @@ def plot_training(
         if value is not None
     }
     if smoothing is not None and _checks.positive_int("smoothing", smoothing) > len(loss):
-        raise ValueError(f"Expected smoothing to be at most the {len(loss)} steps there are, got {smoothing}")
+        raise ValueError(f"Expected smoothing to be at most {len(loss)}, the number of steps, got {smoothing}")
     ax = ax or _drawing.new_axes((6.4, 3.8))
     steps = np.arange(len(loss))
     alone = smoothing is None
-    point = "o" if len(loss) == 1 else None  # a line through one point cannot be seen
+    point = "o" if len(loss) == 1 else None  # a line through one point is invisible
     lines = ax.plot(
         steps, loss, color=_drawing.color(0), alpha=1.0 if alone else 0.35, linewidth=1, marker=point, label="loss"
     )
@@ -165,7 +178,7 @@ def _sweep_line(ax: Axes, x: Floats, runs: Floats, i: int) -> None:
     points = np.broadcast_to(x, runs.shape)[~missing], runs[~missing]
     style: dict[str, Any] = {"color": _drawing.color(i), "marker": _drawing.marker(i)}
     ax.plot(*points, linestyle="none", markersize=4, alpha=0.5, markeredgewidth=0, **style)
-    # By column, since NumPy's nanmedian warns of columns without a value.
+    # One column at a time, because NumPy's nanmedian warns of columns without a value.
     median = [np.median(run[~gone]) if not gone.all() else np.nan for run, gone in zip(runs.T, missing.T, strict=True)]
     ax.plot(x, median, linestyle=_drawing.line_style(i), linewidth=1.8, markersize=0, **style)
 

@@ -74,11 +74,24 @@ def test_vocabulary_is_by_frequency_and_then_the_alphabet(documents, level, max_
         (" \t", []),
     ],
 )
-def test_words_and_punctuation_marks(document, tokens):
+def test_words_and_punctuation_marks(monkeypatch, document, tokens):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)  # which is not needed
     vocabulary = Vocabulary.of([document], level="words")
     (numbers,) = vocabulary.encode([document]).tolist()
     assert [vocabulary.tokens[number] for number in numbers] == [*tokens, "<end>"]
     assert vocabulary.decode(torch.tensor([numbers])) == [" ".join(tokens)]
+
+
+@given(words_of_any_text)
+@example(["ΣΊΣΥΦΟΣ İstanbul ß ǅ", "naïve—co-op’s 3.14 _x_ a\u0301 \u200b", "'tis the ’n’ ''\x1c𝒳 😀!"])  # noqa: RUF001
+def test_words_are_the_tokens_of_scikit_learn(documents):
+    sklearn_text = pytest.importorskip("sklearn.feature_extraction.text")
+    pattern = r"\w+(?:['\u2019]\w+)*|[^\w\s]"
+    tokens_of = sklearn_text.CountVectorizer(lowercase=True, token_pattern=pattern).build_analyzer()
+    vocabulary = Vocabulary.of(documents, level="words")
+    for row, document in zip(vocabulary.encode(documents).tolist(), documents, strict=True):
+        tokens = [vocabulary.tokens[number] for number in row if number not in (vocabulary.end, PADDING)]
+        assert tokens == tokens_of(document)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +366,7 @@ def test_lengths_and_sizes_are_passed_on(tmp_path_factory, lengths, max_length):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, math.nan])
 def test_fractions_that_are_refused(tmp_path, fraction):
-    with pytest.raises(ValueError, match=r"Expected test_fraction in \(0, 1\), got"):
+    with pytest.raises(ValueError, match=r"Expected test_fraction to be a number in \(0, 1\), got"):
         text.from_file(write(tmp_path / "some.txt", ["a"] * 10), test_fraction=fraction)
 
 
@@ -462,23 +475,3 @@ def test_real_files():
     # As most tokens are of few words, few tokens are unknown.
     for x in (data.train, data.test):
         assert 0 < (x == data.vocabulary.unknown).sum() < 0.1 * (x > 0).sum()
-
-
-# Without scikit-learn.
-
-
-def test_only_words_need_scikit_learn_and_say_so(monkeypatch, tmp_path):
-    path = write(tmp_path / "tinyshakespeare.txt", ["a b"] * 10)
-    vocabulary = Vocabulary.of(["a b"], level="words")
-    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    calls = [
-        lambda: Vocabulary.of(["a b"], level="words"),
-        lambda: vocabulary.encode(["a b"]),
-        lambda: text.from_file(path, level="words"),
-        lambda: text.tinyshakespeare(tmp_path),
-    ]
-    for call in calls:
-        with pytest.raises(ImportError, match="words needs scikit-learn: pip install scikit-learn"):
-            call()
-    assert vocabulary.decode(torch.tensor([[2, 3]])) == ["a b"]
-    assert set(all_documents(text.from_file(path))) == {"a b"}

@@ -328,9 +328,9 @@ def changed(row, column, value):
         (X.tolist(), "got list"),
         (changed(3, 0, VOCAB), f"from 0 to {VOCAB - 1}, or -1 as padding, got values from -1 to {VOCAB}"),
         (changed(3, 0, -2), "got values from -2"),
-        (changed(0, 0, -1), "padding only after the last one, got 1 rows without, the first of them row 0"),
+        (changed(0, 0, -1), "padding only after its last token, got 1 other rows, first row 0"),
         (changed(5, slice(None), -1), "row 5"),
-        (torch.tensor([[3, 4, 0], [3, 0, 0]]), "nothing after the end token 0 .* row 1"),
+        (torch.tensor([[3, 4, 0], [3, 0, 0]]), r"only padding \(-1\) after the end token 0 .* row 1"),
         (torch.cat([X, X]), "Expected at most data_size = 12 data at site 'x', got 24"),
     ],
 )
