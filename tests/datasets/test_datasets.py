@@ -519,7 +519,7 @@ def test_binary_data_have_no_gradient_and_leave_the_intensities():
         for value in (-1e-3, 1.001, 255.0, math.nan, math.inf)
         for arguments in ({}, {"seed": 0}, {"threshold": 0.5})
     ]
-    + [(torch.rand(3), {"threshold": t}, r"threshold in \[0, 1\], got") for t in (-0.1, 1.1, 127, math.nan)]
+    + [(torch.rand(3), {"threshold": t}, r"threshold to be a number in \[0, 1\], got") for t in (-0.1, 1.1, 127, math.nan)]
     + [(torch.ones(3, dtype=t), {}, f"x to be a floating-point tensor, got {t}") for t in (torch.uint8, torch.bool)]
     + [(torch.rand(3), {"seed": 0, "threshold": 0.5}, r"a seed or a threshold, got seed=0 and threshold=0\.5")],
 )

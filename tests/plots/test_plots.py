@@ -668,7 +668,7 @@ ERRORS = {
     "traversals-dims": (lambda: plot_traversals(decode, 2, dims=[2]), r"dims to be dimensions from 0 to 1, got \[2\]"),
     "traversals-none": (lambda: plot_traversals(decode, 2, dims=[]), "dims to be dimensions"),
     "traversals-center": (lambda: plot_traversals(decode, 2, center=[0.0]), r"center of shape \(2,\), got \(1,\)"),
-    "traversals-span": (lambda: plot_traversals(decode, 2, span=0.0), "span > 0"),
+    "traversals-span": (lambda: plot_traversals(decode, 2, span=0.0), r"span to be .*> 0, got 0\.0"),
     "traversals-steps": (lambda: plot_traversals(decode, 2, num_steps=1), "num_steps >= 2"),
     "traversals-flat": (lambda: plot_traversals(lambda z: z, 2), "decode to return images of shape"),
     "traversals-count": (lambda: plot_traversals(lambda z: decode(z)[1:], 2), "decode to return 18 images, got 17"),
