@@ -33,10 +33,11 @@ BAD = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_is_the_stated_distribution(name):
     likelihood, expected = EXPECTED[name]
-    distribution = likelihood(ETA.reshape(expected.batch_shape + (4,) * (name == "categorical")))
+    eta = ETA.reshape(expected.batch_shape + (4,) * (name == "categorical"))
+    distribution = likelihood(eta)
     x = expected.sample()
     torch.testing.assert_close(distribution.log_prob(x), expected.log_prob(x), rtol=1e-4, atol=1e-5)
-    mean = likelihood.mean(ETA.reshape(expected.batch_shape + (4,) * (name == "categorical")))
+    mean = likelihood.mean(eta)
     torch.testing.assert_close(mean, expected.probs if name == "categorical" else expected.mean)
 
 
@@ -228,9 +229,9 @@ def test_optimal_scale_survives_a_step_that_is_refused():
     ("build", "message"),
     [
         (lambda: likelihoods.Normal(0.0), "scale to be a finite number > 0"),
-        (lambda: likelihoods.Normal(1.0, "free"), "estimate to be one of 'fixed', 'learned', 'optimal', got 'free'"),
+        (lambda: likelihoods.Normal(1.0, "free"), "estimate .*'fixed', 'learned', 'optimal', got 'free'"),
         (lambda: likelihoods.NegativeBinomial(-1.0), "total_count to be a finite number > 0"),
-        (lambda: likelihoods.NegativeBinomial(1.0, "optimal"), "estimate to be one of 'fixed', 'learned', got 'optimal'"),
+        (lambda: likelihoods.NegativeBinomial(1.0, "optimal"), "estimate .*'fixed', 'learned', got 'optimal'"),
         (lambda: likelihoods.Categorical(0), "num_categories"),
         (lambda: likelihoods.Categorical(3)(torch.zeros(2, 4)), r"Expected eta of shape \(..., 3\)"),
         (

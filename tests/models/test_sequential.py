@@ -1,4 +1,4 @@
-"""What is special to the sequential VAE: draws and data of different lengths, priors on weights, and what is refused."""
+"""What is special to the sequential VAE: draws and data of different lengths, priors on weights, what is refused."""
 
 import pyro
 import pyro.distributions as dist
