@@ -4,12 +4,15 @@ import copy
 import math
 import pickle
 
+import pyro
 import pytest
 import torch
 from helpers.decoders import perturb
+from helpers.models import sequential_with
 from helpers.sequence_decoders import DECODERS, HISTORIES, LATENT, VOCAB, tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from pyro.infer import SVI, Trace_ELBO
 
 from pyro_ilvae import MLPDecoder, RecurrentHistory, SequenceDecoder, SequenceEncoder, TransformerHistory
 
@@ -144,6 +147,21 @@ def test_a_decoder_takes_any_history():
     x, z = tokens(4, LENGTH), torch.randn(4, LATENT)
     seen = Counts()(torch.cat([torch.full((4, 1), START), x[:, :-1].clamp(min=0)], dim=1))
     torch.testing.assert_close(decoder(z, x), plain(z.unsqueeze(1), seen))
+
+
+def test_a_history_without_steps_serves_for_all_but_drawing():
+    """It computes densities, is trained and encodes; to draw token by token it would need begin and step."""
+    plain = MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=Counts.features, hidden_features=(8,))
+    vae = sequential_with(decoder=SequenceDecoder(Counts(), plain))
+    x = tokens(4, LENGTH)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    before = plain.network[0].weight.clone()
+    assert math.isfinite(svi.step(x))
+    assert not torch.equal(plain.network[0].weight, before)
+    assert vae.encode(x)[0].shape == (4, LATENT)
+    for draw in (vae.sample_prior, lambda: vae.reconstruct(x), lambda: vae.decoder.begin(torch.zeros(4, LATENT))):
+        with pytest.raises(AttributeError, match="begin"):
+            draw()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("gru", "GRU"), ("lstm", "LSTM"), ("transformer", "TransformerEncoder")])

@@ -30,6 +30,7 @@ from pyro_ilvae import (
     mlp,
     principal_token_frame,
 )
+from pyro_ilvae.decoders.frames import make_frame
 from pyro_ilvae.diagnostics import lipschitz_audit
 from pyro_ilvae.distributions import TokenSequence
 
@@ -155,6 +156,16 @@ def test_ordinary_decoders_take_centered_frames(event_shape):
             inverse_lipschitz=1.5,
             frame="centered",
         )
+
+
+@pytest.mark.parametrize(("event_shape", "columns"), [((2,), 1), ((3,), 2), ((2, 2), 2), ((50,), 3)])
+def test_centered_frames_are_centered_to_rounding(event_shape, columns):
+    """Also where the draws are almost equal, so that little is left of them when they are centered."""
+    for seed in range(1000):
+        torch.manual_seed(seed)
+        frame = make_frame("centered", torch.Size(event_shape), columns).matrix
+        assert frame.reshape(*event_shape, columns).sum(-2).abs().max() < 1e-5
+        torch.testing.assert_close(frame.mT @ frame, torch.eye(columns), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DECODERS)
