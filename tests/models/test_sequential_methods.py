@@ -213,7 +213,7 @@ def test_refuses_options(method, options, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda vae: vae.interpolate(X[0], X[1], 1), "Expected num_steps >= 2, got 1"),
+        (lambda vae: vae.interpolate(X[0], X[1], 1), "num_steps .*>= 2, got 1"),
         (lambda vae: vae.interpolate(X[0], X[1], 0), "num_steps"),
         (lambda vae: vae.interpolate(X[0], X[1], 2.5), "num_steps"),
         (lambda vae: vae.sample_prior(0), "num_samples"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.pictures import ACTIVE, INF, KL, NAN, decode, images, result
 
-from pyro_ilvae.diagnostics import KLPerDimension
+from pyro_ilvae.diagnostics import KLDivergence
 from pyro_ilvae.plots import (
     plot_class_samples,
     plot_divergence_bound,
@@ -89,7 +89,7 @@ ERRORS = {
     "kl-text": (lambda: plot_kl_per_dimension([["a"]]), "kl to be real numbers, got dtype <U1"),
     "kl-none": (lambda: plot_kl_per_dimension({}), "kl to be a mapping with at least one label"),
     "kl-of-model": (lambda: plot_kl_per_dimension({"a": ONE, "b": [INF]}), r"kl\['b'\] of shape"),
-    "kl-event": (lambda: plot_kl_per_dimension(result(KLPerDimension, values=torch.ones(2, 2, 2))), r"got \(2, 2, 2\)"),
+    "kl-event": (lambda: plot_kl_per_dimension(result(KLDivergence, values=torch.ones(2, 2, 2))), r"got \(2, 2, 2\)"),
     "active-shape": (lambda: plot_kl_per_dimension(ONE, [True]), r"active to be booleans of shape \(2,\), got bool"),
     "active-type": (lambda: plot_kl_per_dimension(ONE, [1, 0]), r"active to be booleans of shape \(2,\), got int"),
     "active-one": (lambda: plot_kl_per_dimension(ONE, {"a": [True, True]}), "active to be one array"),
@@ -104,14 +104,14 @@ ERRORS = {
     "sweep-x": (lambda: plot_sweep([NAN], {"a": {"b": [[1.0]]}}), "x to be finite"),
     "sweep-shape": (lambda: plot_sweep([1.0], {"a": {"b": [1.0]}}), r"results\['a'\]\['b'\] of shape \(S, 1\)"),
     "sweep-inf": (lambda: plot_sweep([1.0], {"a": {"b": [[INF]]}}), "to be finite or NaN, got inf"),
-    "sweep-empty": (lambda: plot_sweep([1.0], {"a": {}}), "got an empty panel"),
+    "sweep-empty": (lambda: plot_sweep([1.0], {"a": {}}), r"got no labels for \['a'\]"),
     "sweep-ylabels": (lambda: plot_sweep([1.0], {"a": {"b": [[1.0]]}}, ylabels=["a", "b"]), "ylabels to be 1 labels"),
     "sweep-axes": (lambda: plot_sweep([1.0], {"a": {"b": [[1.0]]}}, axes=plt.subplots(2)[1]), "axes to be 1 axes"),
     "training-shape": (lambda: plot_training(ONE), r"losses of shape \(T,\)"),
     "training-nan": (lambda: plot_training([1.0, NAN]), r"losses to be finite, got nan at index \(1,\)"),
     "training-beta": (lambda: plot_training([1.0, 2.0], beta=[1.0]), r"beta of shape \(2,\), got \(1,\)"),
     "training-l": (lambda: plot_training([1.0], inverse_lipschitz=NAN), "inverse_lipschitz to be finite"),
-    "training-smoothing": (lambda: plot_training([1.0], smoothing=2), "smoothing to be at most the 1 steps"),
+    "training-smoothing": (lambda: plot_training([1.0], smoothing=2), "smoothing to be at most .*1"),
     "training-window": (lambda: plot_training([1.0], smoothing=0), "smoothing to be an int >= 1"),
     "loc-shape": (lambda: plot_posteriors(torch.ones(2, 3), ONE), r"loc of shape \(N, 2\), got \(2, 3\)"),
     "scale-shape": (lambda: plot_posteriors(ONE, torch.ones(1, 2)), r"scale of shape \(2, 2\), got \(1, 2\)"),
@@ -131,11 +131,11 @@ ERRORS = {
     "images-nan": (lambda: plot_images(torch.full((1, 1, 1), NAN)), "images to be finite"),
     "images-labels": (lambda: plot_images(torch.ones(9, 4, 4), labels=[1, 2]), "labels for 3 rows or 9 images, got 2"),
     "images-columns": (lambda: plot_images(torch.ones(9, 4, 4), num_columns=0), "num_columns to be an int >= 1"),
-    "traversals-dims": (lambda: plot_traversals(decode, 2, dims=[2]), r"dims to be dimensions from 0 to 1, got \[2\]"),
-    "traversals-none": (lambda: plot_traversals(decode, 2, dims=[]), "dims to be dimensions"),
+    "traversals-dims": (lambda: plot_traversals(decode, 2, dims=[2]), "dims .*from 0 to 1, got .*2"),
+    "traversals-none": (lambda: plot_traversals(decode, 2, dims=[]), r"dims .*got \[\]"),
     "traversals-center": (lambda: plot_traversals(decode, 2, center=[0.0]), r"center of shape \(2,\), got \(1,\)"),
     "traversals-span": (lambda: plot_traversals(decode, 2, span=0.0), r"span to be .*> 0, got 0\.0"),
-    "traversals-steps": (lambda: plot_traversals(decode, 2, num_steps=1), "num_steps >= 2"),
+    "traversals-steps": (lambda: plot_traversals(decode, 2, num_steps=1), "num_steps .*>= 2.*, got 1"),
     "traversals-flat": (lambda: plot_traversals(lambda z: z, 2), "decode to return images of shape"),
     "traversals-count": (lambda: plot_traversals(lambda z: decode(z)[1:], 2), "decode to return 18 images, got 17"),
     "reconstruction": (lambda: plot_reconstructions(torch.ones(2, 4, 4), torch.ones(1, 4, 4)), "reconstruction of sh"),

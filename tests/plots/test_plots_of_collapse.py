@@ -7,12 +7,12 @@ from helpers.pictures import ACTIVE, KL, OKABE_ITO, legend, result, ticks
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
-from pyro_ilvae.diagnostics import ActiveUnits, KLPerDimension
+from pyro_ilvae.diagnostics import ActiveUnits, KLDivergence
 from pyro_ilvae.plots import plot_divergence_bound, plot_epsilon_curve, plot_kl_per_dimension
 
 
 @pytest.mark.parametrize(
-    "kl", [KL, KL.numpy(), KL.double().requires_grad_(), KL.bfloat16(), result(KLPerDimension, values=KL)]
+    "kl", [KL, KL.numpy(), KL.double().requires_grad_(), KL.bfloat16(), result(KLDivergence, values=KL)]
 )
 def test_kl_bars_are_sorted_means(kl):
     ax = plot_kl_per_dimension(kl)
@@ -67,7 +67,7 @@ def test_kl_epsilon_stands_apart_from_zero_and_from_the_means(epsilon):
 
 def test_kl_of_several_models_are_lines_told_apart_without_color():
     more = torch.rand(5, 2)
-    ax = plot_kl_per_dimension({"a": KL, "b": result(KLPerDimension, values=more)}, {"a": ACTIVE})
+    ax = plot_kl_per_dimension({"a": KL, "b": result(KLDivergence, values=more)}, {"a": ACTIVE})
     a, hollow, b = ax.lines
     np.testing.assert_allclose(a.get_ydata(), [3.0, 1.5, 0.6, 0.01], rtol=1e-5)
     np.testing.assert_allclose(b.get_ydata(), more.mean(0).sort(descending=True).values, rtol=1e-5)
@@ -99,7 +99,7 @@ def test_kl_of_a_scalar_site():
     assert (
         len(
             plot_kl_per_dimension(
-                result(KLPerDimension, values=torch.rand(5)), result(ActiveUnits, active=ACTIVE[0])
+                result(KLDivergence, values=torch.rand(5)), result(ActiveUnits, active=ACTIVE[0])
             ).patches
         )
         == 1
