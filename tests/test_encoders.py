@@ -78,7 +78,7 @@ def test_refuses_other_shapes(name):
     with pytest.raises(ValueError, match=r"Expected x of shape \(\.\.\., .*\), got"):
         build()(torch.zeros(4, *event_shape[:-1], event_shape[-1] + 1))
     with pytest.raises(ValueError, match="latent_dim"):
-        type(build())(event_shape, 0)
+        type(build())(event_shape=event_shape, latent_dim=0)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

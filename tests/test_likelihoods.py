@@ -33,10 +33,11 @@ BAD = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_is_the_stated_distribution(name):
     likelihood, expected = EXPECTED[name]
-    distribution = likelihood(ETA.reshape(expected.batch_shape + (4,) * (name == "categorical")))
+    eta = ETA.reshape(expected.batch_shape + (4,) * (name == "categorical"))
+    distribution = likelihood(eta)
     x = expected.sample()
     torch.testing.assert_close(distribution.log_prob(x), expected.log_prob(x), rtol=1e-4, atol=1e-5)
-    mean = likelihoods.expectation(distribution)
+    mean = likelihood.mean(eta)
     torch.testing.assert_close(mean, expected.probs if name == "categorical" else expected.mean)
 
 
@@ -49,6 +50,70 @@ def test_accepts_its_own_draws_and_names_the_site_of_others(name):
         likelihoods.check_support(likelihood, torch.tensor(values), "pixels")
     with pytest.raises(ValueError, match="Expected finite data at site 'x'"):
         likelihoods.check_support(likelihood, torch.tensor([0.0, float("inf")]), "x")
+
+
+ATTRIBUTES = {
+    "normal": (False, False, 0.3),
+    "bernoulli": (False, False, None),
+    "continuous_bernoulli": (False, False, None),
+    "poisson": (False, False, None),
+    "negative_binomial": (False, False, None),
+    "categorical": (True, False, None),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_attributes(name):
+    likelihood, expected = EXPECTED[name]
+    integer_data, depends_on_batch, noise_scale = ATTRIBUTES[name]
+    assert (likelihood.integer_data, likelihood.depends_on_batch) == (integer_data, depends_on_batch)
+    assert isinstance(likelihood.support_hint, str)
+    assert likelihood.support.check(expected.sample((50,))).all()
+    noise = getattr(likelihood, "noise_scale", None)
+    assert noise is None if noise_scale is None else math.isclose(float(noise), noise_scale, rel_tol=1e-6)
+
+
+def test_the_optimal_scale_depends_on_the_batch_and_the_others_do_not():
+    for estimate in ("fixed", "learned", "optimal"):
+        likelihood = likelihoods.Normal(1.0, estimate)
+        densities = [
+            likelihood(torch.zeros(2), torch.tensor([1.0, other])).log_prob(torch.ones(2))[0] for other in (1.0, 3.0)
+        ]
+        assert torch.equal(*densities) != likelihood.depends_on_batch
+        assert likelihood.depends_on_batch == (estimate == "optimal")
+
+
+def test_a_plain_function_says_nothing_and_is_asked_for_finite_data_only():
+    def student(eta, x=None):
+        return dist.StudentT(4.0, eta, 0.5)
+
+    likelihoods.check_support(student, torch.tensor([-1e30, 0.0, 1e30]), "x")
+    with pytest.raises(ValueError, match=r"finite data at site 'x'.* 2 NaN or infinite"):
+        likelihoods.check_support(student, torch.tensor([float("nan"), 0.0, float("inf")]), "x")
+    torch.testing.assert_close(likelihoods.mean_of_data(student, ETA), ETA)
+
+
+class Doubled(torch.nn.Module):
+    """A likelihood that says itself what the mean of its data is."""
+
+    def forward(self, eta, x=None):
+        return dist.Normal(eta, 1.0)
+
+    def mean(self, eta):
+        return 2 * eta
+
+
+def test_the_mean_is_the_likelihoods_own_where_it_has_one():
+    torch.testing.assert_close(likelihoods.mean_of_data(Doubled(), ETA), 2 * ETA)
+    vae = VAE(torch.nn.Identity(), Codes(), Doubled(), latent_dim=8, event_shape=8)
+    torch.testing.assert_close(vae.reconstruct(ETA.expand(3, 8)), 2 * ETA.expand(3, 8))
+
+
+class Codes(torch.nn.Module):
+    """Data are their own codes."""
+
+    def forward(self, x):
+        return x, torch.ones_like(x)
 
 
 INFORMATION = {
@@ -115,6 +180,60 @@ def test_information_is_that_of_the_integral(name):
     assert smallest.shape == likelihood(eta).batch_shape
     expected = torch.linalg.eigvalsh(information)[:, 0].reshape(smallest.shape)
     torch.testing.assert_close(smallest, expected, rtol=1e-6, atol=1e-9)
+
+
+def assert_divergence(likelihood, eta, other, expected):
+    divergence = likelihood.divergence(eta, other)
+    assert divergence.dtype == torch.float64
+    assert divergence.shape == likelihood(eta).batch_shape
+    torch.testing.assert_close(divergence.detach(), expected.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(likelihood.divergence(eta, eta), torch.zeros_like(divergence), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", INFORMATION)
+def test_divergence_is_that_of_the_integral(name):
+    """In double precision whatever the parameters are, between moderate parameters and all of the others."""
+    likelihood, eta = INFORMATION[name]().double(), natural_parameters(name)
+    x, weights = quadrature(name, eta)
+    x = x.reshape(-1, 1) if name == "categorical" else x.reshape(-1, 1, 1)
+    for other in (eta.flip(0), eta.roll(1, -1), 0.5 - 0.3 * eta):
+        p, q = likelihood(eta), likelihood(other)
+        log_p, log_q = (distribution.log_prob(x.expand(-1, *p.batch_shape)) for distribution in (p, q))
+        expected = (weights.reshape(-1, *[1] * len(p.batch_shape)) * log_p.exp() * (log_p - log_q)).sum(0)
+        assert_divergence(likelihood, eta, other, expected)
+        single = [part.float() for part in (eta, other)]
+        torch.testing.assert_close(likelihood.divergence(*single).detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+PYTORCH = {
+    "normal": lambda eta: dist.Normal(eta, 0.3),
+    "normal-learned": lambda eta: dist.Normal(eta, 2.0),
+    "normal-optimal": lambda eta: dist.Normal(eta, 2.0),
+    "bernoulli": lambda eta: dist.Bernoulli(logits=eta),
+    "continuous_bernoulli": lambda eta: dist.ContinuousBernoulli(logits=eta),
+    "poisson": lambda eta: dist.Poisson(eta.exp()),
+    "categorical": lambda eta: dist.Categorical(logits=eta),
+}
+
+
+@pytest.mark.parametrize("name", PYTORCH)
+def test_divergence_is_pytorchs(name):
+    likelihood = INFORMATION[name]().double()
+    for shape in ((8, 4), (2, 3, 4)):
+        eta, other = 2 * torch.randn(2, *shape, dtype=torch.float64)
+        p, q = (PYTORCH[name](part) for part in (eta, other))
+        assert_divergence(likelihood, eta, other, torch.distributions.kl_divergence(p, q))
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli", "negative_binomial", "categorical"])
+def test_divergence_is_finite_where_probabilities_round_to_one(name):
+    likelihood = INFORMATION[name]()
+    eta = torch.tensor([[80.0, -80.0, 30.0, -30.0]])
+    divergence = likelihood.divergence(eta, -eta)
+    assert divergence.isfinite().all()
+    assert (divergence > 10).all()
+    if name == "bernoulli":
+        torch.testing.assert_close(divergence.float(), eta.abs())
 
 
 @pytest.mark.parametrize("name", INFORMATION)
@@ -228,9 +347,9 @@ def test_optimal_scale_survives_a_step_that_is_refused():
     ("build", "message"),
     [
         (lambda: likelihoods.Normal(0.0), "scale to be a finite number > 0"),
-        (lambda: likelihoods.Normal(1.0, "free"), "'fixed', 'learned' or 'optimal', got 'free'"),
+        (lambda: likelihoods.Normal(1.0, "free"), "estimate .*'fixed', 'learned', 'optimal', got 'free'"),
         (lambda: likelihoods.NegativeBinomial(-1.0), "total_count to be a finite number > 0"),
-        (lambda: likelihoods.NegativeBinomial(1.0, "optimal"), "'fixed' or 'learned'"),
+        (lambda: likelihoods.NegativeBinomial(1.0, "optimal"), "estimate .*'fixed', 'learned', got 'optimal'"),
         (lambda: likelihoods.Categorical(0), "num_categories"),
         (lambda: likelihoods.Categorical(3)(torch.zeros(2, 4)), r"Expected eta of shape \(..., 3\)"),
         (
@@ -238,6 +357,8 @@ def test_optimal_scale_survives_a_step_that_is_refused():
             r"Expected eta of shape \(..., 3\)",
         ),
         (lambda: likelihoods.Categorical(3).smallest_information(torch.zeros(4)), r"Expected eta of shape \(..., 3\)"),
+        (lambda: likelihoods.Categorical(3).mean(torch.zeros(4)), r"Expected eta of shape \(..., 3\)"),
+        (lambda: likelihoods.Categorical(3).divergence(*torch.zeros(2, 4)), r"Expected eta of shape \(..., 3\)"),
     ],
 )
 def test_refuses(build, message):

@@ -157,9 +157,11 @@ def _centered(event_shape: torch.Size, latent_dim: int) -> Tensor:
             f"Expected latent_dim <= {largest} with frame='centered', got {latent_dim}: of {tuple(event_shape)} logits "
             f"so many directions are left when the shift of all {event_shape[-1]} categories is taken out"
         )
-    directions = torch.randn(*event_shape, latent_dim)
+    # In double precision, because draws that are almost equal leave little but rounding when their mean is taken off.
+    directions = torch.randn(*event_shape, latent_dim).double()
     directions = directions - directions.mean(-2, keepdim=True)
-    return torch.linalg.qr(directions.reshape(event_shape.numel(), latent_dim)).Q
+    q = torch.linalg.qr(directions.reshape(event_shape.numel(), latent_dim)).Q
+    return q.to(torch.get_default_dtype())
 
 
 def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:

@@ -24,7 +24,7 @@ def decoders(draw, dtype=torch.float64):
     frame = draw(st.sampled_from(["identity", "random", "principal"]))
     if frame == "principal":
         frame = principal_frame(torch.randn(50, features), latent_dim)
-    options = {"hidden_features": widths, "frame": frame, "input_skips": draw(st.booleans())}
+    options = {"map_features": widths, "frame": frame, "input_skips": draw(st.booleans())}
     if draw(st.booleans()):
         decoder = InverseLipschitzDecoder(
             latent_dim=latent_dim, event_shape=features, inverse_lipschitz=constant, **options
@@ -191,7 +191,7 @@ def test_principal_frame_spans_the_data():
         ({"frame": torch.ones(8, 3)}, "Expected frame with orthonormal columns"),
         ({"frame": torch.full((8, 3), float("nan"))}, "Expected frame with orthonormal columns"),
         ({"frame": torch.eye(3)}, r"Expected frame of shape \(8, 3\), got \(3, 3\)"),
-        ({"hidden_features": (0,)}, "hidden_features"),
+        ({"map_features": (0,)}, "hidden_features"),
     ],
 )
 def test_refuses(build, arguments, message):

@@ -177,7 +177,7 @@ def two_latents(x):
     ("arguments", "scales"),
     [
         ({"beta": 0.5}, (0.5, 0.5)),
-        ({"beta": 0.5, "sites": ["z"]}, (1.0, 0.5)),
+        ({"beta": {"z": 0.5}}, (1.0, 0.5)),
         ({"beta": {"a": 0.1, "z": schedules.constant(0.2)}}, (0.1, 0.2)),
         ({"beta": {"a": 0.1}}, (0.1, 1.0)),
     ],
@@ -207,18 +207,18 @@ def test_autoguides(build):
 @pytest.mark.parametrize("build", [AutoNormal, AutoMultivariateNormal])
 def test_named_sites_whose_density_is_elsewhere_are_refused(build):
     proposal = build(two_latents)
-    with pytest.raises(ValueError, match=r"Expected sites whose density is their own, got \['z'\].*auxiliary"):
-        annealed(AnnealedELBO(Trace_ELBO(), beta=0.5, sites=["z"]), two_latents, proposal)
-    with pytest.raises(ValueError, match="Expected sites whose density is their own"):
-        anneal(proposal, beta=0.5, sites=["z"])(X)
+    with pytest.raises(ValueError, match=r"sites whose density is their own, got \['z'\].*auxiliary"):
+        annealed(AnnealedELBO(Trace_ELBO(), beta={"z": 0.5}), two_latents, proposal)
+    with pytest.raises(ValueError, match="sites whose density is their own"):
+        anneal(proposal, beta={"z": 0.5})(X)
 
 
 def test_unknown_sites_are_refused():
     with pytest.raises(ValueError, match=r"latent sites of model or guide, got \['y'\]; the latent sites are \['z'\]"):
-        annealed(AnnealedELBO(Trace_ELBO(), beta=0.5, sites=["y", "z"]))
+        annealed(AnnealedELBO(Trace_ELBO(), beta={"y": 0.5, "z": 0.5}))
     with pytest.raises(ValueError, match=r"got \['typo'\]"):
-        anneal(model, beta=0.5, sites=["typo"])(X)
-    with pytest.raises(ValueError, match=r"got \['typo'\]"), anneal(beta=0.5, sites=["typo"]):
+        anneal(model, beta={"typo": 0.5})(X)
+    with pytest.raises(ValueError, match=r"got \['typo'\]"), anneal(beta={"typo": 0.5}):
         model(X)
     with pytest.raises(ValueError, match=r"got \['x'\]"):
         annealed(AnnealedELBO(Trace_ELBO(), beta={"x": 0.5}))
@@ -261,7 +261,7 @@ def test_sites_enumerated_in_the_model_cannot_have_another_scale():
             z = pyro.sample("z", dist.Normal(0.0, 1.0), infer={"enumerate": None})
             pyro.sample("x", dist.Normal(z, 0.8), obs=x)
 
-    loss = annealed(AnnealedELBO(TraceEnum_ELBO(max_plate_nesting=1), 0.5, sites=["z"]), with_latent, guide)
+    loss = annealed(AnnealedELBO(TraceEnum_ELBO(max_plate_nesting=1), {"z": 0.5}), with_latent, guide)
     assert math.isfinite(loss)
 
 
@@ -280,13 +280,6 @@ def test_refuses_betas(beta):
             build()
     with pytest.raises(ValueError, match="Expected beta of site 'z'"):
         anneal(model, {"z": beta})
-
-
-def test_refuses_sites():
-    with pytest.raises(ValueError, match="collection of names, got the string 'z'"):
-        AnnealedELBO(Trace_ELBO(), 0.5, sites="z")
-    with pytest.raises(ValueError, match="either sites or a mapping"):
-        anneal(model, {"z": 0.5}, sites=["z"])
 
 
 def test_module_form_and_pickle():

@@ -82,10 +82,12 @@ def test_scheduler_sets_the_constant(decoder):
     ("build", "message"),
     [
         (lambda: schedules.linear(0.0, 1.0, 0), "num_steps to be an int >= 1"),
-        (lambda: schedules.linear(float("nan"), 1.0, 3), "start to be finite"),
-        (lambda: schedules.exponential(0.0, 1.0, 3), "exponential schedule to be > 0, got 0.0 and 1.0"),
+        (lambda: schedules.linear(float("nan"), 1.0, 3), "start to be a finite number, got nan"),
+        (lambda: schedules.exponential(0.0, 1.0, 3), r"start to be a finite number > 0, got 0\.0"),
+        (lambda: schedules.exponential(1.0, 0.0, 3), r"end to be a finite number > 0, got 0\.0"),
         (lambda: schedules.cyclical(0.0, 1.0, 3, num_cycles=0), "num_cycles"),
-        (lambda: schedules.cyclical(0.0, 1.0, 3, ramp=0.0), r"ramp in \(0, 1\]"),
+        (lambda: schedules.cyclical(0.0, 1.0, 3, ramp=1.5), "ramp .*1.5"),
+        (lambda: schedules.cyclical(0.0, 1.0, 3, ramp=0.0), r"ramp to be a finite number > 0, got 0\.0"),
         (
             lambda: InverseLipschitzScheduler(MLPDecoder(latent_dim=2, event_shape=4), schedules.constant(1.0)),
             "inverse_lipschitz to set",

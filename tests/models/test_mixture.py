@@ -1,46 +1,18 @@
 """The mixture VAE against sums, quadrature and closed forms: bounds, gradients and exact posteriors."""
 
-import math
-
 import pyro
 import pytest
 import torch
+from helpers.conjugate_mixtures import conjugate
 from helpers.decoders import DECODERS, EVENT, LATENT, perturb
+from helpers.models import ENUMERATED, FORMS, enumerated_in, mixture_encoder, mixture_with
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch.distributions import MultivariateNormal, Normal
 
-from pyro_ilvae import VAE, AnnealedELBO, MixtureVAE, MLPDecoder, MLPEncoder, likelihoods
+from pyro_ilvae import VAE, AnnealedELBO, MixtureVAE, MLPDecoder, likelihoods
 
 X = torch.randn(5, *EVENT, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-# What the encoder gives (a factor, or each component's own posterior), or y summed out of the model; without and with
-# a flow.
-FORMS = ["factor", "components", "summed-out", "factor-flow", "components-flow", "summed-out-flow"]
-ENUMERATED = [form for form in FORMS if not form.startswith("summed-out")]
-
-
-def parts(form, latent_dim=LATENT, event_shape=EVENT, num_components=3, kind="NSF"):
-    """An encoder, and the arguments that make the form."""
-    flow = None
-    if form.endswith("-flow"):
-        build = getattr(pytest.importorskip("zuko").flows, kind)
-        flow = build(features=latent_dim, context=2 * latent_dim, transforms=1, hidden_features=(8,))
-    own = num_components if form.startswith("components") else None
-    encoder = MLPEncoder(event_shape=event_shape, latent_dim=latent_dim, hidden_features=(8,), num_components=own)
-    return encoder, {"enumerate_in": "model" if form.startswith("summed-out") else "guide", "flow": flow}
-
-
-def mixture_with(form, name="projected-mlp", num_components=3, *, encoder=None, likelihood=None, **options):
-    own_encoder, own_options = parts(form, num_components=num_components)
-    likelihood = likelihood or likelihoods.Normal(0.5, "learned")
-    return MixtureVAE(
-        DECODERS[name](),
-        encoder or own_encoder,
-        num_components=num_components,
-        likelihood=likelihood,
-        **own_options,
-        **options,
-    )
 
 
 def posterior_by_hand(mixture, x):
@@ -66,12 +38,7 @@ def bound_by_hand(mixture, x, z, beta_y=1.0, beta_z=1.0):
     for c in range(mixture.num_components):
         eta = mixture.decoder(z[c])
         likelihood.append(mixture.likelihood(eta).log_prob(x).flatten(1).sum(1))
-        u = (z[c] - q_loc[:, c]) / q_scale[:, c]
-        if mixture.flow is None:
-            log_q = Normal(0.0, 1.0).log_prob(u).sum(-1)
-        else:
-            log_q = mixture.flow(torch.cat([q_loc[:, c], q_scale[:, c].log()], -1)).log_prob(u)
-        log_q = log_q - q_scale[:, c].log().sum(-1)
+        log_q = Normal(q_loc[:, c], q_scale[:, c]).log_prob(z[c]).sum(-1)
         prior = Normal(mixture.component_loc[c], mixture.component_log_scale[c].exp())
         ratio.append(prior.log_prob(z[c]).sum(-1) - log_q)
     likelihood, ratio = torch.stack(likelihood, -1), torch.stack(ratio, -1)
@@ -100,7 +67,7 @@ def test_bound_is_the_sum_over_components(form, betas, data_size):
     scale = (data_size or len(X)) / len(X)
     annealed = AnnealedELBO(TraceEnum_ELBO(max_plate_nesting=1), beta=dict(zip("yz", betas, strict=True)))
     z = drawn(mixture, X, 1)
-    if form.startswith("summed-out") and betas[0] != betas[1]:
+    if form == "summed-out" and betas[0] != betas[1]:
         with pytest.raises(ValueError, match="to have the scale of the sites that depend on them"):
             bound_at(annealed, mixture, X, 1)
         annealed = AnnealedELBO(TraceEnum_ELBO(max_plate_nesting=1), beta=betas[1])
@@ -120,7 +87,7 @@ def test_any_number_of_components(form, num_components):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("form", ["factor", "components", "summed-out"])
+@pytest.mark.parametrize("form", FORMS)
 def test_one_call_of_the_decoder_is_a_loop_over_components(name, form):
     mixture = mixture_with(form, name).double()
     shapes = []
@@ -146,7 +113,7 @@ def test_bound_is_the_sum_over_conditioned_traces(form):
             assert all(value.shape == (5,) for value in nodes.values())
             densities[key].append(nodes)
     joint, guide = (torch.stack([sum(nodes.values()) for nodes in densities[key]]) for key in "pq")
-    if form.startswith("summed-out"):
+    if form == "summed-out":
         expected = joint.logsumexp(0) - guide[0]
     else:
         weights = torch.stack([nodes["y"] for nodes in densities["q"]]).exp()
@@ -172,14 +139,13 @@ def test_one_standard_normal_component_is_a_vae(form, data_size):
 
 
 def tiny(form):
-    """One latent dimension and a smooth flow, for quadrature."""
-    encoder, options = parts(form, 1, 1, 2, "MAF")
+    """One latent dimension, for quadrature."""
     mixture = MixtureVAE(
         MLPDecoder(latent_dim=1, event_shape=1, hidden_features=(4,)),
-        encoder,
+        mixture_encoder(form, event_shape=1, latent_dim=1, num_components=2),
+        likelihoods.Normal(0.7, "learned"),
         num_components=2,
-        likelihood=likelihoods.Normal(0.7, "learned"),
-        **options,
+        enumerate_in=enumerated_in(form),
     )
     return perturb(mixture, 0.3).double()
 
@@ -197,8 +163,6 @@ def test_loss_and_gradient_are_unbiased(form, elbo):
     noise, step = torch.linspace(-8, 8, 161, dtype=torch.float64), 0.1
     _, loc, scale = posterior_by_hand(mixture, x)
     u = noise[:, None, None, None].expand(-1, *loc.shape)
-    if mixture.flow is not None:
-        u = mixture.flow(torch.cat([loc, scale.log()], -1)).transform.inv(u)
     z = (loc + scale * u).flatten(0, 1).movedim(1, 0)
     weights = (step * Normal(0.0, 1.0).log_prob(noise).exp()).repeat_interleave(2)
     expected = -(weights * bound_by_hand(mixture, x.repeat(161, 1), z)).sum()
@@ -216,32 +180,6 @@ def test_loss_and_gradient_are_unbiased(form, elbo):
     estimates = torch.stack(estimates)
     errors = estimates.std(0) / 50**0.5
     assert ((estimates.mean(0) - exact).abs() <= 5 * errors + 1e-8).all()
-
-
-class Datum(torch.nn.Module):
-    """What Normal noise around z says about z: the datum, and the scale of the noise."""
-
-    def __init__(self, noise):
-        super().__init__()
-        self.noise = noise
-
-    def forward(self, x):
-        return x, torch.full_like(x, self.noise)
-
-
-def conjugate(noise=0.5, prior_scale=1.0, num_components=3, encoder=None, dtype=torch.float32, **options):
-    """x = z + noise, whose guide is the posterior."""
-    encoder = encoder or Datum(noise)
-    options = {"latent_dim": 2, "event_shape": 2, "weights": "learned"} | options
-    mixture = MixtureVAE(
-        torch.nn.Identity(), encoder, num_components=num_components, likelihood=likelihoods.Normal(noise), **options
-    )
-    torch.nn.init.normal_(mixture.component_logits)
-    torch.nn.init.normal_(mixture.component_log_scale, std=0.1)
-    with torch.no_grad():
-        mixture.to(dtype).component_log_scale.add_(math.log(prior_scale))
-        mixture.likelihood.log_scale.fill_(math.log(noise))
-    return mixture
 
 
 @torch.no_grad()
@@ -282,8 +220,8 @@ def test_guide_of_a_conjugate_model_is_the_posterior(prior_scale, noise, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bound_is_below_the_log_likelihood(form):
-    encoder, options = parts(form, 2, 2)
-    mixture = conjugate(encoder=encoder, **options)
+    encoder = mixture_encoder(form, event_shape=2, latent_dim=2)
+    mixture = conjugate(encoder=encoder, enumerate_in=enumerated_in(form))
     perturb(encoder, 0.3)
     x = mixture.sample_prior(5)
     elbo = TraceEnum_ELBO(num_particles=100, vectorize_particles=True)

@@ -6,14 +6,13 @@ import sys
 import pyro
 import pytest
 import torch
-from helpers.decoders import DECODERS, EVENT, LATENT, perturb
+from helpers.conjugate_mixtures import Datum, conjugate
+from helpers.decoders import DECODERS, LATENT, perturb
+from helpers.models import FORMS, X, mixture_encoder, mixture_with
 from pyro import poutine
-from test_mixture import FORMS, Datum, conjugate, mixture_with
 from torch.distributions import Categorical, Normal
 
-from pyro_ilvae import ConvEncoder, MixtureVAE, MLPEncoder, likelihoods
-
-X = torch.randn(12, *EVENT, generator=torch.Generator().manual_seed(0))
+from pyro_ilvae import MixtureVAE, likelihoods
 
 
 def assert_same_moments(draws, others):
@@ -31,14 +30,14 @@ def test_encode_gives_the_moments_of_the_guide(form):
     x, count = X[:3].double(), 4000
     trace = poutine.trace(mixture.guide).get_trace(x.repeat(count, 1, 1))
     draws = trace.nodes["z"]["value"].reshape(count, 3, LATENT)
-    mean, scale = mixture.encode(x, num_samples=count)
+    mean, scale = mixture.encode(x)
     errors = [draws.std(0) / count**0.5, draws.square().std(0) / count**0.5]
-    assert ((draws.mean(0) - mean).abs() <= 5 * 2**0.5 * errors[0]).all()
-    assert ((draws.square().mean(0) - mean**2 - scale**2).abs() <= 5 * 2**0.5 * errors[1]).all()
+    assert ((draws.mean(0) - mean).abs() <= 5 * errors[0]).all()
+    assert ((draws.square().mean(0) - mean**2 - scale**2).abs() <= 5 * errors[1]).all()
     probs = mixture.predict_component(x, num_samples=count)
     torch.testing.assert_close(probs.sum(-1), torch.ones(3).double())
     prior = Normal(mixture.component_loc, mixture.component_log_scale.exp())
-    if form.startswith("summed-out"):
+    if form == "summed-out":
         joint = mixture.component_logits + prior.log_prob(draws.unsqueeze(-2)).sum(-1)
         chosen = joint.softmax(-1)
     else:
@@ -59,56 +58,44 @@ def test_draws_of_the_prior_and_of_a_component():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_methods_do_not_depend_on_the_batch_size(form, batch_size):
-    encoder = ConvEncoder(
-        event_shape=EVENT,
-        latent_dim=LATENT,
-        channels=(4,),
-        hidden_features=(8,),
-        num_components=3 if form.startswith("components") else None,
-    )
-    mixture = mixture_with(form, "projected-conv", encoder=encoder)
-    (whole, scale), (batched, _) = mixture.encode(X, num_samples=500), mixture.encode(X, batch_size, num_samples=500)
+def test_probabilities_do_not_depend_on_the_batch_size(form, batch_size):
+    mixture = perturb(mixture_with(form, weights="learned"), 0.3)
     probs = [mixture.predict_component(X, size, num_samples=500) for size in (None, batch_size)]
-    images = [mixture.reconstruct(X, size) for size in (None, batch_size)]
-    # A flow's moments are averages over draws, and so are probabilities given z.
-    errors = 5 * (2 / 500) ** 0.5
-    assert ((whole - batched).abs() <= (errors * scale if form.endswith("-flow") else 1e-5)).all()
-    assert ((probs[0] - probs[1]).abs() <= (0.5 * errors if form.startswith("summed-out") else 1e-5)).all()
-    assert images[0].shape == images[1].shape == X.shape
-    if not form.endswith("-flow"):
-        torch.testing.assert_close(*images)
-    assert mixture.sample_prior(7, batch_size).shape == mixture.sample_component(1, 7, batch_size).shape == (7, *EVENT)
-    if not form.startswith("components"):
-        clusters = mixture.initialize_components(X, batch_size, seed=1)
-        assert torch.equal(clusters, mixture.initialize_components(X, seed=1))
+    # Where y is summed out they are averages over draws of z.
+    tolerance = 0.5 * 5 * (2 / 500) ** 0.5 if form == "summed-out" else 1e-5
+    assert ((probs[0] - probs[1]).abs() <= tolerance).all()
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_methods_run_in_evaluation_mode(form):
+def test_probabilities_need_draws_where_y_is_summed_out_only(form):
+    mixture, before = mixture_with(form), torch.get_rng_state()
+    mixture.predict_component(X)
+    assert torch.equal(torch.get_rng_state(), before) == (form != "summed-out")
+
+
+@pytest.mark.parametrize("form", ["factor", "summed-out"])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_clusters_do_not_depend_on_the_batch_size_or_the_training_mode(form, batch_size):
     mixture = mixture_with(form)
+    clusters = mixture.initialize_components(X, batch_size, seed=1)
+    assert torch.equal(clusters, mixture.initialize_components(X, seed=1))
     mixture.encoder.network.insert(1, torch.nn.BatchNorm1d(8))
     mixture.encoder.network.insert(2, torch.nn.Dropout(0.5))
-    mixture.train()
     before = copy.deepcopy(mixture.state_dict())
-    results = []
-    for _ in range(2):
-        pyro.set_rng_seed(1)
-        results.append((*mixture.encode(X), mixture.reconstruct(X), mixture.predict_component(X)))
-    assert all(map(torch.equal, *results))
-    mixture.sample_prior(2)
-    mixture.sample_component(0, 2)
-    assert all(torch.equal(value, before[key]) for key, value in mixture.state_dict().items())
-    if not form.startswith("components"):
-        mixture.initialize_components(X)
-    for key, value in mixture.state_dict().items():
-        assert torch.equal(value, before[key]) or key.startswith("component_")
+    clusters = mixture.initialize_components(X, seed=1)
     assert all(module.training for module in mixture.modules())
+    changed = {key for key, value in mixture.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"component_loc", "component_log_scale"}
+    assert torch.equal(mixture.eval().initialize_components(X, seed=1), clusters)
 
 
-CENTRES = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+CENTERS = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+
+
 LABELS = torch.tensor([0] * 40 + [1] * 60 + [2] * 100)
-CLUSTERED = CENTRES[LABELS] + torch.tensor([1.0, 0.5]) * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+
+
+CLUSTERED = CENTERS[LABELS] + torch.tensor([1.0, 0.5]) * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("weights", ["fixed", "learned"])
@@ -142,7 +129,7 @@ def test_scales_of_the_clusters_are_those_of_a_conjugate_model(noise):
     generator = torch.Generator().manual_seed(2)
     scale = torch.tensor([1.5, 0.5])
     size = 30_000
-    z = 30 * CENTRES[torch.arange(size) % 3] + scale * torch.randn(size, 2, generator=generator)
+    z = 30 * CENTERS[torch.arange(size) % 3] + scale * torch.randn(size, 2, generator=generator)
     x = z + noise * torch.randn(size, 2, generator=generator)
     mixture = conjugate(noise=noise)
     mixture.initialize_components(x, seed=1)
@@ -153,28 +140,14 @@ def test_scales_of_the_clusters_are_those_of_a_conjugate_model(noise):
 
 def test_equal_data_in_a_cluster_have_a_density():
     mixture = conjugate()
-    mixture.initialize_components(CENTRES.repeat(4, 1))
+    mixture.initialize_components(CENTERS.repeat(4, 1))
     assert mixture.component_log_scale.isfinite().all()
-    assert mixture.predict_component(CENTRES).isfinite().all()
+    assert mixture.predict_component(CENTERS).isfinite().all()
 
 
-@pytest.mark.parametrize("form", ["components", "components-flow"])
-def test_no_clusters_for_an_encoder_of_components(form):
+def test_no_clusters_for_an_encoder_of_components():
     with pytest.raises(ValueError, match="Expected encoder to return location and scale"):
-        mixture_with(form).initialize_components(X)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_draws_have_a_seed(form):
-    mixture = mixture_with(form)
-    for method in (mixture.encode, mixture.predict_component, mixture.reconstruct):
-        before = torch.get_rng_state()
-        first, again = (method(X, num_samples=3, seed=seed) for seed in (1, 1))
-        assert torch.equal(torch.get_rng_state(), before)
-        assert all(map(torch.equal, first, again))
-    # Probabilities that are known need no draws.
-    mixture.predict_component(X)
-    assert torch.equal(torch.get_rng_state(), before) != form.startswith("summed-out")
+        mixture_with("components").initialize_components(X)
 
 
 def test_seeds_of_the_clusters():
@@ -252,21 +225,14 @@ def test_refuses_posteriors_of_components_where_y_is_summed_out():
         (lambda: mixture_with("factor", num_components=0), "num_components to be an int >= 1"),
         (lambda: mixture_with("factor", weights="free"), "weights to be one of 'fixed', 'learned', got 'free'"),
         (lambda: mixture_with("factor", scales=1.0), "scales to be one of 'learned', 'fixed', got 1.0"),
-        (lambda: MixtureVAE(DECODERS["plain"](), MLPEncoder(event_shape=EVENT, latent_dim=LATENT), num_components=3, likelihood=likelihoods.Normal(), enumerate_in="y"),
+        (lambda: MixtureVAE(DECODERS["plain"](), mixture_encoder("factor"), likelihoods.Normal(), 3, enumerate_in="y"),
          "enumerate_in to be one of 'guide', 'model', got 'y'"),
-        (lambda: mixture_with("factor", encoder=MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(4,), num_components=2)),
+        (lambda: mixture_with("factor", encoder=mixture_encoder("components", num_components=2)),
          "an encoder with num_components = 3, got 2"),
-        (lambda: mixture_with("summed-out", encoder=MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(4,), num_components=3)),
+        (lambda: mixture_with("summed-out", encoder=mixture_encoder("components")),
          "an encoder with num_components = None, got 3"),
         (lambda: mixture_with("factor", likelihood=likelihoods.Normal(1.0, "optimal")), "a fixed or learned scale"),
-        (lambda: mixture_with("factor", encoder=MLPEncoder(event_shape=EVENT, latent_dim=2, hidden_features=(4,))), "Expected one latent_dim, got"),
-        (lambda: mixture_with("factor", data_size=0), "data_size"),
-        (lambda: mixture_with("factor", data_size=5).model(X), "at most data_size = 5 data at site 'x', got 12"),
-        (lambda: mixture_with("factor").guide(X.double()), "dtype torch.float32, as the model, got torch.float64"),
-        (lambda: mixture_with("factor").model(num_data=0), "num_data"),
-        (lambda: mixture_with("factor").encode(X, 0), "batch_size"),
-        (lambda: mixture_with("factor").encode(X, num_samples=0), "num_samples"),
-        (lambda: mixture_with("factor").sample_prior(0), "num_samples"),
+        (lambda: mixture_with("factor").predict_component(X, num_samples=0), "num_samples"),
         (lambda: mixture_with("factor").sample_component(0, 0), "num_samples"),
         (lambda: mixture_with("factor").sample_component(3), "component to be an int from 0 to 2, got 3"),
         (lambda: mixture_with("factor").sample_component(-1), "component to be an int from 0 to 2, got -1"),

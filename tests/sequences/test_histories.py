@@ -4,14 +4,17 @@ import copy
 import math
 import pickle
 
+import pyro
 import pytest
 import torch
 from helpers.decoders import perturb
+from helpers.models import sequential_with
 from helpers.sequence_decoders import DECODERS, HISTORIES, LATENT, VOCAB, tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from pyro.infer import SVI, Trace_ELBO
 
-from pyro_ilvae import RecurrentHistory, SequenceDecoder, SequenceEncoder, TransformerHistory
+from pyro_ilvae import MLPDecoder, RecurrentHistory, SequenceDecoder, SequenceEncoder, TransformerHistory
 
 START, HIDDEN = VOCAB, VOCAB + 1
 LENGTH = 5
@@ -113,7 +116,7 @@ def test_gru_is_its_recursion(seed, num_layers):
 
 @pytest.mark.parametrize("features", [2, 8, 12])
 def test_transformer_adds_sinusoids_to_the_embedding(features):
-    history = TransformerHistory(VOCAB, features=features, num_heads=1, num_layers=1).double()
+    history = TransformerHistory(VOCAB, hidden_features=features, num_heads=1, num_layers=1).double()
     seen = []
     history.transformer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     x = inputs(3)
@@ -139,15 +142,32 @@ class Counts(torch.nn.Module):
 
 
 def test_a_decoder_takes_any_history():
-    decoder = SequenceDecoder(VOCAB, LATENT, history=Counts(), hidden_features=8)
+    plain = MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=Counts.features, hidden_features=(8,))
+    decoder = SequenceDecoder(Counts(), plain)
     x, z = tokens(4, LENGTH), torch.randn(4, LATENT)
     seen = Counts()(torch.cat([torch.full((4, 1), START), x[:, :-1].clamp(min=0)], dim=1))
-    torch.testing.assert_close(decoder(z, x), decoder.readout(seen, z.unsqueeze(1)))
+    torch.testing.assert_close(decoder(z, x), plain(z.unsqueeze(1), seen))
+
+
+def test_a_history_without_steps_serves_for_all_but_drawing():
+    """It computes densities, is trained and encodes; to draw token by token it would need begin and step."""
+    plain = MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=Counts.features, hidden_features=(8,))
+    vae = sequential_with(decoder=SequenceDecoder(Counts(), plain))
+    x = tokens(4, LENGTH)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    before = plain.network[0].weight.clone()
+    assert math.isfinite(svi.step(x))
+    assert not torch.equal(plain.network[0].weight, before)
+    assert vae.encode(x)[0].shape == (4, LATENT)
+    for draw in (vae.sample_prior, lambda: vae.reconstruct(x), lambda: vae.decoder.begin(torch.zeros(4, LATENT))):
+        with pytest.raises(AttributeError, match="begin"):
+            draw()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("gru", "GRU"), ("lstm", "LSTM"), ("transformer", "TransformerEncoder")])
 def test_history_by_name(name, kind):
-    history = SequenceDecoder(VOCAB, LATENT, history=name, hidden_features=8).history
+    decoder = MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=8)
+    history = SequenceDecoder(name, decoder).history
     network = history.transformer if name == "transformer" else history.recurrent
     assert (type(network).__name__, history.features, history.vocab_size) == (kind, 8, VOCAB)
 
@@ -232,7 +252,7 @@ def test_every_parameter_has_a_gradient(name):
 
 
 def test_transformer_drops_units_in_training_only():
-    history = TransformerHistory(VOCAB, features=8, num_heads=2, num_layers=1, dropout=0.5)
+    history = TransformerHistory(VOCAB, hidden_features=8, num_heads=2, num_layers=1, dropout=0.5)
     x = inputs(4)
     assert not torch.equal(history.train()(x), history(x))
     assert torch.equal(history.eval()(x), history(x))
@@ -247,9 +267,9 @@ def test_transformer_drops_units_in_training_only():
         (lambda: RecurrentHistory(VOCAB, hidden_features=0), "hidden_features"),
         (lambda: RecurrentHistory(VOCAB, num_layers=0), "num_layers"),
         (lambda: TransformerHistory(0), "vocab_size"),
-        (lambda: TransformerHistory(VOCAB, features=0), "features"),
-        (lambda: TransformerHistory(VOCAB, features=7, num_heads=7), "even number of features that 7 heads .* got 7"),
-        (lambda: TransformerHistory(VOCAB, features=8, num_heads=3), "even number of features that 3 heads .* got 8"),
+        (lambda: TransformerHistory(VOCAB, hidden_features=0), "hidden_features"),
+        (lambda: TransformerHistory(VOCAB, hidden_features=7, num_heads=7), "hidden_features .* 7 heads .* got 7"),
+        (lambda: TransformerHistory(VOCAB, hidden_features=8, num_heads=3), "hidden_features .* 3 heads .* got 8"),
         (lambda: TransformerHistory(VOCAB, num_heads=0), "num_heads"),
         (lambda: TransformerHistory(VOCAB, num_layers=0), "num_layers"),
         (lambda: SequenceEncoder(vocab_size=0, latent_dim=LATENT), "vocab_size"),

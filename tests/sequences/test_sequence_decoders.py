@@ -12,6 +12,7 @@ from helpers.sequence_decoders import (
     INVERSE_LIPSCHITZ_DECODERS,
     LATENT,
     VOCAB,
+    WIDTH,
     composition,
     projected,
     tokens,
@@ -22,14 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ilvae import (
     InverseLipschitzDecoder,
-    InverseLipschitzSequenceDecoder,
+    MLPDecoder,
     ProjectedDecoder,
-    ProjectedSequenceDecoder,
     RecurrentHistory,
     SequenceDecoder,
     mlp,
     principal_token_frame,
 )
+from pyro_ilvae.decoders.frames import make_frame
 from pyro_ilvae.diagnostics import lipschitz_audit
 from pyro_ilvae.distributions import TokenSequence
 
@@ -82,8 +83,7 @@ def test_the_constant_and_the_frame_survive_conversions_and_files(kind):
     for one in (decoder, restored, pickle.loads(pickle.dumps(decoder)), copy.deepcopy(decoder)):
         assert one.inverse_lipschitz == pytest.approx(1.5)
         assert smallest_ratio(one, tokens(4, LENGTH), 1.0) >= 1.5 * (1 - 1e-6)
-        frame = one.frame if kind is projected else one.composition.frame
-        assert frame.matrix.sum(0).abs().max() < 1e-6
+        assert one.decoder.frame.matrix.sum(0).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(("kind", "features"), [(composition, LATENT + 4), (projected, LATENT)])
@@ -94,20 +94,20 @@ def test_a_frame_from_data(kind, features):
 
 
 class Bilinear(torch.nn.Module):
-    """A readout that does what it can to undo the map."""
+    """A backbone that does what it can to undo the map."""
 
     def __init__(self, scale):
         super().__init__()
         self.scale = scale
-        self.weight = torch.nn.Parameter(torch.randn(8, LATENT, VOCAB))
+        self.weight = torch.nn.Parameter(torch.randn(WIDTH, LATENT, VOCAB))
 
-    def forward(self, history, z):
-        return self.scale * torch.einsum("...h,...k,hkv->...v", history, z, self.weight)
+    def forward(self, z, context):
+        return self.scale * torch.einsum("nc,nk,ckv->nv", context, z, self.weight)
 
 
 @pytest.mark.parametrize("scale", [-100.0, 0.0, 100.0])
-def test_any_readout_can_be_projected(scale):
-    decoder = projected(HISTORIES["gru"], 1.5, readout=Bilinear(scale)).double()
+def test_any_backbone_can_be_projected(scale):
+    decoder = projected(HISTORIES["gru"], 1.5, backbone=Bilinear(scale)).double()
     x, z = tokens(4, LENGTH), torch.randn(4, LATENT, dtype=torch.float64)
     assert decoder(z, x).shape == (4, LENGTH, VOCAB)
     values = [smallest_ratio(decoder, row.unsqueeze(0), 1.0, 1) for row in x]
@@ -156,6 +156,16 @@ def test_ordinary_decoders_take_centered_frames(event_shape):
             inverse_lipschitz=1.5,
             frame="centered",
         )
+
+
+@pytest.mark.parametrize(("event_shape", "columns"), [((2,), 1), ((2, 2), 2)])
+def test_centered_frames_are_centered_to_rounding(event_shape, columns):
+    """Also where the draws are almost equal, so that little is left of them when they are centered."""
+    for seed in range(500):
+        torch.manual_seed(seed)
+        frame = make_frame("centered", torch.Size(event_shape), columns).matrix
+        assert frame.reshape(*event_shape, columns).sum(-2).abs().max() < 1e-5
+        torch.testing.assert_close(frame.mT @ frame, torch.eye(columns), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -230,51 +240,66 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_memory_is_linear_in_a_vocabulary_of_50000():
+@pytest.mark.parametrize("from_data", [False, True])
+def test_memory_is_linear_in_a_vocabulary_of_50000(from_data):
     vocab_size, hidden, batch = 50_000, 8, 2
     x = torch.randint(vocab_size, (batch, 3))
+    sizes = {"latent_dim": LATENT, "event_shape": vocab_size, "context_dim": hidden}
     with LargestTensor() as largest:
         history = RecurrentHistory(vocab_size, embedding_features=8, hidden_features=hidden)
-        decoder = ProjectedSequenceDecoder(vocab_size, LATENT, 2.0, history=history, hidden_features=hidden)
-        decoder.frame = type(decoder.frame)(
-            principal_token_frame(torch.arange(30).reshape(10, 3), vocab_size=vocab_size, latent_dim=LATENT)
-        )
+        frame = "centered"
+        if from_data:
+            frame = principal_token_frame(torch.arange(30).reshape(10, 3), vocab_size=vocab_size, latent_dim=LATENT)
+        backbone = MLPDecoder(**sizes, hidden_features=(hidden,))
+        decoder = SequenceDecoder(history, ProjectedDecoder(backbone, **sizes, inverse_lipschitz=2.0, frame=frame))
         TokenSequence(decoder(torch.randn(batch, LATENT), x), x).log_prob(x).sum().backward()
     assert largest.numel <= max((vocab_size + 2) * 8, x.numel() * vocab_size)
+
+
+def over(decoder=MLPDecoder, history="gru", word_dropout=0.0, **options):
+    """A decoder of sequences over a decoder of nine logits, whose sizes may be wrong."""
+    options = {"latent_dim": 2, "event_shape": 9, "context_dim": WIDTH} | options
+    return SequenceDecoder(history, decoder(**options), word_dropout=word_dropout)
+
+
+def projected_plain(**options):
+    sizes = {name: options[name] for name in ("latent_dim", "event_shape", "context_dim")}
+    return ProjectedDecoder(MLPDecoder(**sizes, hidden_features=(4,)), **options)
+
+
+class OtherBackbone(torch.nn.Module):
+    """A backbone of four numbers instead of nine."""
+
+    def forward(self, z, context):
+        return z.new_zeros(len(z), 4)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SequenceDecoder(0, 2), "vocab_size"),
-        (lambda: SequenceDecoder(9, 0), "latent_dim"),
-        (lambda: SequenceDecoder(9, 2, hidden_features=0), "hidden_features"),
-        (lambda: SequenceDecoder(9, 2, word_dropout=1.5), r"Expected word_dropout in \[0, 1\], got 1.5"),
+        (lambda: over(word_dropout=1.5), r"word_dropout .*\[0, 1\], got 1.5"),
+        (lambda: over(word_dropout=-0.1), r"word_dropout .*\[0, 1\], got -0.1"),
+        (lambda: over(history="rnn"), "history .* 'gru', 'lstm', 'transformer' or a module, got 'rnn'"),
+        (lambda: over(history=torch.nn.Linear(2, 2)), f"history .*features = {WIDTH}, .*got None"),
+        (lambda: over(history=HISTORIES["gru"](), context_dim=WIDTH + 1), f"history .*features = {WIDTH + 1}, .*got 8"),
+        (lambda: over(history=HISTORIES["lstm"](), event_shape=10), "history .*vocab_size = 10, .*got 9"),
+        (lambda: over(context_dim=None), "decoder .*context_dim.*got MLPDecoder"),
+        (lambda: SequenceDecoder("gru", torch.nn.Linear(2, 9)), "decoder .*context_dim.*got Linear"),
+        (lambda: over(event_shape=(3, 3)), r"decoder with event_shape .*got \(3, 3\)"),
+        (lambda: over().given(torch.tensor([3, -1])), "no padding"),
+        (lambda: over().given(torch.tensor([[3, 1]])), r"x of shape \(T,\)"),
+        (lambda: over()(torch.zeros(4, 3), tokens(4, 2)), r"z of shape \(..., 2\), got \(4, 3\)"),
+        (lambda: over().begin(torch.zeros(4, 3)), r"z of shape \(..., 2\), got \(4, 3\)"),
+        *[
+            (lambda build=build, frame=frame: over(build, frame=frame), "frame whose columns .*sum to up to")
+            for build in (projected_plain, InverseLipschitzDecoder)
+            for frame in ("identity", "random", torch.eye(9)[:, : 2 if build is projected_plain else 5])
+        ],
+        (lambda: over(projected_plain, frame=torch.ones(9, 2)), "orthonormal"),
         (
-            lambda: SequenceDecoder(9, 2, history="rnn"),
-            "Expected history to be 'gru', 'lstm', 'transformer' or a module",
+            lambda: projected(HISTORIES["gru"], backbone=OtherBackbone())(torch.zeros(3, LATENT), tokens(3, 1)),
+            r"Expected backbone to return shape \(3, 9\).*, got \(3, 4\)",
         ),
-        (
-            lambda: SequenceDecoder(9, 2, history=torch.nn.Linear(2, 2)),
-            "Expected history with the attribute features",
-        ),
-        (lambda: SequenceDecoder(9, 2).given(torch.tensor([3, -1])), "no padding"),
-        (lambda: SequenceDecoder(10, 2, history=HISTORIES["gru"]()), "Expected history of vocab_size 10, got 9"),
-        (lambda: SequenceDecoder(9, 2)(torch.zeros(4, 3), tokens(4, 2)), r"Expected z of shape \(..., 2\)"),
-        (lambda: ProjectedSequenceDecoder(9, 9), "Expected latent_dim <= 8 with frame='centered', got 9"),
-        (lambda: ProjectedSequenceDecoder(9, 2, -1.0), "inverse_lipschitz"),
-        (lambda: ProjectedSequenceDecoder(9, 2, frame="identity"), "Expected frame to be 'centered' or a"),
-        (lambda: ProjectedSequenceDecoder(9, 2, frame=torch.eye(9)[:, :2]), "orthogonal to the all-ones vector"),
-        (lambda: ProjectedSequenceDecoder(9, 2, frame=torch.ones(9, 2)), "orthonormal"),
-        (
-            lambda: ProjectedSequenceDecoder(9, 2, readout=torch.nn.Bilinear(256, 2, 4))._logits(
-                torch.zeros(3, 256), torch.zeros(3, 2)
-            ),
-            r"Expected readout to return shape \(3, 9\), got \(3, 4\)",
-        ),
-        (lambda: InverseLipschitzSequenceDecoder(9, 8), "Expected vocab_size >= latent_dim \\+ 2 = 10"),
-        (lambda: InverseLipschitzSequenceDecoder(9, 2, history_features=7), "Expected history_features <= 6"),
-        (lambda: InverseLipschitzSequenceDecoder(9, 2, history_features=0), "history_features"),
     ],
 )
 def test_refuses(build, message):

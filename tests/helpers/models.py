@@ -1,0 +1,127 @@
+"""The models over which the contract is parametrized: each with its data, its sites and its objectives."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from helpers import sequence_decoders
+from helpers.decoders import DECODERS, EVENT, LATENT
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyro_ilvae import VAE, MixtureVAE, MLPEncoder, SequenceEncoder, SequentialVAE, likelihoods
+
+NUM_DATA, NUM_COMPONENTS, LENGTH = 12, 3, 6
+X = torch.randn(NUM_DATA, *EVENT, generator=torch.Generator().manual_seed(0))
+TOKENS = sequence_decoders.tokens(NUM_DATA, LENGTH)
+
+# What a mixture's encoder gives (a factor, or each component's own posterior), or y summed out of the model.
+FORMS = ["factor", "components", "summed-out"]
+ENUMERATED = ["factor", "components"]
+
+
+def vae_with(name="projected-mlp", *, kind=VAE, encoder=None, likelihood=None, **options):
+    return kind(
+        DECODERS[name](),
+        encoder or MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(16,)),
+        likelihood or likelihoods.Normal(0.5, "learned"),
+        **options,
+    )
+
+
+def mixture_encoder(form, event_shape=EVENT, latent_dim=LATENT, num_components=NUM_COMPONENTS):
+    """An encoder that gives what the form needs."""
+    own = num_components if form == "components" else None
+    return MLPEncoder(event_shape=event_shape, latent_dim=latent_dim, hidden_features=(8,), num_components=own)
+
+
+def enumerated_in(form):
+    return "model" if form == "summed-out" else "guide"
+
+
+def mixture_with(
+    form, name="projected-mlp", num_components=NUM_COMPONENTS, *, encoder=None, likelihood=None, **options
+):
+    return MixtureVAE(
+        DECODERS[name](),
+        encoder or mixture_encoder(form, num_components=num_components),
+        likelihood or likelihoods.Normal(0.5, "learned"),
+        num_components,
+        enumerate_in=enumerated_in(form),
+        **options,
+    )
+
+
+def sequence_encoder(latent_dim=LATENT):
+    return SequenceEncoder(
+        vocab_size=sequence_decoders.VOCAB, latent_dim=latent_dim, embedding_features=4, hidden_features=8
+    )
+
+
+def sequential_with(name="plain-gru", *, kind=SequentialVAE, encoder=None, decoder=None, **options):
+    options = {"end_token": 0, "max_length": LENGTH} | options
+    return kind(decoder or sequence_decoders.DECODERS[name](), encoder or sequence_encoder(), **options)
+
+
+class Model(NamedTuple):
+    """A model and what is known of it."""
+
+    build: Callable[..., nn.Module]
+    encoder: Callable[..., nn.Module]  # from a latent dimension, and the shape of a datum, to an encoder that suits
+    x: Tensor
+    sites: dict[str, tuple[int, ...]]  # of the model, with the event shape of each
+    guide_sites: tuple[str, ...]
+    objectives: tuple[type[ELBO], ...]
+
+    def data(self, dtype: torch.dtype) -> Tensor:
+        """The data, in another dtype unless they are tokens."""
+        return self.x.to(dtype) if self.x.is_floating_point() else self.x
+
+
+def _vae(name):
+    return Model(
+        build=lambda **options: vae_with(name, **options),
+        encoder=lambda latent_dim, event_shape=EVENT: MLPEncoder(
+            event_shape=event_shape, latent_dim=latent_dim, hidden_features=(8,)
+        ),
+        x=X,
+        sites={"z": (LATENT,), "x": EVENT},
+        guide_sites=("z",),
+        objectives=(TraceMeanField_ELBO, Trace_ELBO),
+    )
+
+
+def _mixture(form, name="projected-mlp"):
+    return Model(
+        build=lambda **options: mixture_with(form, name, **{"weights": "learned"} | options),
+        encoder=lambda latent_dim, event_shape=EVENT: mixture_encoder(form, event_shape, latent_dim),
+        x=X,
+        sites={"y": (), "z": (LATENT,), "x": EVENT},
+        guide_sites=("z",) if form == "summed-out" else ("y", "z"),
+        objectives=(TraceEnum_ELBO,),
+    )
+
+
+def _sequential(name):
+    return Model(
+        build=lambda **options: sequential_with(name, **options),
+        encoder=sequence_encoder,
+        x=TOKENS,
+        sites={"z": (LATENT,), "x": (LENGTH,)},
+        guide_sites=("z",),
+        objectives=(TraceMeanField_ELBO, Trace_ELBO),
+    )
+
+
+ONE_OF_EACH = {
+    "vae": _vae("projected-mlp"),
+    **{f"mixture-{form}": _mixture(form) for form in FORMS},
+    "sequential": _sequential("plain-gru"),
+}
+# With every decoder, for laws that a decoder could break.
+MODELS = {
+    **{f"vae-{name}": _vae(name) for name in DECODERS},
+    **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS},
+    **{f"mixture-{form}": _mixture(form) for form in FORMS[1:]},
+    **{f"sequential-{name}": _sequential(name) for name in sequence_decoders.DECODERS},
+}
