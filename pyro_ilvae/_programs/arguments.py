@@ -76,9 +76,10 @@ class Arguments(NamedTuple):
             size = _num_values(value)
             holds = size > 0 if num_data is None else size == num_data > 1
             if holds or isinstance(value, PackedSequence):
+                over = "the data" if num_data is None else f"the {num_data} data"
                 raise TypeError(
-                    f"Expected {name} to be a tensor with the data along its first dimension, got a {_kind(value)} "
-                    f"with a value for each of {size} data: only tensors are batched"
+                    f"Expected {name} to be a tensor over {over} or something that all data share, got {_kind(value)} "
+                    f"of {size} values"
                 )
 
 

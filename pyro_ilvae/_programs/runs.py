@@ -42,7 +42,8 @@ class Runs:
         enumerated_sites: the names of the latent sites that the guide leaves out.
         guide_trace: the guide's trace of one draw.
         model_trace: the model's trace at that draw, with values from the prior at the sites that are left out.
-        compared: the runs that decide whether draws can be made together; see :meth:`same_alone`.
+        compared: functions whose runs decide whether draws can be made together; see :meth:`same_alone`.
+        known_to_vectorize: whether draws can be made together; None as long as that has not been found out.
     """
 
     def __init__(self, model: Program, guide: Program, arguments: Arguments, given: Values | None = None) -> None:
@@ -83,9 +84,9 @@ class Runs:
 
         Given values also take the place of the guide's own draws. A ``guide`` takes the place of the guide itself.
         """
-        guide, given = guide or self.guide, given or {}
-        trace = self.trace(Replay(given)(guide) if given else guide, num_draws)
-        return trace, drawn(trace) | dict(given)
+        guide, values = guide or self.guide, dict(given or {})
+        trace = self.trace(Replay(values)(guide) if values else guide, num_draws)
+        return trace, drawn(trace) | values
 
     def traces(self, num_draws: int, given: Values | None = None, guide: Program | None = None) -> tuple[Trace, Trace]:
         """Return traces of the guide and of the model at its draws, which enumerates what the guide leaves out.
@@ -107,7 +108,7 @@ class Runs:
     def draw_enumerated(self, num_draws: int, values: Values) -> dict[str, Tensor]:
         """Return draws of the enumerated sites from their posterior given values of the other sites and the data."""
         around = partial(infer_discrete, first_available_dim=self._first_available_dim)
-        nodes = self.trace(poutine.condition(self.model, data=dict(values)), num_draws, around).nodes
+        nodes: Any = self.trace(poutine.condition(self.model, data=dict(values)), num_draws, around).nodes
         return {name: nodes[name]["value"] for name in self.enumerated_sites}
 
     def passes(self, num_samples: int, samples_per_pass: int | None, most: int) -> list[int]:
@@ -134,11 +135,8 @@ class Runs:
         try:
             with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
                 together = run(2, {})
-                return all(
-                    self._alike(both, alone, i)
-                    for i in range(2)
-                    for both, alone in zip(together, run(1, self._one_draw(together, i)), strict=True)
-                )
+                alone = [run(1, self._one_draw(together, i)) for i in range(2)]
+                return all(map(self._alike, together, *alone))
         except Exception:
             return False
 
@@ -167,7 +165,7 @@ class Runs:
         return poutine.enum(program, first_available_dim=self._first_available_dim)  # type: ignore[no-any-return]
 
     def _enumerate(self, program: Program) -> Program:
-        def config(site: Any) -> dict[str, Any]:
+        def config(site: Any) -> Any:
             # Without their scope, the sites of a Markov chain do not take over each other's dimensions.
             own = {"_markov_scope": None}
             return own | {"enumerate": "parallel"} if site["name"] in self.enumerated_sites else own
@@ -190,25 +188,28 @@ class Runs:
             values[name] = value.reshape(plain["fn"].shape())
         return {name: value for name, value in values.items() if value is not None}
 
-    def _alike(self, both: Trace, alone: Trace, i: int) -> bool:
-        """Whether draw i of two is the draw alone."""
-        sites: list[tuple[Any, Any]] = [(both.nodes[site["name"]], site) for site in sample_sites(alone)]
-        if len(sites) != len(sample_sites(both)):
-            return False
-        enumerates = any("_enumerate_dim" in site["infer"] for _, site in sites)
-        for two, one in sites:
-            log_probs = [self.padded(site_log_prob(site), 0) for site in (two, one)]
-            pairs = [[part.movedim(-self.nesting - 1, 0) for part in log_probs]]
-            if is_variable(one) and not enumerates:
-                shape = site_shape(one)
-                pairs.append([self.spread(site["value"], shape, n) for site, n in ((two, 2), (one, 1))])
-            for first, second in pairs:
-                if len(second) != 1 or not _close(first.expand(2, *first.shape[1:])[i], second[0]):
+    def _alike(self, together: Trace, *alone: Trace) -> bool:
+        """Whether a trace of draws made together has in each draw what the trace of the draw alone has."""
+        sites = [sample_sites(trace) for trace in (together, *alone)]
+        enumerates = any("_enumerate_dim" in site["infer"] for site in sites[0])
+        for both, *each in zip(*sites, strict=True):
+            if any(site["name"] != both["name"] for site in each):
+                return False
+            log_probs = [self.padded(site_log_prob(site), 0).movedim(-self.nesting - 1, 0) for site in (both, *each)]
+            if not _close(log_probs[0], torch.cat(log_probs[1:])):
+                return False
+            if is_variable(both) and not enumerates:
+                shape = site_shape(each[0])
+                value = self.spread(both["value"], shape, len(alone))
+                # Draws at other sites are the same as they were given. What follows from them need not be.
+                if is_delta(both) and not _close(value, torch.cat([self.spread(s["value"], shape, 1) for s in each])):
                     return False
         return True
 
 
-def _close(first: Tensor, second: Tensor) -> bool:
-    if not first.is_floating_point():
-        return torch.equal(*torch.broadcast_tensors(first, second))
-    return torch.allclose(first, second, rtol=1e-3, atol=1e-3, equal_nan=True)
+def _close(together: Tensor, alone: Tensor) -> bool:
+    if len(together) not in (1, len(alone)):
+        return False
+    if not together.is_floating_point():
+        return torch.equal(*torch.broadcast_tensors(together, alone))
+    return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)

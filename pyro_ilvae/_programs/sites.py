@@ -94,7 +94,9 @@ def site_shape(site: Any) -> SiteShape:
         rest = max(0, len(shape) - depth)
         if all(batch_shape(rest)[dim] in (1, frame.size) for dim, frame in frames.items()):
             event_dim = rest
-    lead = torch.broadcast_shapes(batch_shape(event_dim), site["fn"].batch_shape)
+    lead, own = batch_shape(event_dim), tuple(site["fn"].batch_shape)
+    if own != lead:
+        lead = tuple(torch.broadcast_shapes(lead, own))
     dims = range(-len(lead), 0)
     batch = tuple(max(lead[dim], frames[dim].size) if dim in frames else lead[dim] for dim in dims)
     return SiteShape(
