@@ -13,26 +13,31 @@ from pyro_ilvae import _checks
 
 @contextmanager
 def evaluation_mode(*functions: Callable[..., Any]) -> Iterator[None]:
-    """Puts modules, and the modules that methods are bound to, in evaluation mode and then back as they were.
+    """Put modules, and the modules that methods are bound to, in evaluation mode, and restore their modes afterwards.
 
-    Keeps dropout out of what is computed, and what is computed out of the running statistics of batch normalization.
+    Results are then free of dropout, and leave the running statistics of batch normalization as they were.
     """
-    owners = [getattr(unwrap(function), "__self__", unwrap(function)) for function in functions]
-    modules = [module for owner in owners if isinstance(owner, nn.Module) for module in owner.modules()]
+    owners = {id(owner): owner for owner in (getattr(unwrap(f), "__self__", unwrap(f)) for f in functions)}
+    modules = [part for owner in owners.values() if isinstance(owner, nn.Module) for part in owner.modules()]
     modes = [module.training for module in modules]
     try:
-        for module in modules:
-            module.training = False
+        _set_modes(modules, [False] * len(modules))
         yield
     finally:
-        for module, training in zip(modules, modes, strict=True):
+        _set_modes(modules, modes)
+
+
+def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
+    for module, training in zip(modules, modes, strict=True):
+        if module.training != training:  # A PyroModule takes longer to set an attribute than to read it.
             module.training = training
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """With a seed, draw from it and restore the global random state afterwards; without one, use the global state."""
-    if _checks.seed(seed) is None:
+    seed = _checks.seed(seed)
+    if seed is None:
         yield
         return
     with torch.random.fork_rng(range(torch.cuda.device_count())):

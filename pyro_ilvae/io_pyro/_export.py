@@ -7,22 +7,21 @@ import numpy as np
 import pyro
 import torch
 
-from pyro_ilvae import _checks
-from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.io_pyro._sampler import Arrays, Function, Latents, Sampler
-from pyro_ilvae.io_pyro._sites import finite
+from pyro_ilvae._contexts import seeded
+from pyro_ilvae._programs import Arguments, ModelArgs, Program, Values
+from pyro_ilvae.io_pyro._sampler import Arrays, Sampler, finite
 
 
 def convert(
-    model: Function,
-    latents: Latents,
-    source: str,
-    *,
-    modules: Sequence[Function],
-    model_args: tuple[Any, ...],
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs,
     model_kwargs: Mapping[str, Any] | None,
+    *,
+    given: Values,
+    source: str,
     shape: tuple[int, int],
-    batch_size: int,
+    samples_per_pass: int | None,
     seed: int | None,
     coords: Mapping[str, Any] | None,
     dims: Mapping[str, Sequence[str]] | None,
@@ -32,18 +31,16 @@ def convert(
     attrs: dict[str, Any],
     **groups: bool,
 ) -> Any:
-    """Everything that the posterior draws of ``latents`` (see ``Sampler``) say, of shape (chain, draw) = ``shape``."""
-    if not isinstance(model_args, tuple):
-        raise TypeError(f"Expected model_args to be a tuple, got {type(model_args).__name__}")
-    _checks.positive_int("batch_size", batch_size)
+    """Return all groups of (chain, draw) = ``shape`` posterior draws; see ``Sampler`` for ``given`` and ``source``."""
+    arguments = Arguments.of(model_args, model_kwargs)
     constants = {
         name: value.numpy(force=True).copy() if isinstance(value, torch.Tensor) else np.array(value)
         for name, value in (constant_data or {}).items()
     }
-    with torch.no_grad(), evaluation_mode(*modules), seeded(seed):
-        sampler = Sampler(model, latents, source, model_args, dict(model_kwargs or {}))
+    with torch.no_grad(), seeded(seed):
+        sampler = Sampler(model, guide, arguments, given=given, source=source, **groups)
         names = _dims(sampler, constants, dims or {})
-        result = _collect(sampler, shape, batch_size, **groups)
+        result = _collect(sampler, shape, samples_per_pass)
     if sampler.observed:
         result["observed_data"] = sampler.observed
     if sample_stats:
@@ -56,10 +53,10 @@ def convert(
 
 
 def _dims(sampler: Sampler, constants: Arrays, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    if both := constants.keys() & sampler.sites.keys():
+    if both := constants.keys() & sampler.shapes.keys():
         raise ValueError(f"Expected names in constant_data that no site of the model has, got {sorted(both)}")
-    if unknown := given.keys() - sampler.sites.keys() - constants.keys():
-        raise ValueError(f"Expected dims for sites among {[*sampler.sites, *constants]}, got {list(unknown)}")
+    if unknown := given.keys() - sampler.shapes.keys() - constants.keys():
+        raise ValueError(f"Expected dims for sites among {[*sampler.shapes, *constants]}, got {list(unknown)}")
     for name in given.keys() & constants.keys():
         if isinstance(given[name], str) or len(given[name]) != constants[name].ndim:
             raise ValueError(
@@ -69,13 +66,14 @@ def _dims(sampler: Sampler, constants: Arrays, given: Mapping[str, Sequence[str]
     return sampler.dims({name: names for name, names in given.items() if name not in constants}) | own
 
 
-def _collect(sampler: Sampler, shape: tuple[int, int], batch_size: int, **groups: bool) -> dict[str, Arrays]:
-    total = shape[0] * shape[1]
+def _collect(sampler: Sampler, shape: tuple[int, int], samples_per_pass: int | None) -> dict[str, Arrays]:
     chunks: dict[str, dict[str, list[np.ndarray]]] = {}
-    for start in range(0, total, batch_size):
-        for group, arrays in sampler.draw(start, min(batch_size, total - start), **groups):
+    start = 0
+    for size in sampler.passes(shape[0] * shape[1], samples_per_pass):
+        for group, arrays in sampler.draw(start, size):
             for name, array in arrays.items():
                 chunks.setdefault(group, {}).setdefault(name, []).append(finite(array, name, group))
+        start += size
     result: dict[str, Arrays] = {}
     for group, parts in chunks.items():
         # Popped, so that no more than one variable is in memory twice.

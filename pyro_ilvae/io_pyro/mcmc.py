@@ -6,20 +6,23 @@ from typing import Any
 import numpy as np
 from pyro.infer import MCMC, config_enumerate
 
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.io_pyro._export import convert
-from pyro_ilvae.io_pyro._sampler import Arrays, Function, Sampler, Values
+from pyro_ilvae.io_pyro._sampler import Arrays
+
+__all__ = ["from_pyro_mcmc"]
 
 
 def from_pyro_mcmc(
     mcmc: MCMC,
+    model_args: ModelArgs | None = None,
     *,
-    model: Function | None = None,
-    model_args: tuple[Any, ...] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    model: Program | None = None,
+    samples_per_pass: int | None = None,
     prior: bool = True,
     posterior_predictive: bool = True,
     log_likelihood: bool = True,
-    batch_size: int = 1,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, Any] | None = None,
@@ -29,16 +32,17 @@ def from_pyro_mcmc(
 
     Args:
         mcmc: a :class:`pyro.infer.MCMC` object that has run, with a NUTS or HMC kernel.
-        model: the model, by default that of the kernel. A kernel made from a ``potential_fn`` has none; its chains
-            then have to be in the model's own space (``MCMC(transforms=...)``).
-        model_args: what the model is called with, the observed data included. Without these and ``model_kwargs``
-            it is called with what ``mcmc.run`` was called with.
+        model_args: what the model is called with, the observed data included: a tuple, or a single tensor. If neither
+            ``model_args`` nor ``model_kwargs`` is given, the model is called with what ``mcmc.run`` was called with.
         model_kwargs: keyword arguments for the same call.
+        model: the model, by default the model of the kernel. A kernel made from a ``potential_fn`` has none; its
+            chains then have to be in the model's own space (``MCMC(transforms=...)``).
+        samples_per_pass: the number of draws per run of the model. By default as many as fit in a bounded memory. Draws
+            are made one at a time if the model or the guide gives other values for several draws at once: then some
+            batch dimension is not in a plate, or values are indexed from the left.
         prior: whether to add the groups ``prior`` and ``prior_predictive``, of as many draws as the posterior.
         posterior_predictive: whether to add the group ``posterior_predictive``.
         log_likelihood: whether to add the group ``log_likelihood``.
-        batch_size: the number of draws per run of the model, as in :func:`from_pyro_svi`. With 1 the model runs as
-            it is written, once per draw, which is slow but right for every model.
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site or by entry of ``constant_data``, as in :func:`from_pyro_svi`.
         constant_data: arrays by name for the group ``constant_data``, such as covariates.
@@ -52,10 +56,10 @@ def from_pyro_mcmc(
 
     Raises:
         TypeError: if ``mcmc`` or ``model_args`` has the wrong type.
-        ValueError: if ``mcmc`` has not run, there is no model, ``batch_size`` is not an int of at least 1, ``dims``
-            does not fit the model, ``constant_data`` has the name of a site, the chains leave out a latent site of
-            the model (``save_params``), or hold one value of it for each value of an enumerated site, draws are not
-            finite, the prior cannot be sampled, or the model does not allow a ``batch_size`` above 1.
+        ValueError: if ``mcmc`` has not run, there is no model, ``samples_per_pass`` is not an int of at least 1,
+            ``dims`` does not fit the model, ``constant_data`` has the name of a site, the chains leave out a latent
+            site of the model (``save_params``) or hold a value of it for each value of an enumerated site, draws are
+            not finite, or the prior cannot be sampled.
 
     Note:
         - Discrete sites, which NUTS and HMC sum out, are drawn by :func:`pyro.infer.infer_discrete` given the
@@ -78,7 +82,7 @@ def from_pyro_mcmc(
         ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
         >>> mcmc = MCMC(NUTS(model), num_samples=20, warmup_steps=10, disable_progbar=True)
         >>> mcmc.run(torch.zeros(3))
-        >>> fit = from_pyro_mcmc(mcmc, batch_size=20)
+        >>> fit = from_pyro_mcmc(mcmc)
         >>> dict(fit["posterior_predictive"]["x"].sizes)
         {'chain': 1, 'draw': 20, 'data': 3}
         >>> fit["sample_stats"]["diverging"].dims
@@ -95,21 +99,17 @@ def from_pyro_mcmc(
     if model_args is None and model_kwargs is None:
         model_args, model_kwargs = mcmc._args, mcmc._kwargs
     chains = {name: value.flatten(0, 1) for name, value in mcmc.get_samples(group_by_chain=True).items()}
-
-    def latents(sampler: Sampler, start: int, size: int) -> Values:
-        return {name: sampler.stack(name, value[start : start + size]) for name, value in chains.items()}
-
     shape = (mcmc.num_chains, mcmc.num_samples)
     stats, stats_attrs = _sample_stats(mcmc, shape)
     return convert(
         config_enumerate(model),  # as HMC does
-        latents,
-        "the chains",
-        modules=(model,),
-        model_args=() if model_args is None else model_args,
-        model_kwargs=model_kwargs,
+        _draws_nothing,
+        () if model_args is None else model_args,
+        model_kwargs,
+        given=chains,
+        source="the chains",
         shape=shape,
-        batch_size=batch_size,
+        samples_per_pass=samples_per_pass,
         seed=seed,
         coords=coords,
         dims=dims,
@@ -121,6 +121,10 @@ def from_pyro_mcmc(
         posterior_predictive=posterior_predictive,
         log_likelihood=log_likelihood,
     )
+
+
+def _draws_nothing(*_: Any, **__: Any) -> None:
+    """A guide for a model whose latent sites all have given values."""
 
 
 def _sample_stats(mcmc: MCMC, shape: tuple[int, int]) -> tuple[Arrays, dict[str, Any]]:

@@ -4,23 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro.infer import SVI
-from pyro.poutine.util import site_is_subsample
 
 from pyro_ilvae import _checks
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.io_pyro._export import convert
-from pyro_ilvae.io_pyro._sampler import Function, Sampler, Values
+
+__all__ = ["from_pyro_svi"]
 
 
 def from_pyro_svi(
-    svi_or_pair: SVI | tuple[Function, Function],
+    svi_or_pair: SVI | tuple[Program, Program],
+    model_args: ModelArgs = (),
     *,
-    model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 1000,
+    samples_per_pass: int | None = None,
     prior: bool = True,
     posterior_predictive: bool = True,
     log_likelihood: bool = True,
-    batch_size: int = 1,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, Any] | None = None,
@@ -33,16 +34,16 @@ def from_pyro_svi(
 
     Args:
         svi_or_pair: a :class:`pyro.infer.SVI` object or a pair ``(model, guide)``.
-        model_args: what the model and the guide are called with, the observed data included.
+        model_args: what the model and the guide are called with, the observed data included: a tuple, or a single
+            tensor.
         model_kwargs: keyword arguments for the same calls.
         num_samples: the number of draws in each group.
+        samples_per_pass: the number of draws per run of the model. By default as many as fit in a bounded memory. Draws
+            are made one at a time if the model or the guide gives other values for several draws at once: then some
+            batch dimension is not in a plate, or values are indexed from the left.
         prior: whether to add the groups ``prior`` and ``prior_predictive``.
         posterior_predictive: whether to add the group ``posterior_predictive``.
         log_likelihood: whether to add the group ``log_likelihood``.
-        batch_size: the number of draws per run of the model. With 1 the model runs as it is written, once per
-            draw, which is slow but right for every model. More is faster, about in proportion, and takes more
-            memory, but needs a model that allows an outermost plate, as ``Predictive(parallel=True)`` does: batch
-            dimensions in plates, and indexing from the right.
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site, either of the event dimensions or of all dimensions. By default those of the
             plates are named after the plates, and the others ``<site>_dim_0``, ``<site>_dim_1``, ... Also names
@@ -56,10 +57,9 @@ def from_pyro_svi(
 
     Raises:
         TypeError: if ``svi_or_pair`` or ``model_args`` has the wrong type.
-        ValueError: if ``num_samples`` or ``batch_size`` is not an int of at least 1, ``dims`` does not fit
+        ValueError: if ``num_samples`` or ``samples_per_pass`` is not an int of at least 1, ``dims`` does not fit
             the model, ``constant_data`` has the name of a site, the guide leaves out a latent site of the model
-            that is not marked for parallel enumeration, draws are not finite, the prior cannot be sampled, or
-            the model does not allow a ``batch_size`` above 1.
+            that is not marked for parallel enumeration, draws are not finite, or the prior cannot be sampled.
 
     Note:
         - Sites that are marked for parallel enumeration and that the guide leaves out (``TraceEnum_ELBO`` sums
@@ -81,7 +81,7 @@ def from_pyro_svi(
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(mu, 1.0).expand([2]).to_event(1), obs=x)
-        >>> fit = from_pyro_svi((model, AutoNormal(model)), model_args=(torch.zeros(3, 2),), num_samples=10)
+        >>> fit = from_pyro_svi((model, AutoNormal(model)), torch.zeros(3, 2), num_samples=10)
         >>> dict(fit["posterior_predictive"]["x"].sizes)
         {'chain': 1, 'draw': 10, 'data': 3, 'x_dim_0': 2}
         >>> fit["log_likelihood"]["x"].dims
@@ -89,28 +89,19 @@ def from_pyro_svi(
     """
     model, guide = _model_and_guide(svi_or_pair)
     _checks.positive_int("num_samples", num_samples)
-
-    def latents(sampler: Sampler, start: int, size: int) -> Values:
-        nodes: Any = sampler.trace(guide, size).iter_stochastic_nodes()
-        return {
-            name: node["value"]
-            for name, node in nodes
-            if not (site_is_subsample(node) or node["infer"].get("is_auxiliary"))
-        }
-
     note = (
         "Independent draws from a variational approximation, stored as one chain: "
         "R-hat and effective sample size say nothing about the quality of the fit."
     )
     return convert(
         model,
-        latents,
-        "the guide",
-        modules=(model, guide),
-        model_args=model_args,
-        model_kwargs=model_kwargs,
+        guide,
+        model_args,
+        model_kwargs,
+        given={},
+        source="the guide",
         shape=(1, num_samples),
-        batch_size=batch_size,
+        samples_per_pass=samples_per_pass,
         seed=seed,
         coords=coords,
         dims=dims,
@@ -122,7 +113,7 @@ def from_pyro_svi(
     )
 
 
-def _model_and_guide(svi_or_pair: Any) -> tuple[Function, Function]:
+def _model_and_guide(svi_or_pair: Any) -> tuple[Program, Program]:
     if isinstance(svi_or_pair, SVI):
         return svi_or_pair.model, svi_or_pair.guide
     if isinstance(svi_or_pair, tuple) and len(svi_or_pair) == 2 and all(map(callable, svi_or_pair)):

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     import arviz as az
 
 CHAINS, DRAWS = 2, 40
-BATCH_SIZES = [1, 7, CHAINS * DRAWS]  # one by one, across the border between the chains, all at once
+PASSES = [1, 7, CHAINS * DRAWS]  # one by one, across the border between the chains, all at once
 SAMPLED = ["posterior", "posterior_predictive", "log_likelihood", "prior", "prior_predictive"]
 X = torch.tensor([1.0, 2.0, 4.0, 1.5])
 
@@ -109,17 +109,17 @@ def assert_same(one, other):
 # Values
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_posterior_is_that_of_the_chains_in_their_order(conjugate, batch_size):
-    fit = from_pyro_mcmc(conjugate, batch_size=batch_size)
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_posterior_is_that_of_the_chains_in_their_order(conjugate, samples_per_pass):
+    fit = from_pyro_mcmc(conjugate, samples_per_pass=samples_per_pass)
     assert fit["posterior"]["mu"].dims == ("chain", "draw")
     np.testing.assert_array_equal(fit["posterior"]["mu"], conjugate.get_samples(group_by_chain=True)["mu"])
     np.testing.assert_array_equal(fit["observed_data"]["x"], X)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_log_likelihood_is_that_of_each_draw_and_datum(conjugate, batch_size):
-    fit = from_pyro_mcmc(conjugate, batch_size=batch_size)
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_log_likelihood_is_that_of_each_draw_and_datum(conjugate, samples_per_pass):
+    fit = from_pyro_mcmc(conjugate, samples_per_pass=samples_per_pass)
     mu = torch.tensor(values(fit, "posterior")["mu"])
     assert fit["log_likelihood"]["x"].dims == ("chain", "draw", "data")
     np.testing.assert_allclose(
@@ -127,9 +127,9 @@ def test_log_likelihood_is_that_of_each_draw_and_datum(conjugate, batch_size):
     )
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_predictive_draws_have_the_law_of_the_model(conjugate, batch_size):
-    fit = from_pyro_mcmc(conjugate, batch_size=batch_size)
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_predictive_draws_have_the_law_of_the_model(conjugate, samples_per_pass):
+    fit = from_pyro_mcmc(conjugate, samples_per_pass=samples_per_pass)
     standard = values(fit, "prior")["mu"]
     for latent, predictive in [("posterior", "posterior_predictive"), ("prior", "prior_predictive")]:
         noise = values(fit, predictive)["x"] - values(fit, latent)["mu"][..., None]
@@ -140,12 +140,12 @@ def test_predictive_draws_have_the_law_of_the_model(conjugate, batch_size):
         assert abs(draws.var() - 1) < 5 * (2 / draws.size) ** 0.5
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("samples_per_pass", PASSES)
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 3), (1, 2)])
-def test_dims_and_deterministic_sites(sizes, batch_size):
+def test_dims_and_deterministic_sites(sizes, samples_per_pass):
     x = torch.randn(*sizes, 2)
     mcmc = run(short_hmc(hierarchical_model), x, draws=4, warmup=1)
-    fit = from_pyro_mcmc(mcmc, batch_size=batch_size)
+    fit = from_pyro_mcmc(mcmc, samples_per_pass=samples_per_pass)
     expected = {
         "scale": (),
         "weight": ("weight_dim_0", "weight_dim_1"),
@@ -172,9 +172,9 @@ def test_dims_and_deterministic_sites(sizes, batch_size):
     )
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_discrete_sites_are_drawn_given_the_chains_and_the_data(mixture, batch_size):
-    fit = from_pyro_mcmc(mixture, batch_size=batch_size)
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_discrete_sites_are_drawn_given_the_chains_and_the_data(mixture, samples_per_pass):
+    fit = from_pyro_mcmc(mixture, samples_per_pass=samples_per_pass)
     draws = {name: torch.tensor(value) for name, value in values(fit, "posterior").items()}
     assert fit["posterior"]["kind"].dims == ("chain", "draw", "data")
     assert draws["kind"].dtype == torch.int64
@@ -201,15 +201,15 @@ def test_a_model_of_discrete_sites_only():
     np.testing.assert_array_equal(values(fit, "posterior")["kind"], np.broadcast_to([0.0, 1.0, 1.0], (CHAINS, 5, 3)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_reparametrized_sites_are_variables_rather_than_data(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_reparametrized_sites_are_variables_rather_than_data(samples_per_pass):
     def centered(x):
         with pyro.plate("data", len(x)):
             loc = pyro.sample("loc", dist.Normal(1.0, 2.0))
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     model = poutine.reparam(centered, {"loc": LocScaleReparam(0.0)})
-    fit = from_pyro_mcmc(run(short_hmc(model), X, draws=4, warmup=1), batch_size=batch_size)
+    fit = from_pyro_mcmc(run(short_hmc(model), X, draws=4, warmup=1), samples_per_pass=samples_per_pass)
     assert list(fit["observed_data"].data_vars) == ["x"]
     for group in ["posterior", "prior"]:
         draws = values(fit, group)
@@ -219,7 +219,7 @@ def test_reparametrized_sites_are_variables_rather_than_data(batch_size):
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
 def test_chains_in_processes_of_their_own():
     mcmc = run(short_hmc(conjugate_model), X, draws=10, warmup=1, processes=True)
-    fit = from_pyro_mcmc(mcmc, batch_size=7)
+    fit = from_pyro_mcmc(mcmc, samples_per_pass=7)
     assert type(mcmc.sampler).__name__ == "_MultiSampler"
     np.testing.assert_array_equal(fit["posterior"]["mu"], mcmc.get_samples(group_by_chain=True)["mu"])
     assert fit["sample_stats"]["diverging"].shape == (CHAINS, 10)
@@ -259,7 +259,7 @@ def test_one_draw():
 
 
 def test_arguments_are_by_default_those_of_the_run(conjugate):
-    arguments = {"batch_size": 20, "seed": 1}
+    arguments = {"samples_per_pass": 20, "seed": 1}
     fit = from_pyro_mcmc(conjugate, **arguments)
     assert_same(fit, from_pyro_mcmc(conjugate, model_args=(X,), **arguments))
     assert_same(fit, from_pyro_mcmc(conjugate, model_kwargs={"x": X}, **arguments))
@@ -287,20 +287,20 @@ def test_a_kernel_of_a_potential_needs_the_model():
     assert (values(fit, "posterior")["rate"] > 0).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_seed_fixes_the_draws_and_leaves_the_random_state(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_a_seed_fixes_the_draws_and_leaves_the_random_state(samples_per_pass):
     mixture = run(short_hmc(mixture_model), X, draws=3, warmup=1)
     before = torch.get_rng_state()
-    fit = from_pyro_mcmc(mixture, seed=3, batch_size=batch_size)
+    fit = from_pyro_mcmc(mixture, seed=3, samples_per_pass=samples_per_pass)
     assert torch.equal(before, torch.get_rng_state())
-    assert_same(fit, from_pyro_mcmc(mixture, seed=3, batch_size=batch_size))
-    other = from_pyro_mcmc(mixture, seed=4, batch_size=batch_size)
+    assert_same(fit, from_pyro_mcmc(mixture, seed=3, samples_per_pass=samples_per_pass))
+    other = from_pyro_mcmc(mixture, seed=4, samples_per_pass=samples_per_pass)
     assert not np.isin(values(other, "prior")["shift"], values(fit, "prior")["shift"]).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_is_that_of_the_chains(dtype):
-    fit = from_pyro_mcmc(run(short_hmc(conjugate_model), X.to(dtype), draws=4, warmup=1), batch_size=3)
+    fit = from_pyro_mcmc(run(short_hmc(conjugate_model), X.to(dtype), draws=4, warmup=1), samples_per_pass=3)
     expected = np.dtype(str(dtype).removeprefix("torch."))
     for group in [*SAMPLED, "observed_data"]:
         assert {array.dtype for array in values(fit, group).values()} == {expected}
@@ -370,7 +370,7 @@ def test_chains_with_a_value_for_each_value_of_an_enumerated_site_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"batch_size": 0}, ValueError, "Expected batch_size"),
+        ({"samples_per_pass": 0}, ValueError, "Expected samples_per_pass"),
         ({"model_args": X}, TypeError, "Expected model_args to be a tuple, got Tensor"),
         ({"dims": {"nu": ["a"]}}, ValueError, r"Expected dims for sites among .*got \['nu'\]"),
         ({"constant_data": {"mu": 1.0}}, ValueError, "Expected names in constant_data"),
@@ -397,10 +397,10 @@ def fits(conjugate, mixture):
     guide = AutoNormal(poutine.block(mixture_model, hide=["kind"]))
     marked = pyro.infer.config_enumerate(mixture_model)
     return {
-        "chains": from_pyro_mcmc(conjugate, batch_size=30),
-        "chains-discrete": from_pyro_mcmc(mixture, batch_size=30),
+        "chains": from_pyro_mcmc(conjugate, samples_per_pass=30),
+        "chains-discrete": from_pyro_mcmc(mixture, samples_per_pass=30),
         "guide": from_pyro_svi((conjugate_model, AutoNormal(conjugate_model)), model_args=(X,), num_samples=100),
-        "guide-discrete": from_pyro_svi((marked, guide), model_args=(X,), num_samples=100, batch_size=100),
+        "guide-discrete": from_pyro_svi((marked, guide), model_args=(X,), num_samples=100, samples_per_pass=100),
     }
 
 

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "\nArviZ is undergoing a major refactor", FutureWarning)
     import arviz as az
 
-BATCH_SIZES = [1, 4, 10, 25]  # of 10 draws: one by one, with a remainder, all at once, more than there are
+PASSES = [1, 4, 10, 25]  # of 10 draws: one by one, with a remainder, all at once, more than there are
 SAMPLED = ["posterior", "posterior_predictive", "log_likelihood", "prior", "prior_predictive"]
 
 
@@ -110,12 +110,12 @@ def assert_same(one, other):
 # Values
 
 
-@pytest.mark.parametrize("batch_size", [1, 300])
-def test_draws_have_the_law_of_the_guide_and_of_the_model(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 300])
+def test_draws_have_the_law_of_the_guide_and_of_the_model(samples_per_pass):
     x = torch.tensor([1.0, 2.0, 4.0])
-    n = 3000 if batch_size > 1 else 600
+    n = 3000 if samples_per_pass > 1 else 600
     fit = from_pyro_svi(
-        (conjugate_model, conjugate_guide), model_args=(x,), num_samples=n, batch_size=batch_size, seed=1
+        (conjugate_model, conjugate_guide), model_args=(x,), num_samples=n, samples_per_pass=samples_per_pass, seed=1
     )
     prior, posterior = (0.0, 1.0), (7 / 4, 1 / 4)
     for group, (mean, variance) in {
@@ -129,35 +129,35 @@ def test_draws_have_the_law_of_the_guide_and_of_the_model(batch_size):
             assert abs(draws.var() - variance) < 5 * variance * (2 / n) ** 0.5
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_log_likelihood_is_that_of_each_draw_and_datum(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_log_likelihood_is_that_of_each_draw_and_datum(samples_per_pass):
     x = torch.randn(5)
-    fit = from_pyro_svi((conjugate_model, conjugate_guide), model_args=(x,), num_samples=10, batch_size=batch_size)
+    fit = from_pyro_svi((conjugate_model, conjugate_guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
     mu = torch.tensor(values(fit, "posterior")["mu"])
     expected = dist.Normal(mu[..., None], 1.0).log_prob(x)
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_predictive_draws_follow_their_own_latent_draw(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_predictive_draws_follow_their_own_latent_draw(samples_per_pass):
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu, 1e-6), obs=x)
 
     x = torch.zeros(3)
-    fit = from_pyro_svi((model, conjugate_guide), model_args=(x,), num_samples=10, batch_size=batch_size)
+    fit = from_pyro_svi((model, conjugate_guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
     for latent, predictive in [("posterior", "posterior_predictive"), ("prior", "prior_predictive")]:
         mu = values(fit, latent)["mu"]
         assert len(np.unique(mu)) == 10
         np.testing.assert_allclose(values(fit, predictive)["x"], np.broadcast_to(mu[..., None], (1, 10, 3)), atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_deterministic_sites_are_those_of_their_draw(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_deterministic_sites_are_those_of_their_draw(samples_per_pass):
     x = torch.randn(2, 3, 2)
     guide = AutoNormal(hierarchical_model)
-    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=10, batch_size=batch_size)
+    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
     for group in ["posterior", "prior"]:
         draws = values(fit, group)
         np.testing.assert_allclose(draws["norm"], np.sqrt(np.square(draws["weight"]).sum((-2, -1))), rtol=1e-5)
@@ -165,35 +165,35 @@ def test_deterministic_sites_are_those_of_their_draw(batch_size):
         np.testing.assert_allclose(draws["shifted"], shifted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_vector_events_are_summed_out_of_the_log_likelihood(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_vector_events_are_summed_out_of_the_log_likelihood(samples_per_pass):
     x = torch.randn(2, 3, 2)
     guide = AutoNormal(hierarchical_model)
-    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=10, batch_size=batch_size)
+    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
     shifted = torch.tensor(values(fit, "posterior")["shifted"])
     expected = dist.Normal(shifted, 1.0).log_prob(x).sum(-1)
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("samples_per_pass", PASSES)
 @pytest.mark.parametrize("scaled", [poutine.scale(scale=0.1), poutine.scale(scale=torch.tensor(7.0))])
-def test_log_likelihood_ignores_scales(batch_size, scaled):
+def test_log_likelihood_ignores_scales(samples_per_pass, scaled):
     x = torch.randn(5)
-    arguments = {"model_args": (x,), "num_samples": 10, "batch_size": batch_size, "seed": 3}
+    arguments = {"model_args": (x,), "num_samples": 10, "samples_per_pass": samples_per_pass, "seed": 3}
     plain = from_pyro_svi((conjugate_model, conjugate_guide), **arguments)
     annealed = from_pyro_svi((scaled(conjugate_model), scaled(conjugate_guide)), **arguments)
     assert_same(plain, annealed)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_masked_elements_have_no_log_likelihood(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_masked_elements_have_no_log_likelihood(samples_per_pass):
     mask = torch.tensor([True, False, True])
 
     def model(x):
         with poutine.mask(mask=mask):
             conjugate_model(x)
 
-    arguments = {"model_args": (torch.randn(3),), "num_samples": 10, "batch_size": batch_size, "seed": 0}
+    arguments = {"model_args": (torch.randn(3),), "num_samples": 10, "samples_per_pass": samples_per_pass, "seed": 0}
     plain = values(from_pyro_svi((conjugate_model, conjugate_guide), **arguments), "log_likelihood")["x"]
     masked = values(from_pyro_svi((model, conjugate_guide), **arguments), "log_likelihood")["x"]
     np.testing.assert_array_equal(masked, np.where(mask, plain, 0.0))
@@ -207,18 +207,18 @@ def test_observed_data_is_a_copy_of_the_data():
     np.testing.assert_array_equal(values(fit, "observed_data")["x"], expected)
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_draws_of_a_point_estimate_are_copies_of_it(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_draws_of_a_point_estimate_are_copies_of_it(samples_per_pass):
     guide = AutoDelta(conjugate_model)
-    fit = from_pyro_svi((conjugate_model, guide), model_args=(torch.ones(3),), num_samples=10, batch_size=batch_size)
+    fit = from_pyro_svi((conjugate_model, guide), model_args=(torch.ones(3),), num_samples=10, samples_per_pass=samples_per_pass)
     expected = guide.median()["mu"].item()
     with torch.no_grad():
         guide.mu.add_(1.0)
     assert np.unique(values(fit, "posterior")["mu"]).tolist() == [pytest.approx(expected)]
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_discrete_observations(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_discrete_observations(samples_per_pass):
     def model(x):
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         probs = pyro.sample("probs", dist.Dirichlet(torch.ones(3)))
@@ -228,7 +228,7 @@ def test_discrete_observations(batch_size):
 
     x = torch.tensor([0.0, 1.0, 2.0, 7.0])
     guide = AutoMultivariateNormal(model)
-    fit = from_pyro_svi((model, guide), model_args=(x,), num_samples=10, batch_size=batch_size)
+    fit = from_pyro_svi((model, guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
     draws = values(fit, "posterior")
     counts, kinds = values(fit, "posterior_predictive")["count"], values(fit, "posterior_predictive")["kind"]
     assert kinds.dtype == np.int64
@@ -242,12 +242,12 @@ def test_discrete_observations(batch_size):
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 3), (2, 2), (1, 3), (3, 1)])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
 @pytest.mark.parametrize("make_guide", [AutoNormal, AutoMultivariateNormal, AutoNormalMessenger])
-def test_dims_are_those_of_the_plates_and_the_event(sizes, batch_size, make_guide):
+def test_dims_are_those_of_the_plates_and_the_event(sizes, samples_per_pass, make_guide):
     x = torch.randn(*sizes, 2)
     guide = make_guide(hierarchical_model)
-    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=6, batch_size=batch_size)
+    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=6, samples_per_pass=samples_per_pass)
     lengths = {"group": sizes[0], "datum": sizes[1], "weight_dim_0": 3}
     for group in SAMPLED:
         for name, array in fit[group].data_vars.items():
@@ -261,15 +261,15 @@ def test_dims_are_those_of_the_plates_and_the_event(sizes, batch_size, make_guid
     np.testing.assert_array_equal(values(fit, "observed_data")["x"], x)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_reparametrized_sites_are_variables_rather_than_data(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_reparametrized_sites_are_variables_rather_than_data(samples_per_pass):
     def centered(x):
         with pyro.plate("group", len(x)):
             loc = pyro.sample("loc", dist.Normal(1.0, 2.0))
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     model = poutine.reparam(centered, {"loc": LocScaleReparam(0.0)})
-    fit = from_pyro_svi((model, AutoNormal(model)), model_args=(torch.randn(3),), num_samples=6, batch_size=batch_size)
+    fit = from_pyro_svi((model, AutoNormal(model)), model_args=(torch.randn(3),), num_samples=6, samples_per_pass=samples_per_pass)
     assert set(fit["posterior"].data_vars) == set(fit["prior"].data_vars) == {"loc", "loc_decentered"}
     assert list(fit["observed_data"].data_vars) == list(fit["prior_predictive"].data_vars) == ["x"]
     for group in ["posterior", "prior"]:
@@ -277,8 +277,8 @@ def test_reparametrized_sites_are_variables_rather_than_data(batch_size):
         np.testing.assert_allclose(draws["loc"], 1 + 2 * draws["loc_decentered"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_plates_side_by_side_keep_their_names(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_plates_side_by_side_keep_their_names(samples_per_pass):
     def model(x):
         rows, columns = pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 3, dim=-1)
         with rows:
@@ -292,7 +292,7 @@ def test_plates_side_by_side_keep_their_names(batch_size):
             pyro.sample("x", dist.Normal(row - column, 1.0), obs=x)
 
     fit = from_pyro_svi(
-        (model, AutoNormal(model)), model_args=(torch.randn(3, 3),), num_samples=6, batch_size=batch_size
+        (model, AutoNormal(model)), model_args=(torch.randn(3, 3),), num_samples=6, samples_per_pass=samples_per_pass
     )
     draws = fit["posterior"]
     assert draws["row"].dims == draws["twice"].dims == ("chain", "draw", "rows")
@@ -304,9 +304,9 @@ def test_plates_side_by_side_keep_their_names(batch_size):
     np.testing.assert_allclose(draws["twice"], 2 * draws["row"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
 @pytest.mark.parametrize("plate_size", [2, 3])
-def test_deterministic_vectors_in_a_plate(plate_size, batch_size):
+def test_deterministic_vectors_in_a_plate(plate_size, samples_per_pass):
     def model(x):
         with pyro.plate("data", plate_size):
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -320,7 +320,7 @@ def test_deterministic_vectors_in_a_plate(plate_size, batch_size):
         (model, AutoNormal(model)),
         model_args=(torch.zeros(plate_size, 3),),
         num_samples=6,
-        batch_size=batch_size,
+        samples_per_pass=samples_per_pass,
     )
     for name in ["default", "declared"]:
         assert fit["posterior"][name].dims == ("chain", "draw", "data", f"{name}_dim_0")
@@ -341,7 +341,7 @@ def test_batch_dimensions_outside_plates_are_named_or_refused():
     assert fit["posterior"]["loc"].dims == ("chain", "draw", "loc_dim_0")
     assert fit["log_likelihood"]["x"].dims == ("chain", "draw", "data", "x_dim_0")
     with pytest.raises(ValueError, match=r"Expected every batch dimension of site 'loc' .* got batch shape"):
-        from_pyro_svi((model, AutoNormal(model)), batch_size=2, **arguments)
+        from_pyro_svi((model, AutoNormal(model)), samples_per_pass=2, **arguments)
 
 
 def test_sequential_plates_leave_no_dimension():
@@ -354,14 +354,14 @@ def test_sequential_plates_leave_no_dimension():
         for n in pyro.plate("step", len(x)):
             pyro.sample(f"z_{n}", dist.Normal(x[n] / 2, 0.7))
 
-    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), num_samples=6, batch_size=4)
+    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), num_samples=6, samples_per_pass=4)
     assert fit["posterior"]["z_1"].dims == fit["log_likelihood"]["x_1"].dims == ("chain", "draw")
     assert "step" not in fit["posterior"].coords
 
 
 def test_dims_and_coords_override():
     x = torch.randn(2, 3, 2)
-    arguments = {"model_args": (x,), "num_samples": 6, "batch_size": 6}
+    arguments = {"model_args": (x,), "num_samples": 6, "samples_per_pass": 6}
     fit = from_pyro_svi(
         (hierarchical_model, AutoNormal(hierarchical_model)),
         dims={"loc": ["axis"], "x": ["clinic", "patient", "axis"]},
@@ -412,17 +412,17 @@ def subsampled(**plate):
     return model, data
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
 @pytest.mark.parametrize("plate", [{"subsample_size": 5}, {"subsample": torch.tensor([40, 7, 99])}, {}])
 @pytest.mark.parametrize("make_guide", [AutoNormal, AutoDelta])
-def test_subsampled_plates_are_held_at_the_indices_of_their_coordinate(plate, make_guide, batch_size):
+def test_subsampled_plates_are_held_at_the_indices_of_their_coordinate(plate, make_guide, samples_per_pass):
     model, data = subsampled(**plate)
     guide = make_guide(model)
     guide()
     locs = torch.randn(100)  # the guide has a parameter for each of the 100 data
     with torch.no_grad():
         next(value for name, value in guide.named_parameters() if "local" in name).copy_(locs)
-    fit = from_pyro_svi((model, guide), num_samples=6, batch_size=batch_size)
+    fit = from_pyro_svi((model, guide), num_samples=6, samples_per_pass=samples_per_pass)
     index = torch.tensor(fit["posterior"].coords["data"].values)
     if "subsample" in plate:
         np.testing.assert_array_equal(index, plate["subsample"])
@@ -443,7 +443,7 @@ def test_a_minibatch_in_a_plate_of_the_size_of_the_data():
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     x = torch.randn(4)
-    fit = from_pyro_svi((model, AutoNormal(model)), model_args=(x,), num_samples=6, batch_size=4)
+    fit = from_pyro_svi((model, AutoNormal(model)), model_args=(x,), num_samples=6, samples_per_pass=4)
     loc = torch.tensor(values(fit, "posterior")["loc"])[..., None]
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], dist.Normal(loc, 1.0).log_prob(x), rtol=1e-5)
     np.testing.assert_array_equal(values(fit, "observed_data")["x"], x)
@@ -472,11 +472,11 @@ def mixture_guide(x):
     pyro.sample("shift", dist.Normal(0.5, 1.5))
 
 
-@pytest.mark.parametrize("batch_size", [1, 60, 1500])
-def test_enumerated_sites_are_drawn_given_the_draw_of_the_guide_and_the_data(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 60, 1500])
+def test_enumerated_sites_are_drawn_given_the_draw_of_the_guide_and_the_data(samples_per_pass):
     x = torch.tensor([0.0, 1.0, 4.0])
-    n = 1500 if batch_size > 1 else 50
-    fit = from_pyro_svi((mixture_model, mixture_guide), model_args=(x,), num_samples=n, batch_size=batch_size)
+    n = 1500 if samples_per_pass > 1 else 50
+    fit = from_pyro_svi((mixture_model, mixture_guide), model_args=(x,), num_samples=n, samples_per_pass=samples_per_pass)
     draws = values(fit, "posterior")
     shift = torch.tensor(draws["shift"])[..., None]
     weights = torch.stack(
@@ -494,8 +494,8 @@ def test_enumerated_sites_are_drawn_given_the_draw_of_the_guide_and_the_data(bat
     assert (abs(z_scores(products, np.full_like(products, 0.24**2))) < 5).all()
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(batch_size):
+@pytest.mark.parametrize("samples_per_pass", PASSES)
+def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(samples_per_pass):
     @config_enumerate
     def model(x):
         with pyro.plate("data", len(x)):
@@ -504,7 +504,7 @@ def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(batch_siz
             pyro.sample("x", dist.Normal(loc, 0.1 + kind), obs=x)
 
     x = torch.tensor([0.0, 9.0, 31.0])
-    arguments = {"model_args": (x,), "num_samples": 10, "batch_size": batch_size, "seed": 1}
+    arguments = {"model_args": (x,), "num_samples": 10, "samples_per_pass": samples_per_pass, "seed": 1}
     fit = from_pyro_svi((model, lambda x: None), **arguments)
     for group, predictive in [("posterior", "posterior_predictive"), ("prior", "prior_predictive")]:
         kind = fit[group]["kind"]
@@ -519,8 +519,8 @@ def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(batch_siz
     assert_same(fit, from_pyro_svi((model, lambda x: None), **arguments))
 
 
-@pytest.mark.parametrize("batch_size", [1, 500])
-def test_paths_of_a_hidden_markov_model_have_their_posterior(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 500])
+def test_paths_of_a_hidden_markov_model_have_their_posterior(samples_per_pass):
     step = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
 
     def model(x):
@@ -530,8 +530,8 @@ def test_paths_of_a_hidden_markov_model_have_their_posterior(batch_size):
             pyro.sample(f"x_{t}", dist.Normal(2.0 * state, 1.0), obs=x[t])
 
     x = torch.tensor([0.5, 2.0, 1.0])
-    n = 1500 if batch_size > 1 else 50
-    fit = from_pyro_svi((model, lambda x: None), model_args=(x,), num_samples=n, batch_size=batch_size, prior=False)
+    n = 1500 if samples_per_pass > 1 else 50
+    fit = from_pyro_svi((model, lambda x: None), model_args=(x,), num_samples=n, samples_per_pass=samples_per_pass, prior=False)
     paths = torch.cartesian_prod(*[torch.arange(2)] * 3)
     joint = step[0, paths[:, 0]] * step[paths[:, 0], paths[:, 1]] * step[paths[:, 1], paths[:, 2]]
     joint = joint * dist.Normal(2.0 * paths, 1.0).log_prob(x).sum(-1).exp()
@@ -541,8 +541,8 @@ def test_paths_of_a_hidden_markov_model_have_their_posterior(batch_size):
     assert (abs(z_scores(drawn.all(-1) - expected, np.broadcast_to(expected * (1 - expected), (1, n, 8)))) < 5).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 1500])
-def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 1500])
+def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(samples_per_pass):
     """regime -> kind[n] -> z[n] -> x[n], of which the guide draws z."""
     z = torch.tensor([0.2, 1.5])
 
@@ -558,8 +558,8 @@ def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(b
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(z))
 
-    n = 1500 if batch_size > 1 else 50
-    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), num_samples=n, batch_size=batch_size)
+    n = 1500 if samples_per_pass > 1 else 50
+    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), num_samples=n, samples_per_pass=samples_per_pass)
     states = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
     joint = dist.Bernoulli(0.4).log_prob(states[:, 0]) + dist.Bernoulli(0.2 + 0.6 * states[:, :1]).log_prob(
         states[:, 1:]
@@ -572,8 +572,8 @@ def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(b
     assert (abs(z_scores(drawn.all(-1) - expected, np.broadcast_to(expected * (1 - expected), (1, n, 8)))) < 5).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 500])
-def test_sites_enumerated_in_the_guide_are_drawn_from_it(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 500])
+def test_sites_enumerated_in_the_guide_are_drawn_from_it(samples_per_pass):
     @config_enumerate
     def guide(x):
         pyro.sample("shift", dist.Normal(0.0, 1.0))
@@ -581,15 +581,15 @@ def test_sites_enumerated_in_the_guide_are_drawn_from_it(batch_size):
             pyro.sample("kind", dist.Categorical(torch.tensor([0.9, 0.1])))
             pyro.sample("coin", dist.Bernoulli(0.5))
 
-    n = 500 if batch_size > 1 else 50
+    n = 500 if samples_per_pass > 1 else 50
     x = torch.tensor([2.0, 6.0])  # whose posterior would be another
-    fit = from_pyro_svi((mixture_model, guide), model_args=(x,), num_samples=n, batch_size=batch_size)
+    fit = from_pyro_svi((mixture_model, guide), model_args=(x,), num_samples=n, samples_per_pass=samples_per_pass)
     kind = values(fit, "posterior")["kind"]
     assert (abs(z_scores(kind - 0.1, np.full(kind.shape, 0.09))) < 5).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_enumerated_mixture_fitted_with_automatic_guides(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_enumerated_mixture_fitted_with_automatic_guides(samples_per_pass):
     @config_enumerate
     def model(x):
         weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
@@ -607,7 +607,7 @@ def test_enumerated_mixture_fitted_with_automatic_guides(batch_size):
     for guide in [continuous, both]:
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO(max_plate_nesting=1))
         svi.step(x)
-        fit = from_pyro_svi(svi, model_args=(x,), num_samples=4, batch_size=batch_size)
+        fit = from_pyro_svi(svi, model_args=(x,), num_samples=4, samples_per_pass=samples_per_pass)
         assert fit["posterior"]["loc"].dims == ("chain", "draw", "component")
         assert fit["posterior"]["kind"].dims == ("chain", "draw", "data")
         draws = {name: torch.tensor(value) for name, value in values(fit, "posterior").items()}
@@ -615,8 +615,8 @@ def test_enumerated_mixture_fitted_with_automatic_guides(batch_size):
         np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_enumerated_sites_of_a_minibatch(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_enumerated_sites_of_a_minibatch(samples_per_pass):
     data = torch.linspace(-20.0, 20.0, 100)
 
     @config_enumerate
@@ -625,7 +625,7 @@ def test_enumerated_sites_of_a_minibatch(batch_size):
             kind = pyro.sample("kind", dist.Bernoulli(0.5))
             pyro.sample("x", dist.Normal(40.0 * kind - 20.0, 0.1), obs=data[index])
 
-    fit = from_pyro_svi((model, lambda: None), num_samples=8, batch_size=batch_size)
+    fit = from_pyro_svi((model, lambda: None), num_samples=8, samples_per_pass=samples_per_pass)
     assert fit["posterior"].coords["data"].values.tolist() == [0, 1, 2, 3, 4]
     assert (values(fit, "posterior")["kind"] == 0).all()
 
@@ -650,7 +650,7 @@ def test_functions_bound_methods_and_modules_agree():
     x, y = torch.randn(5, 2), torch.randn(5)
     guide = AutoNormal(module.model)
     guide(x, y)
-    arguments = {"model_args": (x, y), "num_samples": 6, "batch_size": 1, "seed": 2}
+    arguments = {"model_args": (x, y), "num_samples": 6, "samples_per_pass": 1, "seed": 2}
     bound = from_pyro_svi((module.model, guide), **arguments)
     assert_same(bound, from_pyro_svi((module, guide), **arguments))
     assert_same(bound, from_pyro_svi((poutine.scale(module.model, scale=2.0), guide), **arguments))
@@ -679,7 +679,7 @@ def test_modules_are_left_as_they_were(fail):
 def test_a_guide_first_called_by_the_conversion_can_be_fitted():
     x = torch.tensor([1.0, 2.0, 4.0])
     guide = AutoNormal(conjugate_model)
-    from_pyro_svi((conjugate_model, guide), model_args=(x,), num_samples=4, batch_size=3)
+    from_pyro_svi((conjugate_model, guide), model_args=(x,), num_samples=4, samples_per_pass=3)
     svi = SVI(conjugate_model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     before = guide.median()["mu"].item()
     for _ in range(100):
@@ -687,12 +687,12 @@ def test_a_guide_first_called_by_the_conversion_can_be_fitted():
     assert abs(guide.median()["mu"].item() - 7 / 4) < abs(before - 7 / 4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_seed_fixes_the_draws_and_leaves_the_random_state(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_a_seed_fixes_the_draws_and_leaves_the_random_state(samples_per_pass):
     x = torch.randn(2, 3, 2)
     guide = AutoNormal(hierarchical_model)
     guide(x)
-    arguments = {"model_args": (x,), "num_samples": 6, "batch_size": batch_size}
+    arguments = {"model_args": (x,), "num_samples": 6, "samples_per_pass": samples_per_pass}
     before = pyro.util.get_rng_state()
     first = from_pyro_svi((hierarchical_model, guide), seed=5, **arguments)
     after = pyro.util.get_rng_state()
@@ -717,17 +717,17 @@ def test_without_a_seed_the_draws_are_those_of_the_global_random_state():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_dtype_is_that_of_the_draws(dtype, batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_dtype_is_that_of_the_draws(dtype, samples_per_pass):
     x = torch.randn(5, dtype=dtype)
     guide = AutoNormal(conjugate_model)
-    fit = from_pyro_svi((conjugate_model, guide), model_args=(x,), num_samples=6, batch_size=batch_size)
+    fit = from_pyro_svi((conjugate_model, guide), model_args=(x,), num_samples=6, samples_per_pass=samples_per_pass)
     expected = np.dtype(str(dtype).removeprefix("torch."))
     for group in [*SAMPLED, "observed_data"]:
         assert {array.dtype for array in values(fit, group).values()} == {expected}
 
 
-def test_a_run_of_the_model_has_at_most_batch_size_draws():
+def test_a_run_of_the_model_has_at_most_samples_per_pass_draws():
     sizes = set()
 
     def model(x):
@@ -737,12 +737,12 @@ def test_a_run_of_the_model_has_at_most_batch_size_draws():
             pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
-    from_pyro_svi((model, conjugate_guide), model_args=(torch.zeros(3),), num_samples=10, batch_size=4)
+    from_pyro_svi((model, conjugate_guide), model_args=(torch.zeros(3),), num_samples=10, samples_per_pass=4)
     assert sizes == {1, 2, 4}
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_no_gradients_are_recorded(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_no_gradients_are_recorded(samples_per_pass):
     recording = []
 
     def model(x):
@@ -753,7 +753,7 @@ def test_no_gradients_are_recorded(batch_size):
         recording.append(torch.is_grad_enabled())
         conjugate_guide(x)
 
-    from_pyro_svi((model, guide), model_args=(torch.zeros(3),), num_samples=6, batch_size=batch_size)
+    from_pyro_svi((model, guide), model_args=(torch.zeros(3),), num_samples=6, samples_per_pass=samples_per_pass)
     assert not any(recording)
     assert torch.is_grad_enabled()
 
@@ -778,7 +778,7 @@ def test_groups_can_be_left_out():
 def fitted():
     """The exact posterior of ``conjugate_model``."""
     return from_pyro_svi(
-        (conjugate_model, conjugate_guide), model_args=(torch.randn(30),), num_samples=400, batch_size=400
+        (conjugate_model, conjugate_guide), model_args=(torch.randn(30),), num_samples=400, samples_per_pass=400
     )
 
 
@@ -845,13 +845,13 @@ def test_an_improper_prior_can_be_left_out_but_not_drawn_from():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_draws_have_to_be_finite(value, batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 4])
+def test_draws_have_to_be_finite(value, samples_per_pass):
     def guide(x):
         pyro.sample("mu", dist.Delta(torch.tensor(value)))
 
     with pytest.raises(ValueError, match="Expected finite draws at site 'mu' of posterior"):
-        from_pyro_svi((conjugate_model, guide), model_args=(torch.zeros(3),), batch_size=batch_size)
+        from_pyro_svi((conjugate_model, guide), model_args=(torch.zeros(3),), samples_per_pass=samples_per_pass)
 
     def model(x):
         conjugate_model(x)
@@ -870,8 +870,8 @@ def test_a_model_that_mixes_its_batch_dimensions_is_refused():
 
     arguments = {"model_args": (torch.zeros(3),), "num_samples": 4}
     assert from_pyro_svi((model, AutoNormal(model)), **arguments)["posterior"]["all"].shape == (1, 4, 3)
-    with pytest.raises(ValueError, match=r"Expected values of shape .* of site 'all'.*batch_size=1"):
-        from_pyro_svi((model, AutoNormal(model)), batch_size=2, **arguments)
+    with pytest.raises(ValueError, match=r"Expected values of shape .* of site 'all'.*samples_per_pass=1"):
+        from_pyro_svi((model, AutoNormal(model)), samples_per_pass=2, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -880,8 +880,8 @@ def test_a_model_that_mixes_its_batch_dimensions_is_refused():
         ({"num_samples": 0}, ValueError, "Expected num_samples"),
         ({"num_samples": True}, ValueError, "Expected num_samples"),
         ({"num_samples": 10.0}, ValueError, "Expected num_samples"),
-        ({"batch_size": 0}, ValueError, "Expected batch_size"),
-        ({"batch_size": None}, ValueError, "Expected batch_size"),
+        ({"samples_per_pass": 0}, ValueError, "Expected samples_per_pass"),
+        ({"samples_per_pass": None}, ValueError, "Expected samples_per_pass"),
         ({"model_args": torch.zeros(3)}, TypeError, "Expected model_args to be a tuple, got Tensor"),
         ({"dims": {"nu": ["a"]}}, ValueError, r"Expected dims for sites among .*got \['nu'\]"),
         ({"dims": {"x": ["a", "b"]}}, ValueError, "Expected dims of site 'x' .*got"),

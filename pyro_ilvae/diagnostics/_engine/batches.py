@@ -1,126 +1,74 @@
-"""Traces of a guide and of the model replayed against it, batch by batch, with each site's place among the data."""
+"""A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ilvae import _checks
-from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae._programs import Arguments, Program
+from pyro_ilvae._programs import (
+    MOST_PAIRS,
+    Arguments,
+    Program,
+    Runs,
+    Values,
+    is_deterministic,
+    sample_sites,
+    site_log_prob,
+    site_shape,
+)
 from pyro_ilvae.distributions import innermost
 
-_MOST_PAIRS = 100_000  # of a draw and a datum at a time, unless a caller says otherwise
+__all__ = ["Batch", "batches", "sample_sites", "site_log_prob"]
+
+_MOST_PAIRS = MOST_PAIRS
 
 
 class Batch:
-    """A model and its guide on one batch of data, run for as many particles as are asked for.
+    """A model and its guide on one batch of data, run for as many draws as are asked for.
 
     Attributes:
         num_data: the number N of data.
-        nesting: the number of plate dimensions; particles stand to the left of them.
+        nesting: the number of batch dimensions of sites; draws stand to the left of them.
         latent_sites: the names of the model's latent sites that the guide samples.
-        enumerated_sites: the names of those that it does not, which must be discrete.
-        num_assignments: the number of joint values of the latter.
+        enumerated_sites: the names of the model's latent sites that the guide leaves out, which must be discrete.
+        num_assignments: the number of joint values of the enumerated sites.
     """
 
     def __init__(self, model: Program, guide: Program, arguments: Arguments, plate: str | None) -> None:
         self.model, self.guide, self.arguments, self.plate = model, guide, arguments, plate
         self.num_data = arguments.num_data
-        self.nesting = 0
-        self.enumerated_sites: list[str] = []
-        self.guide_trace, self.model_trace = self._plain_traces()
+        self.runs = Runs(model, guide, arguments)
+        self.runs.compared = [self.traces]
+        self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
+        self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
         sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
-        frames = {frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
-        self.nesting = max((-frame.dim for frame in frames), default=0)
-        self.data_plate = self._data_plate(frames)
+        self.data_plate = self._data_plate({f for site in sites for f in site["cond_indep_stack"] if f.vectorized})
         for site in sites:
             _check_shape(site)
         latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
         self._check_guide_sites(latent)
-        self.latent_sites = [name for name in latent if name in self.guide_trace]
-        self.enumerated_sites = [name for name in latent if name not in self.guide_trace]
+        self.latent_sites = [name for name in latent if name not in self.enumerated_sites]
         self.num_assignments = self._checked_assignments()
-        self._vectorizes: bool | None = None
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
         """How many draws to make in each pass, in bounded memory; one by one if the model or guide needs that."""
-        _checks.positive_int("num_samples", num_samples)
-        step = max(1, (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments))
-        if samples_per_pass is not None:
-            step = _checks.positive_int("samples_per_pass", samples_per_pass)
-        if num_samples > 1 and step > 1 and not self.vectorizes:
-            step = 1
-        return [min(step, num_samples - start) for start in range(0, num_samples, step)]
-
-    @property
-    def vectorizes(self) -> bool:
-        """Whether two draws at once are each what they are alone.
-
-        A model that indexes its values from the left fails with an extra dimension there, or is silently wrong.
-        """
-        if self._vectorizes is None:
-            try:
-                self._vectorizes = self._same_alone()
-            except Exception:
-                self._vectorizes = False
-        return self._vectorizes
-
-    def _same_alone(self) -> bool:
-        with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
-            guide_trace, model_trace = self.traces(2)
-            for i in range(2):
-                alone = guide_trace.copy()
-                for site in sample_sites(guide_trace):
-                    if isinstance(innermost(site["fn"]), dist.Delta):
-                        # It follows from the other draws, not always to the last bit.
-                        alone.remove_node(site["name"])
-                        continue
-                    plain: Any = self.guide_trace.nodes[site["name"]]
-                    value = site["value"].expand(2, *site["value"].shape[1:])[i].reshape(plain["value"].shape)
-                    alone.nodes[site["name"]] = plain | {"value": value, "infer": dict(plain["infer"])}
-                guide_alone, model_alone = self.traces(1, guide=poutine.replay(self.guide, trace=alone))
-                for both, one in ((guide_trace, guide_alone), (model_trace, model_alone)):
-                    together = self.log_density(sample_sites(both), 2)
-                    if not torch.allclose(
-                        together[..., i, :], self.log_density(sample_sites(one), 1)[..., 0, :], rtol=1e-3, atol=1e-3
-                    ):
-                        return False
-        return True
+        most = (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments)
+        return self.runs.passes(num_samples, samples_per_pass, most)
 
     def traces(
         self,
         num_particles: int,
-        conditioned: dict[str, Tensor] | None = None,
+        conditioned: Values | None = None,
         guide: Program | None = None,
     ) -> tuple[Trace, Trace]:
         """Traces of guide and model, each with ``num_particles`` draws to the left of all plates.
 
-        Values in ``conditioned`` take the place of the guide's own draws in the model.
+        Values in ``conditioned`` take the place of the guide's own draws.
         """
-        # Blocked, so that nothing around the call (a trace, a scale, an annealing) sees or changes the sites.
-        with poutine.block(), evaluation_mode(self.model, self.guide):
-            guide_trace = poutine.trace(self._with_particles(guide or self.guide, num_particles)).get_trace(
-                *self.arguments.args, **self.arguments.kwargs
-            )
-            if conditioned is not None:
-                for name, value in conditioned.items():
-                    guide_trace.nodes[name]["value"] = value
-            model = self._with_particles(poutine.replay(self.model, trace=guide_trace), num_particles)
-            if self.enumerated_sites:
-                model = poutine.enum(
-                    poutine.infer_config(model, self._enumerate), first_available_dim=-self.nesting - 2
-                )
-            model_trace = self._trace(model)
-        return _pruned(guide_trace, model_trace), _pruned(model_trace)
+        return _pruned(*self.runs.traces(num_particles, conditioned, guide))
 
     def log_density(self, sites: list[Any], num_particles: int) -> Tensor:
         """The summed log densities of sites of one trace: (particles, N) if they are local to the data, summed over
@@ -179,11 +127,9 @@ class Batch:
 
         A global site has N = 1.
         """
-        batch = value.dim() - event_dim
-        depth = self.nesting + 1
-        value = value.reshape(*((1,) * (depth - batch)), *value.shape) if batch < depth else value
+        value = self.runs.padded(value, event_dim)
         dim = self.data_dim(site)
-        value = value.unsqueeze(1) if dim is None else value.movedim(depth + dim, 1)
+        value = value.unsqueeze(1) if dim is None else value.movedim(self.nesting + 1 + dim, 1)
         # Plates that the site is not in are padding.
         own = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
         padding = [i for i in range(-self.nesting, 0) if i not in own]
@@ -193,41 +139,15 @@ class Batch:
         return value
 
     def _per_datum(self, log_prob: Tensor, site: Any, num_particles: int) -> Tensor:
-        depth = self.nesting + 1
-        log_prob = log_prob.reshape((1,) * (depth - log_prob.dim()) + log_prob.shape)
+        log_prob = self.runs.padded(log_prob, 0)
+        lead = log_prob.shape[: -self.nesting - 1]
         dim = self.data_dim(site)
         others = [i for i in range(-self.nesting, 0) if i != dim]
         if others:
             log_prob = log_prob.sum(others, keepdim=True)
-        if dim is None:
-            # A sum over the data's dimension would count a global site once for each datum.
-            return log_prob.reshape(*log_prob.shape[: log_prob.dim() - depth], -1, 1).expand(
-                *log_prob.shape[: log_prob.dim() - depth], num_particles, 1
-            )
-        lead = log_prob.shape[: log_prob.dim() - depth]
-        return log_prob.reshape(*lead, -1, self.num_data).expand(*lead, num_particles, self.num_data)
-
-    def _plain_traces(self) -> tuple[Trace, Trace]:
-        with torch.no_grad(), poutine.block(), evaluation_mode(self.model, self.guide):
-            guide_trace = self._trace(self.guide)
-            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(
-                *self.arguments.args, **self.arguments.kwargs
-            )
-        return _pruned(guide_trace, model_trace), _pruned(model_trace)
-
-    def _trace(self, fn: Program) -> Trace:
-        return poutine.trace(fn).get_trace(*self.arguments.args, **self.arguments.kwargs)
-
-    def _with_particles(self, fn: Program, num_particles: int) -> Program:
-        if num_particles == 1:
-            return fn
-        particles = pyro.plate("_num_particles_diagnostics", num_particles, dim=-self.nesting - 1)
-        return particles(fn)  # type: ignore[no-any-return]
-
-    def _enumerate(self, site: Any) -> Any:
-        # Without their scope, the sites of a Markov chain do not take over each other's dimensions.
-        config = {"_markov_scope": None}
-        return config | {"enumerate": "parallel"} if site["name"] in self.enumerated_sites else config
+        # A sum over the data's dimension would count a global site once for each datum.
+        num_data = 1 if dim is None else self.num_data
+        return log_prob.reshape(*lead, -1, num_data).expand(*lead, num_particles, num_data)
 
     def _data_plate(self, frames: set[Any]) -> str | None:
         sizes = {frame.name: frame.size for frame in frames}
@@ -293,49 +213,37 @@ def batches(
         batch = Batch(model, guide, part, plate)
         # A last batch can be as small as another plate.
         plate = batch.data_plate
-        batch._vectorizes = vectorizes.get(batch.num_data)
+        batch.runs.known_to_vectorize = vectorizes.get(batch.num_data)
         yield batch
-        vectorizes[batch.num_data] = batch._vectorizes
+        vectorizes[batch.num_data] = batch.runs.known_to_vectorize
 
 
-def sample_sites(trace: Trace) -> list[Any]:
-    """The sites of a trace, without parameters."""
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+def _pruned(guide_trace: Trace, model_trace: Trace) -> tuple[Trace, Trace]:
+    """The traces without sites that have no density: indices of plates and deterministic values.
 
-
-def _pruned(trace: Trace, model_trace: Trace | None = None) -> Trace:
-    """The trace without sites that have no density: indices of subsamples, deterministic values.
-
-    Nor, in a guide that runs the model, what the model observes.
+    What the model observes is also left out of a guide that runs the model.
     """
+    return _without(guide_trace, set(model_trace.nodes)), _without(model_trace, set())
+
+
+def _without(trace: Trace, observed_elsewhere: set[str]) -> Trace:
+    kept = {
+        site["name"]
+        for site in sample_sites(trace)
+        if not is_deterministic(site) and not (site["is_observed"] and site["name"] in observed_elsewhere)
+    }
     pruned = trace.copy()
-    for site in sample_sites(trace):
-        observed = site["is_observed"] and model_trace is not None and site["name"] in model_trace
-        if observed or site_is_subsample(site) or site["infer"].get("_deterministic"):
-            pruned.remove_node(site["name"])
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and name not in kept:
+            pruned.remove_node(name)
     return pruned
-
-
-def site_log_prob(site: Any) -> Tensor:
-    try:
-        log_prob = site["fn"].log_prob(site["value"])
-    except ValueError as error:
-        raise ValueError(f"Expected a value in the support at site '{site['name']}', got another: {error}") from error
-    masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
-    if site["mask"] is not None and "_enumerate_dim" in site["infer"]:
-        # Where it is masked, the probabilities of all its values have to add up to one.
-        size = len(site["fn"].enumerate_support(expand=False))
-        return masked - math.log(size) * ~torch.as_tensor(site["mask"], device=masked.device)
-    return masked
 
 
 def _check_shape(site: Any) -> None:
     """Raise if a dimension of the log density is neither in a plate nor a part of the event."""
-    fn, value = site["fn"], site["value"]
-    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
-    plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
-    if any(size > 1 and dim not in plates for dim, size in zip(range(-len(shape), 0), shape, strict=True)):
+    shape = site_shape(site)
+    if any(size > 1 and plate is None for plate, size in zip(shape.plates, shape.batch, strict=True)):
         raise ValueError(
-            f"Expected all batch dimensions of site '{site['name']}' in plates, got shape {tuple(shape)} with plates "
-            f"at {sorted(plates)}: declare a plate, or an event by .to_event(...)"
+            f"Expected all batch dimensions of site '{site['name']}' in plates, got shape {shape.batch} in plates "
+            f"{shape.plates}: declare a plate, or an event by .to_event(...)"
         )

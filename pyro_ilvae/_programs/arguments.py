@@ -1,27 +1,29 @@
-"""The one engine that runs a model or its guide: what they are called with, and runs of several draws at once."""
+"""What a model and its guide are called with, and parts of it for some of the data."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
-import numpy as np
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyro_ilvae import _checks
 
-Program: TypeAlias = Callable[..., Any]  # a model or a guide
 ModelArgs: TypeAlias = Tensor | tuple[Any, ...]
 
 
 class Arguments(NamedTuple):
-    """What a model and its guide are called with."""
+    """What a model and its guide are called with.
+
+    The number N of data is the first dimension of the first tensor that has one. Batches hold parts of the tensors
+    whose first dimension is N, and everything else as it is.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @classmethod
     def of(cls, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None) -> Self:
-        """The arguments, checked; a single tensor is short for a tuple of it."""
+        """Return the arguments, checked; a single tensor is short for a tuple of that tensor."""
         if isinstance(model_args, Tensor):
             model_args = (model_args,)
         if not isinstance(model_args, tuple) or isinstance(model_args, PackedSequence):
@@ -32,17 +34,18 @@ class Arguments(NamedTuple):
 
     @property
     def num_data(self) -> int:
-        """The number N of data, which is the first dimension of the first tensor that has one."""
-        first = next((value for _, value in self._named() if isinstance(value, Tensor) and value.dim() > 0), None)
-        if first is None:
+        """The number N of data."""
+        size = next((len(value) for _, value in self._named() if _has_rows(value)), None)
+        if size is None:
+            self._check_others(None)
             got = ", ".join(f"{name} = {_kind(value)}" for name, value in self._named()) or "no arguments"
             raise TypeError(f"Expected a tensor with data along its first dimension in model_args, got {got}")
-        if len(first) == 0:
+        if size == 0:
             raise ValueError("Expected at least one datum in model_args, got none")
-        return len(first)
+        return size
 
     def batches(self, batch_size: int | None) -> Iterator[Self]:
-        """The arguments for ``batch_size`` data at a time: tensors over the data in parts, all others as they are."""
+        """Yield the arguments for ``batch_size`` data at a time, or for all data if that is None."""
         num_data = self.num_data
         self._check_others(num_data)
         size = num_data if batch_size is None else _checks.positive_int("batch_size", batch_size)
@@ -50,11 +53,11 @@ class Arguments(NamedTuple):
             yield self.select(slice(start, start + size)) if size < num_data else self
 
     def select(self, index: slice | Tensor) -> Self:
-        """The arguments for some of the data."""
+        """Return the arguments for some of the data."""
         num_data = self.num_data
 
         def selected(value: Any) -> Any:
-            if not (isinstance(value, Tensor) and value.dim() > 0 and len(value) == num_data):
+            if not _has_rows(value) or len(value) != num_data:
                 return value
             return value[index.to(value.device) if isinstance(index, Tensor) else index]
 
@@ -67,20 +70,32 @@ class Arguments(NamedTuple):
         positional = [(f"model_args[{i}]", value) for i, value in enumerate(self.args)]
         return positional + [(f"model_kwargs[{name!r}]", value) for name, value in self.kwargs.items()]
 
-    def _check_others(self, num_data: int) -> None:
-        """Raise for an argument that seems to hold a value for each datum but is no tensor of them."""
+    def _check_others(self, num_data: int | None) -> None:
+        """Raise for an argument that seems to hold a value for each datum and is no tensor; None: of any number."""
         for name, value in self._named():
-            holds = isinstance(value, PackedSequence) or (
-                isinstance(value, np.ndarray | Sequence)
-                and not isinstance(value, str | bytes)
-                and np.ndim(value) != 0  # type: ignore[arg-type]
-                and len(value) == num_data > 1
-            )
-            if holds:
+            size = _num_values(value)
+            holds = size > 0 if num_data is None else size == num_data > 1
+            if holds or isinstance(value, PackedSequence):
+                over = "the data" if num_data is None else f"the {num_data} data"
                 raise TypeError(
-                    f"Expected {name} to be a tensor over the {num_data} data or something that all data share, got "
-                    f"{_kind(value)} with values for the data"
+                    f"Expected {name} to be a tensor over {over} or something that all data share, got {_kind(value)} "
+                    f"of {size} values"
                 )
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _num_values(value: Any) -> int:
+    """The number of values in a sequence or an array; 0 for anything else, tensors included."""
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0])
+    # An array of NumPy, or what becomes one, as the columns of pandas do.
+    is_array = hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
+    if isinstance(value, Tensor | str | bytes) or not (is_array or isinstance(value, Sequence)):
+        return 0
+    return len(value)
 
 
 def _kind(value: object) -> str:

@@ -1,0 +1,35 @@
+"""The one engine that runs a model and its guide: what they are called with, and runs of several draws at once."""
+
+from pyro_ilvae._programs.arguments import Arguments, ModelArgs
+from pyro_ilvae._programs.handlers import HoldSubsamples, Release, Replay
+from pyro_ilvae._programs.runs import MOST_PAIRS, Program, Runs, Values
+from pyro_ilvae._programs.sites import (
+    SiteShape,
+    drawn,
+    is_data,
+    is_deterministic,
+    is_variable,
+    sample_sites,
+    site_log_prob,
+    site_shape,
+)
+
+__all__ = [
+    "MOST_PAIRS",
+    "Arguments",
+    "HoldSubsamples",
+    "ModelArgs",
+    "Program",
+    "Release",
+    "Replay",
+    "Runs",
+    "SiteShape",
+    "Values",
+    "drawn",
+    "is_data",
+    "is_deterministic",
+    "is_variable",
+    "sample_sites",
+    "site_log_prob",
+    "site_shape",
+]

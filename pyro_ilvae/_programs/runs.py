@@ -1,0 +1,215 @@
+"""Runs of a model and its guide, of one draw or of several draws at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae._programs.arguments import Arguments
+from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
+from pyro_ilvae._programs.sites import SiteShape, drawn, is_delta, is_variable, sample_sites, site_log_prob, site_shape
+
+Program: TypeAlias = Callable[..., Any]  # a model or a guide
+Values: TypeAlias = Mapping[str, Tensor]  # of sites, by name
+
+MOST_PAIRS = 100_000  # of a draw and a datum that are in memory at a time, unless a caller says otherwise
+
+
+class Runs:
+    """A model and its guide, run with the same arguments for any number of draws at once.
+
+    In a run of one draw the program runs as it is written. In a run of S > 1 draws it runs in a plate of size S to
+    the left of all batch dimensions of its sites, and enumerated values stand to the left of that plate. Every run
+    holds each plate at the same indices, has the modules in evaluation mode, and is out of reach of handlers around
+    the call: an annealing there neither sees nor changes the sites.
+
+    Args:
+        model: the model.
+        guide: the guide. Latent sites of the model that it leaves out are enumerated by :meth:`traces`.
+        arguments: what both are called with.
+        given: values of one draw for latent sites that the guide does not draw, shaped as the model is written.
+
+    Attributes:
+        nesting: the number of batch dimensions to the right of the draws.
+        enumerated_sites: the names of the latent sites that the guide leaves out.
+        guide_trace: the guide's trace of one draw.
+        model_trace: the model's trace at that draw, with values from the prior at the sites that are left out.
+        compared: functions whose runs decide whether draws can be made together; see :meth:`same_alone`.
+        known_to_vectorize: whether draws can be made together; None as long as that has not been found out.
+    """
+
+    def __init__(self, model: Program, guide: Program, arguments: Arguments, given: Values | None = None) -> None:
+        self.model, self.guide, self.arguments = model, guide, arguments
+        self.nesting = 0
+        self.enumerated_sites: list[str] = []
+        self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
+        self.known_to_vectorize: bool | None = None
+        self._hold = HoldSubsamples()
+        with torch.no_grad():
+            traces = self.traces(1, given)
+            if self._hold.moved:  # by the model, after the guide had run at other indices
+                traces = self.traces(1, given)
+        self.guide_trace, self.model_trace = traces
+        self.nesting = max((len(site_shape(site).batch) for trace in traces for site in sample_sites(trace)), default=0)
+        known = drawn(self.guide_trace).keys() | (given or {}).keys()
+        self.enumerated_sites = [name for name in drawn(self.model_trace) if name not in known]
+
+    @property
+    def indices(self) -> Mapping[str, Any]:
+        """The indices that each plate is held at, by its name."""
+        return self._hold.indices
+
+    def trace(
+        self, program: Program, num_draws: int, around: Callable[[Program], Program] = lambda program: program
+    ) -> Trace:
+        """Return the trace of a run; handlers that have to see the draws go ``around`` it."""
+        with poutine.block(), evaluation_mode(self.model, self.guide):
+            program = self._hold(program)
+            if num_draws > 1:
+                program = pyro.plate("_draws", num_draws, dim=-self.nesting - 1)(program)
+            return poutine.trace(around(program)).get_trace(*self.arguments.args, **self.arguments.kwargs)
+
+    def draw(
+        self, num_draws: int, given: Values | None = None, guide: Program | None = None
+    ) -> tuple[Trace, dict[str, Tensor]]:
+        """Return a trace of the guide, and the values for the model: those given, and those that the guide drew.
+
+        Given values also take the place of the guide's own draws. A ``guide`` takes the place of the guide itself.
+        """
+        guide, values = guide or self.guide, dict(given or {})
+        trace = self.trace(Replay(values)(guide) if values else guide, num_draws)
+        return trace, drawn(trace) | values
+
+    def traces(self, num_draws: int, given: Values | None = None, guide: Program | None = None) -> tuple[Trace, Trace]:
+        """Return traces of the guide and of the model at its draws, which enumerates what the guide leaves out.
+
+        Every enumerated site has a dimension of its own, also in a Markov chain.
+        """
+        guide_trace, values = self.draw(num_draws, given, guide)
+        around = self._enumerate if self.enumerated_sites else lambda program: program
+        return guide_trace, self.trace(Replay(values)(self.model), num_draws, around)
+
+    def factors(self, num_draws: int, values: Values) -> Trace:
+        """Return a trace of the model that enumerates as the model's own marks say, at values of the other sites.
+
+        In a Markov chain, sites take over each other's dimensions.
+        """
+        # Conditioned rather than replayed: enumeration has to see the sites that depend on enumerated ones.
+        return self.trace(poutine.condition(self.model, data=dict(values)), num_draws, self._enum)
+
+    def draw_enumerated(self, num_draws: int, values: Values) -> dict[str, Tensor]:
+        """Return draws of the enumerated sites from their posterior given values of the other sites and the data."""
+        around = partial(infer_discrete, first_available_dim=self._first_available_dim)
+        nodes: Any = self.trace(poutine.condition(self.model, data=dict(values)), num_draws, around).nodes
+        return {name: nodes[name]["value"] for name in self.enumerated_sites}
+
+    def passes(self, num_samples: int, samples_per_pass: int | None, most: int) -> list[int]:
+        """Return how many draws to make in each pass: ``samples_per_pass``, by default ``most``, if they vectorize."""
+        _checks.positive_int("num_samples", num_samples)
+        step = max(1, most) if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
+        if num_samples > 1 and step > 1 and not self.vectorizes:
+            step = 1
+        return [min(step, num_samples - start) for start in range(0, num_samples, step)]
+
+    @property
+    def vectorizes(self) -> bool:
+        """Whether draws can be made together, found out once."""
+        if self.known_to_vectorize is None:
+            self.known_to_vectorize = all(map(self.same_alone, self.compared))
+        return self.known_to_vectorize
+
+    def same_alone(self, run: Callable[[int, Values], Sequence[Trace]]) -> bool:
+        """Whether two draws made together are each what they are alone, in values and log densities.
+
+        A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
+        ``run(num_draws, given)`` makes the traces; the given values are those of one of the two draws.
+        """
+        try:
+            with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
+                together = run(2, {})
+                alone = [run(1, self._one_draw(together, i)) for i in range(2)]
+                return all(map(self._alike, together, *alone))
+        except Exception:
+            return False
+
+    def padded(self, value: Tensor, event_dim: int) -> Tensor:
+        """Return a value of a run with a dimension for the draws, also where all draws share the value."""
+        missing = self.nesting + 1 - (value.dim() - event_dim)
+        return value.reshape((1,) * missing + value.shape)
+
+    def spread(self, value: Tensor, shape: SiteShape, num_draws: int) -> Tensor:
+        """Return a site's value in a run in the shape (draws, \\*nesting, \\*event)."""
+        padding = (1,) * (self.nesting - len(shape.batch))
+        return value.expand(num_draws, *padding, *shape.batch, *shape.event)
+
+    def side_by_side(self, values: Tensor, shape: SiteShape) -> Tensor:
+        """Return values of a site, each shaped as the model is written, in the shape of a run of so many draws."""
+        if len(values) == 1:
+            return values[0]
+        missing = self.nesting - (values.dim() - 1 - len(shape.event))
+        return values.reshape(len(values), *(1,) * missing, *values.shape[1:])
+
+    @property
+    def _first_available_dim(self) -> int:
+        return -self.nesting - 2
+
+    def _enum(self, program: Program) -> Program:
+        return poutine.enum(program, first_available_dim=self._first_available_dim)  # type: ignore[no-any-return]
+
+    def _enumerate(self, program: Program) -> Program:
+        def config(site: Any) -> Any:
+            # Without their scope, the sites of a Markov chain do not take over each other's dimensions.
+            own = {"_markov_scope": None}
+            return own | {"enumerate": "parallel"} if site["name"] in self.enumerated_sites else own
+
+        return self._enum(poutine.infer_config(program, config))
+
+    def _one_draw(self, together: Sequence[Trace], i: int) -> dict[str, Tensor]:
+        """The values of draw i of two, shaped as the programs are written, at the sites that are free to vary."""
+        values: dict[str, Tensor | None] = {}
+        for site in (site for trace in together for site in sample_sites(trace)):
+            name = site["name"]
+            if name in values or site["is_observed"] or "_enumerate_dim" in site["infer"]:
+                continue
+            if is_delta(site):
+                # It follows from the other draws, which give it again, but not always to the last bit.
+                values[name] = None
+                continue
+            plain: Any = (self.guide_trace if name in self.guide_trace else self.model_trace).nodes[name]
+            value = site["value"].expand(2, *site["value"].shape[1:])[i]
+            values[name] = value.reshape(plain["fn"].shape())
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _alike(self, together: Trace, *alone: Trace) -> bool:
+        """Whether a trace of draws made together has in each draw what the trace of the draw alone has."""
+        sites = [sample_sites(trace) for trace in (together, *alone)]
+        enumerates = any("_enumerate_dim" in site["infer"] for site in sites[0])
+        for both, *each in zip(*sites, strict=True):
+            if any(site["name"] != both["name"] for site in each):
+                return False
+            log_probs = [self.padded(site_log_prob(site), 0).movedim(-self.nesting - 1, 0) for site in (both, *each)]
+            if not _close(log_probs[0], torch.cat(log_probs[1:])):
+                return False
+            if is_variable(both) and not enumerates:
+                shape = site_shape(each[0])
+                value = self.spread(both["value"], shape, len(alone))
+                # Draws at other sites are the same as they were given. What follows from them need not be.
+                if is_delta(both) and not _close(value, torch.cat([self.spread(s["value"], shape, 1) for s in each])):
+                    return False
+        return True
+
+
+def _close(together: Tensor, alone: Tensor) -> bool:
+    if len(together) not in (1, len(alone)):
+        return False
+    if not together.is_floating_point():
+        return torch.equal(*torch.broadcast_tensors(together, alone))
+    return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -1,0 +1,106 @@
+"""The sites of a trace: their kinds, their shapes and their log densities."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from pyro import distributions as dist
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_ilvae.distributions import innermost
+
+
+def sample_sites(trace: Trace) -> list[Any]:
+    """Return the sites of a trace, without parameters and the indices of plates."""
+    return [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
+
+
+def drawn(trace: Trace) -> dict[str, Tensor]:
+    """Return the values that a guide has drawn for sites of its model."""
+    return {
+        site["name"]: site["value"]
+        for site in sample_sites(trace)
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
+    }
+
+
+def is_delta(site: Any) -> bool:
+    """Whether the site has one possible value, which follows from other sites."""
+    return isinstance(innermost(site["fn"]), dist.Delta)
+
+
+def is_deterministic(site: Any) -> bool:
+    """Whether the site is a deterministic statement, which has no density."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def is_data(site: Any) -> bool:
+    """Whether the site is observed, and neither deterministic nor a reparametrization."""
+    # poutine.reparam observes a site at the value that it computes, under a Delta distribution, as a deterministic
+    # statement does, but leaves no mark.
+    return bool(site["is_observed"]) and not is_delta(site)
+
+
+def is_variable(site: Any) -> bool:
+    """Whether a node of a trace is a site with a value: neither a parameter nor a plate nor a factor statement."""
+    # A factor statement is an observed site whose value is empty.
+    return site["type"] == "sample" and not (site_is_subsample(site) or isinstance(site["fn"], dist.Unit))
+
+
+def site_log_prob(site: Any) -> Tensor:
+    """Return the log density of a site's value, without scales, of the site's batch shape; 0 where it is masked."""
+    try:
+        log_prob = site["fn"].log_prob(site["value"])
+    except ValueError as error:
+        raise ValueError(f"Expected a value in the support at site '{site['name']}', got another: {error}") from error
+    masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
+    if site["mask"] is not None and "_enumerate_dim" in site["infer"]:
+        # Where it is masked, the probabilities of all its values have to add up to one.
+        size = len(site["fn"].enumerate_support(expand=False))
+        return masked - math.log(size) * ~torch.as_tensor(site["mask"], device=masked.device)
+    return masked
+
+
+class SiteShape(NamedTuple):
+    """The shape of a site in a run of one draw without enumeration."""
+
+    batch: tuple[int, ...]
+    plates: tuple[str | None, ...]  # of each batch dimension; None outside plates
+    event: tuple[int, ...]
+
+    @property
+    def kept(self) -> list[tuple[str | None, int]]:
+        """Plate and size of the batch dimensions that are more than padding."""
+        pairs = zip(self.plates, self.batch, strict=True)
+        return [(plate, size) for plate, size in pairs if plate is not None or size > 1]
+
+
+def site_shape(site: Any) -> SiteShape:
+    """Return the shape of a site of a trace of one draw without enumeration."""
+    shape = torch.as_tensor(site["value"]).shape
+    frames = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    depth = max((-dim for dim in frames), default=0)
+
+    def batch_shape(event_dim: int) -> tuple[int, ...]:
+        lead = tuple(shape[: len(shape) - event_dim])
+        return (1,) * (depth - len(lead)) + lead
+
+    event_dim = site["fn"].event_dim
+    if is_deterministic(site) and event_dim == len(shape):
+        # By default pyro.deterministic takes every dimension for a part of the event, also those of its plates.
+        rest = max(0, len(shape) - depth)
+        if all(batch_shape(rest)[dim] in (1, frame.size) for dim, frame in frames.items()):
+            event_dim = rest
+    lead, own = batch_shape(event_dim), tuple(site["fn"].batch_shape)
+    if own != lead:
+        lead = tuple(torch.broadcast_shapes(lead, own))
+    dims = range(-len(lead), 0)
+    batch = tuple(max(lead[dim], frames[dim].size) if dim in frames else lead[dim] for dim in dims)
+    return SiteShape(
+        batch,
+        tuple(frames[dim].name if dim in frames else None for dim in dims),
+        tuple(shape[len(shape) - event_dim :]),
+    )
