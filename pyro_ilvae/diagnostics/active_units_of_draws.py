@@ -26,6 +26,7 @@ def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUn
         ValueError: for fewer than two data, draws that are not finite, or a negative threshold.
 
     Example:
+        >>> import torch
         >>> draws = torch.randn(2000, 50, 2) + torch.randn(50, 2) * torch.tensor([1.0, 0.0])
         >>> active_units_of_draws(draws).active.tolist()
         [True, False]

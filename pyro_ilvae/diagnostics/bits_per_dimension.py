@@ -19,6 +19,8 @@ def bits_per_dimension(log_likelihood: Tensor, num_dimensions: int) -> Tensor:
         num_dimensions: the number :math:`D` of dimensions of a datum.
 
     Example:
+        >>> import math
+        >>> import torch
         >>> bits_per_dimension(torch.tensor(-8 * math.log(2.0)), num_dimensions=8)
         tensor(1.)
     """

@@ -22,6 +22,7 @@ def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.
         Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
 
     Example:
+        >>> import torch
         >>> collapsed_dimensions(torch.tensor([[0.001, 0.5], [0.002, 0.001]]))
         tensor([ True, False])
     """

@@ -18,6 +18,7 @@ def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
         ValueError: if the shapes differ, or there are no tokens.
 
     Example:
+        >>> import math
         >>> perplexity(torch.tensor([-6 * math.log(4.0), 0.0]), torch.tensor([4, 2]))
         tensor(4.)
     """

@@ -178,7 +178,7 @@ def test_stands_beside_the_draws_in_arviz():
         ({"measures": ("kl", "entropy")}, "measures among"),
         ({"measures": "kl"}, "measures among"),
         ({"epsilon": -1.0}, "epsilon"),
-        ({"delta": 1.5}, r"delta in \[0, 1\]"),
+        ({"delta": 1.5}, r"delta to be a number in \[0, 1\]"),
         ({"num_samples": 0}, "num_samples"),
         ({"plate": "nowhere"}, "plate to be one of"),
     ],

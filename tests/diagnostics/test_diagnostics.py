@@ -161,7 +161,7 @@ def test_draws_in_passes_bound_the_memory_and_change_nothing(monkeypatch):
             most.append(z[..., 0].numel())
             pyro.sample("x", dist.Normal(z @ W, NOISE).to_event(1), obs=batch)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 7 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 7 * N)
     bounds = evidence(model_that_looks, exact_guide, x, num_samples=30)
     assert max(most) == 7 * N
     torch.testing.assert_close(bounds.elbo, evidence(linear_model, exact_guide, x).elbo, atol=1e-4, rtol=1e-4)
@@ -398,15 +398,25 @@ X = torch.linspace(-1.0, 1.0, 5)
         (lambda: evidence(model, lambda x: None, X), "latent site of the model in the guide, .* got none for 'z'"),
         (lambda: active_units(model, mean_field_guide, X[:1]), "at least two data"),
         (lambda: active_units(model, mean_field_guide, X, threshold=-1.0), "threshold"),
-        (lambda: collapse_summary(model, mean_field_guide, X, delta=2.0), r"delta in \[0, 1\]"),
+        (lambda: collapse_summary(model, mean_field_guide, X, delta=2.0), r"delta to be a number in \[0, 1\]"),
         (lambda: collapse_summary(model, mean_field_guide, X, epsilon=-1.0), "epsilon"),
         (lambda: collapse_summary(model, mean_field_guide, X, num_samples=0), "num_samples"),
         (lambda: collapse_summary(model, mean_field_guide, X, batch_size=0), "batch_size"),
-        (lambda: kl_per_dimension(model, mean_field_guide, (X, X[:2])), r"one length >= 1, got lengths \[5, 2\]"),
-        (lambda: kl_per_dimension(model, mean_field_guide, X[:0]), "one length >= 1"),
-        (lambda: kl_per_dimension(model, mean_field_guide, [1.0]), "a tensor or a tuple of tensors, got list"),
+        (lambda: kl_per_dimension(model, mean_field_guide, X[:0]), "at least one datum in model_args, got none"),
     ],
 )
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("model_args", "message"),
+    [
+        ([1.0], "model_args to be a tensor or a tuple, got list"),
+        ((X, [1.0] * 5), r"model_args\[1\] to be a tensor over the 5 data or something that all data share, got list"),
+    ],
+)
+def test_refuses_arguments_of_another_kind(model_args, message):
+    with pytest.raises(TypeError, match=message):
+        kl_per_dimension(model, mean_field_guide, model_args)

@@ -195,7 +195,7 @@ def test_infinite_divergence_by_draws_in_passes(monkeypatch):
             z = pyro.sample("z", dist.Normal(x, 1.0))
             pyro.sample("w", dist.Normal(z, 1.0))
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 20)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 20)
     with pyro.validation_enabled(False):
         kl = kl_divergence(model, guide, torch.zeros(2), num_samples=100)
     assert kl.values.tolist() == [math.inf, math.inf]

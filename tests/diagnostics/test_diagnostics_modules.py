@@ -156,7 +156,7 @@ def test_memory_is_bounded(monkeypatch):
             z2 = pyro.sample("z2", dist.Normal(0.3 * x, 0.9))
             pyro.sample("z1", dist.Normal(0.5 * x + 0.4 * z2, 0.5))
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 35)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 35)
     for measure in MEASURES:
         options = {} if measure is evidence else {"site": "z1"}
         for batch_size, largest in ((None, 30), (4, 34), (1, 35)):
@@ -176,7 +176,7 @@ def test_draws_in_passes_make_one_estimate():
 
     def in_passes(seed):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 16)
+            patch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 16)
             kl = call(seed)
         return kl.values, kl.standard_errors
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import pyro.distributions as dist
 import pytest
@@ -10,7 +11,6 @@ from helpers.decoders import DECODERS, EVENT, INVERSE_LIPSCHITZ_DECODERS, LATENT
 from pyro.infer import Trace_ELBO
 
 from pyro_ilvae import VAE, InverseLipschitzDecoder, MLPDecoder, MLPEncoder, likelihoods, mlp
-from pyro_ilvae.diagnostics import information_metric
 from pyro_ilvae.diagnostics.fisher.mean_fisher_divergence import mean_fisher_divergence
 
 LIKELIHOODS = {
@@ -207,7 +207,7 @@ def test_memory_is_bounded_by_default(monkeypatch):
     decoder = MLPDecoder(latent_dim=4, event_shape=50, hidden_features=(8,))
     largest = []
     decoder.register_forward_hook(lambda module, inputs, output: largest.append(len(inputs[0])))
-    monkeypatch.setattr("pyro_ilvae.diagnostics.lipschitz._MOST_NUMBERS", 4 * 50 * 6)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.decoding._MOST_NUMBERS", 4 * 50 * 6)
     mean_fisher_divergence(decoder, likelihoods.Bernoulli(), num_samples=20)
     assert max(largest) == 6
 
@@ -312,7 +312,7 @@ def test_one_draw_has_no_standard_error():
 def test_more_data_for_each_draw_have_a_smaller_error(monkeypatch):
     likelihood = opaque(likelihoods.Normal(1.0).double())
     ten = mean_fisher_divergence(Linear(1, 1, 1.0), likelihood, num_samples=2000)
-    monkeypatch.setattr(information_metric, "_NUM_DATA", 1)
+    monkeypatch.setattr(sys.modules[mean_fisher_divergence.__module__], "_NUM_DATA", 1)
     one = mean_fisher_divergence(Linear(1, 1, 1.0), likelihood, num_samples=2000)
     assert ten.total_se == pytest.approx((2 / 10 / 2000) ** 0.5, rel=0.2)
     assert one.total_se == pytest.approx((2 / 2000) ** 0.5, rel=0.2)

@@ -398,7 +398,7 @@ def test_memory_is_bounded(monkeypatch):
             pyro.sample("z", Watched(x[:, 0], x[:, 1]))
 
     # Imported by name, since the function of the same name hides it in the package.
-    monkeypatch.setattr("pyro_ilvae.diagnostics._data_posteriors._MOST_NUMBERS", 100)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.data_posteriors._MOST_NUMBERS", 100)
     x = gaussian_data()
     result = mutual_information(scalar_model, guide, x, num_samples=2, batch_size=20, seed=1)
     assert max(most) <= 100
@@ -758,7 +758,7 @@ X = torch.cat([torch.randn(6, 2), 0.2 + torch.rand(6, 2)], 1)
         (lambda: estimate(X, samples_per_pass=0), "samples_per_pass"),
         (lambda: estimate(X, batch_size=0), "batch_size"),
         (lambda: estimate(X, plate="rows"), "plate"),
-        (lambda: estimate(X[:0]), "one length >= 1"),
+        (lambda: estimate(X[:0]), "at least one datum in model_args, got none"),
     ],
 )
 def test_refuses(call, message):

@@ -373,7 +373,7 @@ def test_draws_in_passes_bound_the_memory(monkeypatch):
             most.append(z.numel())
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._scores._MOST_PAIRS", 7 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.scores._MOST_PAIRS", 7 * N)
     posterior_fisher_divergence(model, scalar_guide, torch.randn(N), num_samples=30)
     assert max(most) == 7 * N
 
@@ -389,7 +389,7 @@ def test_values_that_are_summed_over_count_in_the_bound(monkeypatch):
             most.append(loc.numel())
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._scores._MOST_PAIRS", 12 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.scores._MOST_PAIRS", 12 * N)
     posterior_fisher_divergence(model, scalar_guide, torch.randn(N), num_samples=30)
     assert max(most) == 12 * N
 

@@ -229,7 +229,7 @@ def test_one_pair():
         ({"latent_dim": 2, "num_pairs": 0}, "num_pairs"),
         ({"latent_dim": 2, "num_samples": 0}, "num_samples"),
         ({"latent_dim": 2, "batch_size": 0}, "batch_size"),
-        ({"latent_dim": 2, "scale": 0.0}, "scale > 0"),
+        ({"latent_dim": 2, "scale": 0.0}, "scale to be a finite number > 0"),
         ({"latent_dim": 3, "sampler": lambda n: torch.zeros(n, 2)}, r"shape \(2000, 3\), got \(2000, 2\)"),
     ],
 )
