@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from pyro_ilvae import _checks
-from pyro_ilvae.diagnostics import ActiveUnits, KLPerDimension
+from pyro_ilvae.diagnostics import ActiveUnits, KLDivergence
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
 
@@ -20,7 +20,7 @@ _ROUNDING = 1e-5  # relative, of sums in float32
 
 
 def plot_kl_per_dimension(
-    kl: Array | KLPerDimension | Mapping[str, Array | KLPerDimension],
+    kl: Array | KLDivergence | Mapping[str, Array | KLDivergence],
     active: Array | ActiveUnits | Mapping[str, Array | ActiveUnits] | None = None,
     *,
     epsilon: float | None = None,
@@ -238,8 +238,8 @@ def plot_divergence_bound(
     return ax
 
 
-def _divergences(kl: Array | KLPerDimension) -> Array:
-    if not isinstance(kl, KLPerDimension):
+def _divergences(kl: Array | KLDivergence) -> Array:
+    if not isinstance(kl, KLDivergence):
         return kl
     return kl.values[:, None] if kl.values.dim() == 1 else kl.values  # the site is a scalar
 

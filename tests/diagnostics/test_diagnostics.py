@@ -251,7 +251,7 @@ def test_units_of_the_evidence():
     torch.testing.assert_close(bits_per_dimension(log_likelihood, 4), log_likelihood / -4 / math.log(2))
     # Tokens count alike, also where one sequence is longer.
     assert float(perplexity(log_likelihood, torch.tensor([1, 5]))) == pytest.approx(math.exp(2.0))
-    with pytest.raises(ValueError, match="num_tokens of shape"):
+    with pytest.raises(ValueError, match="num_tokens of the shape"):
         perplexity(log_likelihood, torch.tensor([3]))
 
 
@@ -392,9 +392,9 @@ X = torch.linspace(-1.0, 1.0, 5)
         (lambda: kl_per_dimension(model, mean_field_guide, X, site="y"), r"latent site of the guide, one of \['z'\]"),
         (lambda: kl_per_dimension(model, mean_field_guide, X, site="x"), "got 'x'"),
         (lambda: kl_per_dimension(model, flow_guide, X), "site 'z' to factorize"),
-        (lambda: kl_per_dimension(global_model, global_guide, X, site="a", batch_size=2), "batch_size=None for a site"),
+        (lambda: kl_per_dimension(global_model, global_guide, X, site="a", batch_size=2), r"batch_size=None where data share sites, here \[.a.\], got 2"),
         (lambda: evidence(global_model, global_guide, X, batch_size=2), r"batch_size=None where data share .*\['a'"),
-        (lambda: active_units(global_model, global_guide, X, site="a"), "site 'a' of the guide in a plate over"),
+        (lambda: active_units(global_model, global_guide, X, site="a"), "site 'a' in a plate over the 5 data"),
         (lambda: evidence(model, lambda x: None, X), "latent site of the model in the guide, .* got none for 'z'"),
         (lambda: active_units(model, mean_field_guide, X[:1]), "at least two data"),
         (lambda: active_units(model, mean_field_guide, X, threshold=-1.0), "threshold"),

@@ -202,7 +202,7 @@ def test_kl_of_each_site_of_an_autoguide(build):
         entropy = MultivariateNormal(torch.zeros(4, 2), covariance).entropy()
         expected = 0.5 * gap + 2 * 0.9189385 - entropy
         assert ((z.values - expected).abs() < 5 * z.standard_errors + 0.02 * expected.abs() + 0.03).all()
-    units = active_units(hierarchical, guide, x, num_samples=2000)
+    units = active_units(hierarchical, guide, x, site="z", num_samples=2000)
     assert ((units.variances - draws["z"].mean(0).var(0)).abs() < 0.05 * units.variances + 0.02).all()
 
 

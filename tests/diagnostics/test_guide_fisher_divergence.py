@@ -178,7 +178,7 @@ def test_guide_form_is_the_mean_over_draws_of_other_sites():
             pyro.sample("z", dist.Normal(1.0, 0.8))
 
     x = torch.tensor([-1.0, 0.0, 3.0])
-    result = guide_fisher_divergence(model, guide, x, num_samples=2000, seed=0)
+    result = guide_fisher_divergence(model, guide, x, site="z", num_samples=2000, seed=0)
     exact = ((1 - x) ** 2 + 0.5**2) / 2.0**4 + (0.8 / 4 - 1 / 0.8) ** 2
     assert result.estimator == "analytic"
     within(result.values, exact, result.standard_errors)
@@ -194,11 +194,11 @@ def test_guide_form_in_nested_plates_and_of_a_shared_site():
             pyro.sample("z", dist.Normal(loc * x.sum(-1, keepdim=True) + torch.arange(3.0), 1.0))
 
     x = torch.randn(4, 5)
-    result = guide_fisher_divergence(lambda x: poutine.do(guide, {})(x, 0.0), guide, x, num_samples=3)
+    result = guide_fisher_divergence(lambda x: poutine.do(guide, {})(x, 0.0), guide, x, site="z", num_samples=3)
     torch.testing.assert_close(result.per_dimension, (4 * x.sum(-1, keepdim=True) ** 2).expand(4, 3))
     torch.testing.assert_close(result.values, 12 * x.sum(-1) ** 2)
     assert guide_fisher_divergence(guide, guide, x, site="a", num_samples=3).values.tolist() == [0.0]
-    with pytest.raises(ValueError, match="batch_size=None for site 'a'"):
+    with pytest.raises(ValueError, match="batch_size=None where data share sites, here ..a.."):
         guide_fisher_divergence(guide, guide, x, site="a", batch_size=2)
 
 
@@ -360,12 +360,12 @@ posterior, guided, of_draws = (
         ),
         (lambda: guided(scalar_model, auto(AutoDelta, scalar_model), LINE), UnavailableError, "got a Delta"),
         (
-            lambda: guided(chain_model, auto(AutoMultivariateNormal, chain_model), LINE),
+            lambda: guided(chain_model, auto(AutoMultivariateNormal, chain_model), LINE, site="z"),
             UnavailableError,
             "draws site 'z' by itself, got a joint draw",
         ),
         (
-            lambda: guided(chain_model, reversed_guide, LINE),
+            lambda: guided(chain_model, reversed_guide, LINE, site="z"),
             UnavailableError,
             r"draws \['a'\] before site 'z', as the model does, got the order \['z', 'a'\]",
         ),
@@ -376,7 +376,7 @@ posterior, guided, of_draws = (
         ),
         (lambda: guided(two_dim_model, planar_guide, LINE), UnavailableError, "Planar of Normal"),
         (
-            lambda: guided(mixture_chain, mixture_chain_guide, LINE),
+            lambda: guided(mixture_chain, mixture_chain_guide, LINE, site="z"),
             UnavailableError,
             r"sums over \['y'\] and no drawn site but its own, got \['a', 'z'\]",
         ),
@@ -389,7 +389,7 @@ posterior, guided, of_draws = (
         (
             lambda: of_draws(scalar_model, {"z": torch.full((5, 4), math.nan)}, LINE),
             ValueError,
-            "finite draws at site 'z'",
+            "draws of site 'z' to be finite",
         ),
         (lambda: of_draws(scalar_model, {}, LINE), ValueError, "draws of one number >= 1"),
         (lambda: of_draws(scalar_model, {"z": torch.zeros(5, 4), "y": torch.zeros(5, 4)}, LINE), ValueError, "got 'y'"),

@@ -220,8 +220,8 @@ def test_modules_are_audited_in_evaluation_mode_and_left_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_batches_bound_the_memory_and_change_nothing(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 7, 1000])
+def test_batches_bound_the_memory_and_change_nothing(samples_per_pass):
     decoder, most = DECODERS["projected-conv"]().double(), []
 
     def decode(z):
@@ -231,8 +231,8 @@ def test_batches_bound_the_memory_and_change_nothing(batch_size):
     options = {"latent_dim": LATENT, "sampler": normal(LATENT), **QUICK, "steps": 3, "seed": 2}
     expected = lipschitz_audit(decode, **options)
     most.clear()
-    audit = lipschitz_audit(decode, **options, batch_size=batch_size)
-    assert max(most) <= max(2, 2 * batch_size)
+    audit = lipschitz_audit(decode, **options, samples_per_pass=samples_per_pass)
+    assert max(most) <= max(2, 2 * samples_per_pass)
     for value, other in zip(audit, expected, strict=True):
         if value is not None:
             torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-6)
@@ -280,7 +280,7 @@ LINEAR = torch.nn.Linear(2, 3)
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_samples=1), "num_samples >= 2, got 1"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_worst=0), "num_worst"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, steps=-1), "steps"),
-        (lambda: lipschitz_audit(LINEAR, latent_dim=2, batch_size=0), "batch_size"),
+        (lambda: lipschitz_audit(LINEAR, latent_dim=2, samples_per_pass=0), "samples_per_pass"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, scale=0.0), "scale to be a finite number > 0, got 0"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, scale=-1.0), "scale to be a finite number > 0"),
         (lambda: lipschitz_audit(LINEAR, sampler=lambda n: torch.zeros(n)), r"shape \(1000, K\), got \(1000,\)"),

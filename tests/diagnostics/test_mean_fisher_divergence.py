@@ -195,7 +195,7 @@ def test_batches_change_nothing(name):
     state = torch.get_rng_state()
     whole = mean_fisher_divergence(decoder, likelihoods.Bernoulli(), **options)
     largest.clear()
-    parts = mean_fisher_divergence(decoder, likelihoods.Bernoulli(), batch_size=7, **options)
+    parts = mean_fisher_divergence(decoder, likelihoods.Bernoulli(), samples_per_pass=7, **options)
     assert max(largest) == 7
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(whole, parts, 1e-10)
@@ -323,11 +323,11 @@ def test_more_data_for_each_draw_have_a_smaller_error(monkeypatch):
     [
         (lambda z: z, {}, "Expected latent_dim or a sampler"),
         (lambda z: z, {"latent_dim": 2, "num_samples": 0}, "Expected num_samples to be an int >= 1"),
-        (lambda z: z, {"latent_dim": 2, "batch_size": 0}, "Expected batch_size to be an int >= 1"),
+        (lambda z: z, {"latent_dim": 2, "samples_per_pass": 0}, "Expected samples_per_pass to be an int >= 1"),
         (lambda z: z / 0, {"latent_dim": 2}, "Expected decoder to return finite values"),
         (lambda z: z + torch.rand(2), {"latent_dim": 2}, "Expected decoder to be one function"),
         (lambda z: z[:1], {"latent_dim": 2}, "Expected decoder to return shape"),
-        (lambda z: z + 1000, {"latent_dim": 2}, "Expected a finite Fisher information, got 1000 z where not"),
+        (lambda z: z + 1000, {"latent_dim": 2}, "Expected a finite Fisher information, got 1000 z where it is not"),
     ],
 )
 def test_refuses(decoder, options, message):

@@ -9,7 +9,7 @@ import torch
 from matplotlib.collections import EllipseCollection, LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
-from pyro_ilvae.diagnostics import ActiveUnits, KLPerDimension
+from pyro_ilvae.diagnostics import ActiveUnits, KLDivergence
 from pyro_ilvae.infer import schedules
 from pyro_ilvae.plots import (
     plot_class_samples,
@@ -134,7 +134,7 @@ def test_new_axes_in_a_constrained_figure_with_nothing_cut_off_or_covered(draw):
 
 
 @pytest.mark.parametrize(
-    "kl", [KL, KL.numpy(), KL.double().requires_grad_(), KL.bfloat16(), result(KLPerDimension, values=KL)]
+    "kl", [KL, KL.numpy(), KL.double().requires_grad_(), KL.bfloat16(), result(KLDivergence, values=KL)]
 )
 def test_kl_bars_are_sorted_means(kl):
     ax = plot_kl_per_dimension(kl)
@@ -189,7 +189,7 @@ def test_kl_epsilon_stands_apart_from_zero_and_from_the_means(epsilon):
 
 def test_kl_of_several_models_are_lines_told_apart_without_color():
     more = torch.rand(5, 2)
-    ax = plot_kl_per_dimension({"a": KL, "b": result(KLPerDimension, values=more)}, {"a": ACTIVE})
+    ax = plot_kl_per_dimension({"a": KL, "b": result(KLDivergence, values=more)}, {"a": ACTIVE})
     a, hollow, b = ax.lines
     np.testing.assert_allclose(a.get_ydata(), [3.0, 1.5, 0.6, 0.01], rtol=1e-5)
     np.testing.assert_allclose(b.get_ydata(), more.mean(0).sort(descending=True).values, rtol=1e-5)
@@ -221,7 +221,7 @@ def test_kl_of_a_scalar_site():
     assert (
         len(
             plot_kl_per_dimension(
-                result(KLPerDimension, values=torch.rand(5)), result(ActiveUnits, active=ACTIVE[0])
+                result(KLDivergence, values=torch.rand(5)), result(ActiveUnits, active=ACTIVE[0])
             ).patches
         )
         == 1
@@ -623,7 +623,7 @@ ERRORS = {
     "kl-text": (lambda: plot_kl_per_dimension([["a"]]), "kl to be real numbers, got dtype <U1"),
     "kl-none": (lambda: plot_kl_per_dimension({}), "kl to be a mapping with at least one label"),
     "kl-of-model": (lambda: plot_kl_per_dimension({"a": ONE, "b": [INF]}), r"kl\['b'\] of shape"),
-    "kl-event": (lambda: plot_kl_per_dimension(result(KLPerDimension, values=torch.ones(2, 2, 2))), r"got \(2, 2, 2\)"),
+    "kl-event": (lambda: plot_kl_per_dimension(result(KLDivergence, values=torch.ones(2, 2, 2))), r"got \(2, 2, 2\)"),
     "active-shape": (lambda: plot_kl_per_dimension(ONE, [True]), r"active to be booleans of shape \(2,\), got bool"),
     "active-type": (lambda: plot_kl_per_dimension(ONE, [1, 0]), r"active to be booleans of shape \(2,\), got int"),
     "active-one": (lambda: plot_kl_per_dimension(ONE, {"a": [True, True]}), "active to be one array"),
