@@ -26,7 +26,7 @@ class CoincidingComponents(NamedTuple):
         largest = (self.overlap - self.overlap.diag().diag()).max()
         return printing.described(
             self,
-            f"{sum(map(len, self.groups))} of {len(self.overlap)} components coincide in {len(self.groups)} groups",
+            f"{sum(map(len, self.groups))} of {len(self.overlap)} components coincide",
             f"largest overlap {printing.number(largest)}",
         )
 
