@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,20 +27,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MEASURES", "collapse_summary"]
 
-# A new measure is a line here and a SUMMARY in its own file.
-_TABLE: tuple[tuple[str, OfSite | OfWhole], ...] = (
+# A new measure is a line in one of these tables and a SUMMARY in its own file.
+_OF_SITES: tuple[tuple[str, OfSite], ...] = (
     ("kl", KL_PER_DIMENSION),
     ("kl", KL),
     ("active_units", ACTIVE_UNITS),
     ("mutual_information", MUTUAL_INFORMATION),
     ("fisher", GUIDE_FISHER),
+)
+_OF_WHOLE: tuple[tuple[str, OfWhole], ...] = (
     ("evidence", EVIDENCE),
     ("fisher", POSTERIOR_FISHER),
     ("decoder", MODEL_FISHER),
 )
 
 #: the measures that :func:`~pyro_ilvae.diagnostics.collapse_summary` knows
-MEASURES = tuple(dict.fromkeys(measure for measure, _ in _TABLE))
+MEASURES = tuple(dict.fromkeys(measure for measure, _ in (*_OF_SITES, *_OF_WHOLE)))
 
 
 def collapse_summary(
@@ -137,19 +139,18 @@ def collapse_summary(
     options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "plate": plate}
     limits = {"epsilon": epsilon, "delta": delta, "threshold": threshold}
     call = Call(model, guide, arguments, options, limits, notes=[])
-    parts = [part for measure, part in _TABLE if measure in measures]
     names = list(sites or latent)
-    rows = [_of_site(call._replace(notes=[]), name, parts) for name in names]
+    rows = [_of_site(call._replace(notes=[]), name, measures) for name in names]
     labels = [label for labels, _, _ in rows for label in labels]
     unit_sites = [name for name, (labels, _, _) in zip(names, rows, strict=True) for _ in labels]
     variables: dict[str, Any] = {}
     for dim, columns in (("unit", [units for _, units, _ in rows]), ("site", [totals for _, _, totals in rows])):
         for name in columns[0] if columns else ():
             variables[name] = (dim, np.concatenate([np.atleast_1d(column[name]) for column in columns]))
-    for part in parts:
-        if isinstance(part, OfWhole):
-            for name, value in _attempt(call, part).items():
-                variables[name] = ((), *value) if isinstance(value, tuple) else ((), value)
+    for measure, part in _OF_WHOLE:
+        found = _attempt(call, part.label, part.compute) if measure in measures else {}
+        for name, value in found.items():
+            variables[name] = ((), *value) if isinstance(value, tuple) else ((), value)
     return xr.Dataset(
         variables,
         coords={"unit": np.array(labels, dtype=str), "unit_site": ("unit", unit_sites), "site": names},
@@ -157,30 +158,31 @@ def collapse_summary(
     )
 
 
-def _attempt(call: Call, part: OfSite | OfWhole, *site: str) -> dict[str, Any]:
+def _attempt(call: Call, label: str, compute: Callable[..., dict[str, Any]], *site: str) -> dict[str, Any]:
     """What a measure says, or a note why it says nothing."""
     try:
-        return part.compute(call, *site)
+        return compute(call, *site)
     except ValueError as error:
-        call.notes.append(f"{part.label}: {error}")
+        call.notes.append(f"{label}: {error}")
         return {}
 
 
-def _of_site(
-    call: Call, name: str, parts: Sequence[OfSite | OfWhole]
-) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+def _of_site(call: Call, name: str, measures: Collection[str]) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     """The labels of the units of a site, the columns of the units, and the columns of the site."""
     found: dict[str, Any] = {}
-    for part in parts:
-        if isinstance(part, OfSite):
-            found |= _attempt(call, part, name)
-    known = [part for _, part in _TABLE if isinstance(part, OfSite)]
-    columns = [column for part in known for column in part.units]
+    for measure, part in _OF_SITES:
+        if measure in measures:
+            found |= _attempt(call, part.label, part.compute, name)
+    columns = [column for _, part in _OF_SITES for column in part.units]
     shape = next((tuple(found[column].shape) for column in columns if column in found), ())
     labels = [f"{name}{list(index)}" if index else name for index in np.ndindex(*shape)]
     units = {column: _array(found[column]) if column in found else np.full(len(labels), np.nan) for column in columns}
-    totals = {column: found.get(column, value) for part in known for column, value in part.missing.items()}
-    return labels, units | {"verdict": _verdict(found, len(labels))}, totals | {"note": "; ".join(dict.fromkeys(call.notes))}
+    totals = {column: found.get(column, value) for _, part in _OF_SITES for column, value in part.missing.items()}
+    return (
+        labels,
+        units | {"verdict": _verdict(found, len(labels))},
+        totals | {"note": "; ".join(dict.fromkeys(call.notes))},
+    )
 
 
 def _verdict(found: Mapping[str, Any], count: int) -> Any:

@@ -45,8 +45,8 @@ def component_usage(
     .. math:: q(y) = \frac1N \sum_n q(y \mid x_n), \qquad I_q(x; y) = H[q(y)] - \frac1N \sum_n H[q(y \mid x_n)], \qquad
         \frac1N \sum_n \mathrm{KL}(q(y \mid x_n) \,\|\, \pi) = \mathrm{KL}(q(y) \,\|\, \pi) + I_q(x; y).
 
-    The ELBO of a guide with y charges the left side of the last equation for y [1], and the two parts on the right
-    tell two failures apart. If all data fall into one component, the effective number [2] is 1 and KL is
+    The ELBO of a guide with y charges the mean KL from q(y | x) to the prior for y [1], and the two parts of this
+    mean tell two failures apart. If all data fall into one component, the effective number [2] is 1 and KL is
     :math:`-\log \pi` of this component. If all data are assigned alike, whether to one component or to all, the mutual
     information is 0.
 

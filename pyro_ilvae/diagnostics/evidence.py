@@ -23,7 +23,7 @@ __all__ = ["Evidence", "evidence"]
 class Evidence(NamedTuple):
     """Two lower bounds on log p(x) for each datum, with their Monte Carlo errors.
 
-    Where data share a latent site there is one evidence, that of all data together, and N = 1.
+    Where data share a latent site all data together have one evidence, and N = 1.
     """
 
     elbo: Tensor  #: the mean log weight in nats, of shape (N,)
@@ -63,7 +63,7 @@ def evidence(
     Both are unbiased for their bounds, which satisfy elbo <= E[log_likelihood] <= log p(x). As S grows, log_likelihood
     approaches log p(x) from below. Scales of plates and annealing do not enter, because the evidence is about one
     datum. Discrete sites that the guide does not sample are summed over; sites that the guide samples are drawn. Where
-    data share a latent site there is one evidence, that of all data together.
+    data share a latent site, all data together have one evidence.
 
     Args:
         model: the model.
@@ -81,7 +81,7 @@ def evidence(
     Returns:
         The two bounds, their standard errors over the draws, and the effective sample size
         :math:`(\sum w)^2 / \sum w^2`, each of shape (N,), or (1,) for all data together. The standard error of
-        log_likelihood is that of the delta method, which is unreliable for an effective sample size of a few.
+        log_likelihood comes from the delta method, which is unreliable for an effective sample size of a few.
 
     Raises:
         ValueError: if a latent site is missing from the guide and cannot be summed over, for a batch size where data

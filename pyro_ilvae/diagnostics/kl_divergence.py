@@ -48,7 +48,7 @@ def kl_divergence(
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site, whose divergence is the mean over the guide's draws of the other sites; if
-            None, the divergence is that of all latent sites together that the guide samples.
+            None, the result is the divergence of all latent sites together that the guide samples.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.

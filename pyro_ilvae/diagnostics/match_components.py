@@ -25,7 +25,7 @@ class ComponentMatch(NamedTuple):
 
 
 def match_components(reference: Tensor | npt.ArrayLike, other: Tensor | npt.ArrayLike) -> ComponentMatch:
-    r"""The order of another fit's components in which they agree best with those of a reference.
+    r"""The order of another fit's components that agrees best with the components of a reference.
 
     .. math:: \text{agreement} = \max_{\sigma\ \text{permutation}} \frac1N \sum_n \sum_c r_{nc}\, o_{n \sigma(c)},
 

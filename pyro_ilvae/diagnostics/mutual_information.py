@@ -85,7 +85,7 @@ def mutual_information(
     .. math:: I_q - I_M = E_S \mathrm{KL}(q_S(z) \,\|\, q(z)) \in [0, \log (N / M)], \qquad 0 \le I_M \le \log M.
 
     Without the datum's own posterior the estimate would be too large, by an amount that has no bound. The standard
-    errors are those of the draws, for the data and the subsample at hand. With ``num_samples=1`` they include the
+    errors are due to the draws, for the data and the subsample at hand. With ``num_samples=1`` they include the
     spread over the data and are, if anything, too large.
 
     Args:

@@ -14,12 +14,12 @@ def numbers(name: str, value: Tensor | npt.ArrayLike) -> Tensor:
 
 
 def float_dtype(value: Tensor | npt.ArrayLike) -> torch.dtype:
-    """The precision in which to return a result: that of a tensor, otherwise double."""
+    """The precision in which to return a result: the precision of a tensor, otherwise double."""
     return value.dtype if isinstance(value, torch.Tensor) and value.is_floating_point() else torch.float64
 
 
 def probabilities(name: str, value: Tensor | npt.ArrayLike, shape: str, dim: int) -> Tensor:
-    """Probabilities with ``dim`` dimensions that sum to 1 over the last, in double precision."""
+    """Probabilities with ``dim`` dimensions that sum to 1 over the last dimension, in double precision."""
     probs = numbers(name, value)
     if probs.dim() != dim or probs.numel() == 0:
         raise ValueError(f"Expected {name} of shape {shape}, got {tuple(probs.shape)}")

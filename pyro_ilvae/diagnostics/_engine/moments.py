@@ -37,7 +37,7 @@ class Moments:
 def mean_over_data(values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
     r"""The mean of values of shape (N, \*unit) over data, and its standard error, each of shape (\*unit,).
 
-    The spread over the data contains the Monte Carlo ``errors`` of the values; a single datum has only those.
+    The spread over the data contains the Monte Carlo ``errors`` of the values; a single datum has no other error.
     """
     values = values.double()
     if len(values) > 1:

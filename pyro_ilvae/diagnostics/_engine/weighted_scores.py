@@ -41,7 +41,7 @@ def weighted_squares(
     batch_size: int | None,
     watched: nn.Module | None = None,
 ) -> tuple[Weights, list[Tensor]]:
-    """Weights of draws of the guide, and the squared gradients at them that :func:`squared_gradients` gives."""
+    """Weights of draws of the guide, and the squared gradients at the draws, see :func:`squared_gradients`."""
     shared = shared_sites(batch, [*sample_sites(batch.guide_trace), *sample_sites(batch.model_trace)], batch_size)
     check_no_points(batch, "no weights make a point the posterior")
     log_weights, squares = [], []
@@ -60,7 +60,7 @@ def weighted_squares(
 
 
 def weighted_divergence(weights: Weights, squares: Tensor) -> PosteriorFisherDivergence:
-    """The divergence that squared gradients at weighted draws make."""
+    """The divergence, which is the weighted mean of squared gradients."""
     values, errors = weighted_mean(weights.values, squares)
     # Data that share a site share their weights.
     ess, pareto_k = (part.expand_as(values) for part in (weights.effective_sample_sizes, weights.pareto_k))

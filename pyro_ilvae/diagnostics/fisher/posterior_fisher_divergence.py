@@ -48,8 +48,8 @@ def posterior_fisher_divergence(
     :math:`p(x \mid z)`. With other latent sites :math:`y` the result is the divergence of the joint posterior in the
     direction of :math:`z`, which is the mean over :math:`p(y \mid x)` of the divergence given :math:`y`. Discrete sites
     that the guide does not sample are summed over, so that
-    :math:`p(x \mid z) = \sum_y p(x, y, z) / \sum_y p(y, z)`. Where data share a latent or observed site, the weights
-    are those of all data together, and their effective sample size falls quickly with the number of data. For a
+    :math:`p(x \mid z) = \sum_y p(x, y, z) / \sum_y p(y, z)`. Where data share a latent or observed site, all
+    data have the same weights, whose effective sample size falls quickly with the number of data. For a
     standard normal prior, KL(p(z|x) || p(z)) <= F/2 in nats, and F >= \|E[z|x]\|^2.
 
     Args:

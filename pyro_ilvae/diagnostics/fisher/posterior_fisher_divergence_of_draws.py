@@ -64,7 +64,7 @@ def posterior_fisher_divergence_of_draws(
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
-        num_chains: the number of chains; the draws of a chain follow those of the chain before.
+        num_chains: the number of chains, whose draws follow each other.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
