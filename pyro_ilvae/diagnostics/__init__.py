@@ -1,8 +1,6 @@
 """Diagnostics of posterior collapse, for Pyro models and guides, for draws, and for decoders."""
 
-from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, KLPerDimension
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
-from pyro_ilvae.diagnostics._engine.weighted_scores import PosteriorFisherDivergence
 from pyro_ilvae.diagnostics.active_units import ActiveUnits, active_units
 from pyro_ilvae.diagnostics.active_units_of_draws import active_units_of_draws
 from pyro_ilvae.diagnostics.bits_per_dimension import bits_per_dimension
@@ -16,12 +14,15 @@ from pyro_ilvae.diagnostics.evidence import Evidence, evidence
 from pyro_ilvae.diagnostics.fisher.fisher_bound import FisherBound, fisher_bound
 from pyro_ilvae.diagnostics.fisher.guide_fisher_divergence import GuideFisherDivergence, guide_fisher_divergence
 from pyro_ilvae.diagnostics.fisher.mean_fisher_divergence import MeanFisherDivergence, mean_fisher_divergence
-from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence import posterior_fisher_divergence
+from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence import (
+    PosteriorFisherDivergence,
+    posterior_fisher_divergence,
+)
 from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence_of_draws import (
     FisherDivergenceOfDraws,
     posterior_fisher_divergence_of_draws,
 )
-from pyro_ilvae.diagnostics.kl_divergence import kl_divergence
+from pyro_ilvae.diagnostics.kl_divergence import KLDivergence, kl_divergence
 from pyro_ilvae.diagnostics.kl_per_dimension import kl_per_dimension
 from pyro_ilvae.diagnostics.linear_reference import LinearReference, linear_reference
 from pyro_ilvae.diagnostics.lipschitz_audit import LipschitzAudit, lipschitz_audit
@@ -42,7 +43,6 @@ __all__ = [
     "FisherDivergenceOfDraws",
     "GuideFisherDivergence",
     "KLDivergence",
-    "KLPerDimension",
     "LinearReference",
     "LipschitzAudit",
     "MeanFisherDivergence",

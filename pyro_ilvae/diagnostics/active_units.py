@@ -1,4 +1,4 @@
-"""Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
+"""Active units: the latent dimensions whose posterior mean moves with the data."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,24 +11,39 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.arrays import check_finite
 from pyro_ilvae.diagnostics._engine.batches import Batch, batches
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, site_posterior
+from pyro_ilvae.diagnostics._engine.sites import local_dim, only_site
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.distributions import innermost
+
+__all__ = ["ActiveUnits", "active_units"]
 
 
 class ActiveUnits(NamedTuple):
-    """Variances over the data of the posterior means, their standard errors, the threshold, and which lie above it."""
+    """Variances over the data of the posterior means, and which of them lie above a threshold."""
 
+    #: the variances in squared units of z, of the shape (\*other plates, \*event shape) of the site's units
     variances: Tensor
-    threshold: float
-    active: Tensor
-    standard_errors: Tensor
+    threshold: float  #: the variance above which a unit is active, in squared units of z
+    active: Tensor  #: which units are active, booleans of the shape of ``variances``
+    standard_errors: Tensor  #: the standard errors of the variances over the data; NaN for two data
 
     @property
     def num_active(self) -> int:
         """The number of active units."""
         return int(self.active.sum())
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"{self.num_active} of {self.active.numel()} units active",
+            f"mean variance {printing.number(self.variances.mean(), self.standard_errors.mean())}",
+            f"threshold {printing.number(self.threshold)}",
+        )
 
 
 def active_units(
@@ -37,7 +52,7 @@ def active_units(
     model_args: ModelArgs = (),
     *,
     model_kwargs: Mapping[str, Any] | None = None,
-    site: str = "z",
+    site: str | None = None,
     threshold: float = 0.01,
     batch_size: int | None = None,
     num_samples: int = 100,
@@ -48,8 +63,9 @@ def active_units(
 
     .. math:: A_j = \operatorname{Var}_x(E_{q(z_j \mid x)}[z_j]), \qquad \text{active if } A_j > \text{threshold}.
 
-    The variance is the unbiased one over all data, in two passes. A mean that has no formula, or that depends on other
-    latent sites, is estimated by draws; the variance that the sampling adds is estimated too, and taken out.
+    The variance over all data is the unbiased one, computed in two passes. A mean that has no formula, or that depends
+    on other latent sites, is estimated by draws. The sampling adds to the variance; this part is estimated and
+    subtracted.
 
     Args:
         model: the model.
@@ -57,20 +73,21 @@ def active_units(
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
-        site: the name of a latent site in a plate over the data.
+        site: the name of a latent site in a plate over the data; if None, the only latent site that the guide samples.
         threshold: the variance above which a unit counts as active.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where the mean has no formula.
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The variances (in the squared units of z), the threshold, the active units, and the standard errors of the
-        variances over the data, of the site's other plates and event shape.
+        The variances in squared units of z, the threshold, the active units, and the standard errors of the variances
+        over the data. Tensors have the shape of the site's other plates and event.
 
     Raises:
-        ValueError: for fewer than two data, a negative threshold, or a site that is not latent, not local to the data
-            or a point in the guide.
+        ValueError: for fewer than two data, a negative threshold, a site that is not latent or has no value for each
+            datum, and if ``site`` is None and there are several.
+        UnavailableError: if the site is a point in the guide, or has categories and therefore no mean.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
@@ -92,24 +109,19 @@ def active_units(
     with seeded(seed), torch.no_grad():
         means, errors = zip(
             *(
-                _posterior_means(batch, site, num_samples)
+                _posterior_means(batch, only_site(batch, site), num_samples)
                 for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate)
             ),
             strict=True,
         )
-    # One draw says nothing about its error.
+    # The error of a single draw is unknown.
     sampling = torch.cat(errors).square().mean(0).nan_to_num()
-    return _active_units(torch.cat(means), threshold, sampling)
+    return variances_over_data(torch.cat(means), threshold, sampling)
 
 
 def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor]:
     """Posterior means of a site, of shape (N, *other plates, *event), and their Monte Carlo errors."""
-    site = batch.site(batch.guide_trace, name, "guide")
-    if not batch.is_local(site):
-        plates = [(frame.name, frame.size) for frame in site["cond_indep_stack"]]
-        raise ValueError(
-            f"Expected site '{name}' of the guide in a plate over the {batch.num_data} data, got plates {plates}"
-        )
+    local_dim(batch, batch.site(batch.guide_trace, name, "guide"))
     if len(batch.latent_sites) == 1:
         means, has_formula = _means(batch, name, (batch.guide_trace, batch.model_trace))
         if has_formula:
@@ -133,19 +145,37 @@ def _means(batch: Batch, name: str, traces: tuple[Trace, Trace]) -> tuple[Tensor
         value, has_formula = fn.mean, True
     except NotImplementedError:
         value, has_formula = site["value"], False
-    if not value.isfinite().all():
-        raise ValueError(f"Expected finite posterior means of site '{name}', got NaN or infinity")
+    check_finite(f"posterior means of site '{name}'", value)
     # Detached, because a mean can be a parameter itself.
     return batch.data_first(value.detach(), site, fn.event_dim), has_formula
 
 
-def _active_units(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:
+def variances_over_data(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:
+    """The active units of means of shape (N, *unit), whose sampling adds ``sampling`` to the variances."""
     _checks.non_negative("threshold", threshold)
     if len(means) < 2:
         raise ValueError(f"Expected at least two data for a variance over data, got {len(means)}")
     squares = (means - means.mean(0)).square()
     variances = squares.sum(0) / (len(means) - 1)
-    # Two data are at the same distance from their mean, whatever it is.
+    # Two data are always equally far from their mean, so that their squares say nothing about the error.
     errors = squares.std(0) / len(means) ** 0.5 if len(means) > 2 else torch.full_like(variances, float("nan"))
     variances = variances - sampling
     return ActiveUnits(variances, float(threshold), variances > threshold, errors)
+
+
+def _columns(call: Call, site: str) -> dict[str, Any]:
+    units = call(active_units, site=site, threshold=call.limits["threshold"])
+    return {
+        "mean_variance": units.variances,
+        "mean_variance_se": units.standard_errors,
+        "active": units.active,
+        "active_units": float(units.num_active),
+    }
+
+
+SUMMARY = OfSite(
+    "active_units",
+    _columns,
+    units=("mean_variance", "mean_variance_se"),
+    missing={"active_units": float("nan")},
+)

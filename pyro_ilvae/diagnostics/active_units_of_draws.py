@@ -1,8 +1,11 @@
-"""Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
+"""Active units from posterior draws."""
 
 from torch import Tensor
 
-from pyro_ilvae.diagnostics.active_units import ActiveUnits, _active_units
+from pyro_ilvae.diagnostics._engine.arrays import check_finite
+from pyro_ilvae.diagnostics.active_units import ActiveUnits, variances_over_data
+
+__all__ = ["active_units_of_draws"]
 
 
 def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUnits:
@@ -11,8 +14,8 @@ def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUn
     .. math:: A_j = \operatorname{Var}_n(\bar z_{nj}) - \tfrac{1}{N} \sum_n \widehat{\operatorname{Var}}(\bar z_{nj}),
         \qquad \bar z_n = \tfrac{1}{S} \sum_s z_{sn}.
 
-    The second term takes out what the sampling of each mean adds, as if draws were independent; correlated chains leave
-    some of it in, so that :math:`A_j` is then too large.
+    The second term subtracts what the sampling of each mean adds if draws are independent. The draws of a chain are
+    correlated: the term is then too small and :math:`A_j` too large.
 
     Args:
         draws: draws of one site, of shape (S, N, \*event shape) with at least two data, as in
@@ -20,19 +23,19 @@ def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUn
         threshold: the variance above which a unit counts as active.
 
     Returns:
-        As :func:`active_units`.
+        What :func:`~pyro_ilvae.diagnostics.active_units` returns.
 
     Raises:
         ValueError: for fewer than two data, draws that are not finite, or a negative threshold.
 
     Example:
+        >>> import torch
         >>> draws = torch.randn(2000, 50, 2) + torch.randn(50, 2) * torch.tensor([1.0, 0.0])
         >>> active_units_of_draws(draws).active.tolist()
         [True, False]
     """
     if draws.dim() < 2:
         raise ValueError(f"Expected draws of shape (S, N, *event shape), got {tuple(draws.shape)}")
-    if not draws.isfinite().all():
-        raise ValueError("Expected finite draws, got NaN or infinity")
+    check_finite("draws", draws)
     sampling = draws.var(0).mean(0) / len(draws) if len(draws) > 1 else 0.0
-    return _active_units(draws.mean(0), threshold, sampling)
+    return variances_over_data(draws.mean(0), threshold, sampling)

@@ -1,4 +1,4 @@
-"""The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
+"""The code length of discrete data per dimension."""
 
 import math
 
@@ -6,19 +6,29 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 
+__all__ = ["bits_per_dimension"]
+
 
 def bits_per_dimension(log_likelihood: Tensor, num_dimensions: int) -> Tensor:
     r"""The code length of *discrete* data per dimension of a datum, in bits.
 
     .. math:: -\log_2 p(x) / D.
 
-    For densities of continuous data it depends on their unit, and compares models on the same data only.
+    For continuous data, the number depends on the unit of the data and only compares models of the same data.
 
     Args:
         log_likelihood: log p(x) in nats, of any shape.
         num_dimensions: the number :math:`D` of dimensions of a datum.
 
+    Returns:
+        The code lengths in bits, of the shape of ``log_likelihood``.
+
+    Raises:
+        ValueError: for a ``num_dimensions`` that is no positive int.
+
     Example:
+        >>> import math
+        >>> import torch
         >>> bits_per_dimension(torch.tensor(-8 * math.log(2.0)), num_dimensions=8)
         tensor(1.)
     """

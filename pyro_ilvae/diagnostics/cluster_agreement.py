@@ -4,18 +4,30 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
+
+from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.assignments import integers, numbers
+
+__all__ = ["ClusterAgreement", "cluster_agreement"]
 
 
 class ClusterAgreement(NamedTuple):
-    """Agreement of clusters with labels, three numbers of which 1 is the best, and the matching behind the first."""
+    """Three numbers for the agreement of clusters with labels, each at most 1, and the matching behind the accuracy."""
 
     accuracy: float  #: the fraction of data whose cluster is matched to their label, in [0, 1]
     adjusted_rand: float  #: the adjusted Rand index, at most 1 and 0 on average for clusters at random
     normalized_mutual_information: float  #: the mutual information over the mean of the two entropies, in [0, 1]
     matching: dict[int, int]  #: the label of each matched cluster
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"accuracy {printing.number(self.accuracy)}",
+            f"adjusted Rand index {printing.number(self.adjusted_rand)}",
+            f"normalized mutual information {printing.number(self.normalized_mutual_information)}",
+            f"{len(self.matching)} clusters matched",
+        )
 
 
 def cluster_agreement(
@@ -26,17 +38,17 @@ def cluster_agreement(
 
     .. math:: \text{accuracy} = \max_{m\ \text{one-to-one}} \frac1N \sum_n 1[\text{label}_n = m(\text{cluster}_n)].
 
-    Each cluster is matched to one label at most and each label to one cluster at most, by the Hungarian algorithm: a
-    label that is spread over several clusters counts with one of them, and a cluster without a label counts as wrong.
-    (Giving each cluster its most frequent label would be purity, which grows to 1 with the number of clusters.)
+    The Hungarian algorithm matches each cluster to at most one label and each label to at most one cluster. A label
+    that is spread over several clusters counts with one of them, and a cluster without a label counts as wrong.
+    (Purity, which gives each cluster its most frequent label, would grow to 1 with the number of clusters.)
 
     Args:
         labels: integers of shape (N,).
-        predicted: integers of shape (N,), or probabilities of shape (N, C), of which the largest counts.
+        predicted: integers of shape (N,), or probabilities of shape (N, C), whose largest entry counts.
 
     Returns:
         Accuracy, adjusted Rand index [1], mutual information over the arithmetic mean of the entropies, and the
-        matching, from cluster to label. Pairs without a datum in common are left out of it.
+        matching from cluster to label, without pairs that have no datum in common.
 
     Raises:
         ValueError: for no data, different lengths, other shapes, numbers that are not integers, and probabilities that
@@ -47,11 +59,14 @@ def cluster_agreement(
         [1] Hubert & Arabie 1985, Comparing partitions, Journal of Classification 2
 
     Example:
+        >>> import torch
         >>> labels, predicted = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 2, 0, 1])
         >>> agreement = cluster_agreement(labels, predicted)
         >>> agreement.accuracy, agreement.matching
         (0.75, {0: 1, 2: 0})
     """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
     try:
         from sklearn.metrics import (  # type: ignore[import-untyped]
             adjusted_rand_score,
@@ -59,22 +74,12 @@ def cluster_agreement(
         )
     except ImportError as error:
         raise ImportError("cluster_agreement needs scikit-learn: pip install scikit-learn") from error
-    truth = _integers("labels", _array(labels))
-    clusters = _array(predicted)
-    if clusters.ndim == 2:
-        probabilities = clusters.astype(np.float64)
-        if clusters.shape[1] == 0 or not (np.isfinite(probabilities) & (probabilities >= 0)).all():
-            raise ValueError(
-                "Expected predicted of shape (N, C) to hold probabilities, got "
-                + ("C = 0" if clusters.shape[1] == 0 else "negative, infinite or NaN ones")
-            )
-        clusters = probabilities.argmax(1)
-    found = _integers("predicted", clusters)
+    truth, found = integers("labels", labels), _clusters(predicted)
     if len(truth) != len(found):
         raise ValueError(f"Expected labels and predicted of one length, got {len(truth)} and {len(found)}")
 
-    label_values, rows = np.unique(truth, return_inverse=True)
-    cluster_values, columns = np.unique(found, return_inverse=True)
+    label_values, rows = np.unique(truth.numpy(force=True), return_inverse=True)
+    cluster_values, columns = np.unique(found.numpy(force=True), return_inverse=True)
     table = np.zeros((len(label_values), len(cluster_values)), dtype=np.int64)
     np.add.at(table, (rows, columns), 1)
     matched = [(row, column) for row, column in zip(*linear_sum_assignment(table, maximize=True), strict=True)]
@@ -90,19 +95,12 @@ def cluster_agreement(
     )
 
 
-def _array(value: Tensor | npt.ArrayLike) -> npt.NDArray[np.generic]:
-    return value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
-
-
-def _integers(name: str, value: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
-    """The array as integers of shape (N,), N >= 1."""
-    if value.ndim != 1 or len(value) == 0:
-        shapes = "(N,) or (N, C)" if name == "predicted" else "(N,)"
-        raise ValueError(f"Expected {name} of shape {shapes} with N >= 1, got {value.shape}")
-    if value.dtype.kind not in "biuf":
-        raise ValueError(f"Expected {name} to be integers, got {value.dtype}")
-    numbers = value.astype(np.float64)
-    others = numbers[~(np.isfinite(numbers) & (numbers == np.floor(numbers)))]
-    if len(others):
-        raise ValueError(f"Expected {name} to be integers, got {others[0]}")
-    return value.astype(np.int64)
+def _clusters(predicted: Tensor | npt.ArrayLike) -> Tensor:
+    """The cluster of each datum, of shape (N,)."""
+    if np.ndim(predicted) != 2:
+        return integers("predicted", predicted, shape="(N,) or (N, C)")
+    scores = numbers("predicted", predicted)
+    if scores.shape[1] == 0 or not (scores.isfinite() & (scores >= 0)).all():
+        got = "C = 0" if scores.shape[1] == 0 else "negative, infinite or NaN ones"
+        raise ValueError(f"Expected predicted of shape (N, C) to hold probabilities, got {got}")
+    return integers("predicted", scores.argmax(1), shape="(N,) or (N, C)")

@@ -1,8 +1,11 @@
-"""Measures of posterior collapse: active units, and the data or dimensions that are at the prior."""
+"""The latent dimensions whose posterior is the prior for almost all data."""
 
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae.diagnostics._engine.arrays import check_divergences
+
+__all__ = ["collapsed_dimensions"]
 
 
 def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
@@ -16,18 +19,18 @@ def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.
         delta: the fraction of data that may lie above epsilon.
 
     Raises:
-        ValueError: for an epsilon or delta out of range, or NaN.
+        ValueError: for an epsilon or delta out of range, no data, and divergences that are NaN.
 
     References:
         Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
 
     Example:
+        >>> import torch
         >>> collapsed_dimensions(torch.tensor([[0.001, 0.5], [0.002, 0.001]]))
         tensor([ True, False])
     """
     _checks.non_negative("epsilon", epsilon)
     _checks.fraction("delta", delta)
-    if kl.dim() < 2 or len(kl) == 0 or kl.isnan().any():
-        raise ValueError(f"Expected kl of shape (N, *unit) with N >= 1 and no NaN, got shape {tuple(kl.shape)}")
-    # Counted, because 1 - delta is not exact in floating point, and neither is the product.
+    check_divergences(kl, dim=2, shape="(N, *unit)")
+    # A count with a tolerance, because neither 1 - delta nor the product with N is exact in floating point.
     return (kl >= epsilon).sum(0) <= delta * len(kl) + 1e-6

@@ -1,4 +1,4 @@
-"""The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
+"""The evidence of each datum: its ELBO and its importance-weighted log likelihood."""
 
 import math
 from collections.abc import Mapping
@@ -10,19 +10,36 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
-from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.moments import mean_over_data
+from pyro_ilvae.diagnostics._engine.sites import check_no_points
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfWhole
+
+__all__ = ["Evidence", "evidence"]
 
 
 class Evidence(NamedTuple):
-    """Two lower bounds on log p(x) for each datum in nats, their Monte Carlo errors, and effective sample sizes."""
+    """Two lower bounds on log p(x) for each datum, with their Monte Carlo errors.
 
-    elbo: Tensor
-    log_likelihood: Tensor
-    elbo_standard_errors: Tensor
-    log_likelihood_standard_errors: Tensor
-    effective_sample_sizes: Tensor
+    Where data share a latent site all data together have one evidence, and N = 1.
+    """
+
+    elbo: Tensor  #: the mean log weight in nats, of shape (N,)
+    log_likelihood: Tensor  #: the log of the mean weight in nats, of shape (N,)
+    elbo_standard_errors: Tensor  #: the Monte Carlo standard errors of ``elbo`` in nats, of shape (N,)
+    log_likelihood_standard_errors: Tensor  #: the errors of ``log_likelihood`` by the delta method, of shape (N,)
+    effective_sample_sizes: Tensor  #: the number of equal weights that would be as good, of shape (N,)
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"elbo {printing.mean(self.elbo, self.elbo_standard_errors)}",
+            f"log_likelihood {printing.mean(self.log_likelihood, self.log_likelihood_standard_errors)} nats over "
+            f"{printing.sizes(self.elbo.shape)}",
+            f"effective sample sizes from {printing.number(self.effective_sample_sizes.min())}",
+        )
 
 
 def evidence(
@@ -43,10 +60,10 @@ def evidence(
         \text{elbo} = \tfrac{1}{S} \sum_s \log w_s, \qquad
         \text{log\_likelihood} = \log \tfrac{1}{S} \sum_s w_s.
 
-    Both are unbiased for their bounds, which satisfy elbo <= E[log_likelihood] <= log p(x); the second approaches the
-    last as S grows, from below. Scales of plates and annealing do not enter: this is about one datum. Discrete sites
-    that the guide does not sample are summed over, those that it samples are drawn. Where data share a latent site
-    there is one evidence, that of all data together.
+    Both are unbiased for their bounds, which satisfy elbo <= E[log_likelihood] <= log p(x). As S grows, log_likelihood
+    approaches log p(x) from below. Scales of plates and annealing do not enter, because the evidence is about one
+    datum. Discrete sites that the guide does not sample are summed over; sites that the guide samples are drawn. Where
+    data share a latent site, all data together have one evidence.
 
     Args:
         model: the model.
@@ -57,19 +74,19 @@ def evidence(
         num_samples: the number :math:`S` of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 100,000 pairs of a draw and a datum (and a value of what is summed over).
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+            None, as many as make at most 100,000 combinations of a draw, a datum and a value of the summed sites.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The two bounds, their standard errors over the draws (of the second, by the delta method: it is itself
-        unreliable where the effective sample size is a few), and the effective sample size
-        :math:`(\sum w)^2 / \sum w^2`, each of shape (N,), or (1,) for all data together.
+        The two bounds, their standard errors over the draws, and the effective sample size
+        :math:`(\sum w)^2 / \sum w^2`, each of shape (N,), or (1,) for all data together. The standard error of
+        log_likelihood comes from the delta method, which is unreliable for an effective sample size of a few.
 
     Raises:
-        ValueError: if a latent site is missing from the guide and cannot be summed over; for a batch size where data
-            share a latent site; for log densities that are NaN.
-        UnavailableError: for a guide that puts a site at a point, as ``AutoDelta``: its weights bound nothing.
+        ValueError: if a latent site is missing from the guide and cannot be summed over, for a batch size where data
+            share a latent site, and for log densities that are NaN.
+        UnavailableError: for a guide that puts a site at a point, as ``AutoDelta`` does: its weights bound nothing.
 
     References:
         Burda, Grosse & Salakhutdinov 2016, Importance weighted autoencoders, https://arxiv.org/abs/1509.00519
@@ -93,11 +110,7 @@ def evidence(
     parts = []
     with seeded(seed), torch.no_grad():
         for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
-            if points := batch.points():
-                raise UnavailableError(
-                    f"Expected a guide that draws its sites from distributions, got a point for each of {points}, "
-                    "whose weights bound nothing"
-                )
+            check_no_points(batch, "the weights of a point bound nothing")
             log_weights = torch.cat(
                 [_log_weights(batch, count, batch_size) for count in batch.passes(num_samples, samples_per_pass)]
             )
@@ -127,3 +140,18 @@ def _bounds(log_weights: Tensor) -> tuple[Tensor, ...]:
     else:
         elbo_error = log_likelihood_error = torch.full_like(log_sum, float("nan"))
     return log_weights.mean(0), log_sum - math.log(size), elbo_error, log_likelihood_error, effective
+
+
+def _variables(call: Call) -> dict[str, Any]:
+    bounds = call(evidence)
+    result: dict[str, Any] = {}
+    for name in ("elbo", "log_likelihood"):
+        values = getattr(bounds, name)
+        mean, error = mean_over_data(values, getattr(bounds, f"{name}_standard_errors"))
+        result[name] = (float(mean), {"units": "nats per datum" if len(values) > 1 else "nats"})
+        result[f"{name}_se"] = float(error)
+    result["effective_sample_size"] = float(bounds.effective_sample_sizes.min())
+    return result
+
+
+SUMMARY = OfWhole("evidence", _variables)

@@ -1,4 +1,4 @@
-"""KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
+"""The KL divergence of a latent site, or of all latent sites together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,12 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
 from pyro_ilvae.diagnostics._engine.batches import batches
-from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, _check_repeatable, _expected_kl, _joined, _joint_kl
+from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl, joint_kl
+from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
+
+__all__ = ["KLDivergence", "kl_divergence"]
 
 
 def kl_divergence(
@@ -29,12 +33,13 @@ def kl_divergence(
 
     .. math:: \mathrm{KL}(x_n) = E_{q(z \mid x_n)}[\log q(z \mid x_n) - \log p(z)].
 
-    It needs no factorization, so it holds for guides with flows and for ``AutoGuides`` whose draws are joint. Analytic
-    for a site whose two distributions have a formula in PyTorch; sampled otherwise, for several sites together, and
-    for a site whose prior depends on one that the guide draws later. For guides that draw one site after the other the
-    divergences of the sites add up to that of all together. Sites that the guide does not sample are summed out of the
-    prior. Where an ``AutoGuide`` draws all data jointly, the divergence of its only site is that of each datum's
-    marginal if it is Gaussian; otherwise, and for several sites, it is the one of the whole data set.
+    The divergence needs no factorization, so it holds for guides with flows and for ``AutoGuides`` whose draws are
+    joint. It is analytic for a site whose two distributions have a formula in PyTorch. It is sampled otherwise, for
+    several sites together, and for a site whose prior depends on a site that the guide draws later. If the guide draws
+    one site after the other, the divergences of the sites add up to the divergence of all sites together. Sites that
+    the guide does not sample are summed out of the prior. If an ``AutoGuide`` draws all data jointly, the divergence of
+    its only site is the divergence of each datum's marginal where the joint draw is Gaussian; otherwise, and for
+    several sites, there is one divergence for the whole data set.
 
     Args:
         model: the model.
@@ -42,20 +47,21 @@ def kl_divergence(
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
-        site: the name of a latent site, whose divergence is the mean over the guide's draws of the others; if None,
-            the divergence of all latent sites that the guide samples.
+        site: the name of a latent site, whose divergence is the mean over the guide's draws of the other sites; if
+            None, the result is the divergence of all latent sites together that the guide samples.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws.
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The divergences, of shape (N,); the estimator, "analytic" or "sampled"; and their Monte Carlo standard errors.
-        Where a site is global the divergence is one of the whole data set, of shape (1,).
+        The divergences, of shape (N,); the estimator, "analytic" or "sampled"; and the Monte Carlo standard errors.
+        If data share a site, there is one divergence for the whole data set, of shape (1,).
 
     Raises:
-        ValueError: if the site is not a latent site of both, or is a point in the guide; for a batch size with global
-            sites, whose divergence belongs to no batch.
+        ValueError: if the site is not a latent site of model and guide, and for a batch size with sites that data
+            share, whose divergence belongs to no batch.
+        UnavailableError: if a site is a point in the guide, and if the guide has no distribution of the site.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -76,14 +82,24 @@ def kl_divergence(
         for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
             only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
             if (name := site or only) is None:
-                parts.append(_joint_kl(batch, num_samples, batch_size))
-            else:
-                _check_repeatable(batch, name, batch_size)
-                try:
-                    parts.append(_expected_kl(batch, name, num_samples, per_dimension=False))
-                except UnavailableError:
-                    if only is None:
-                        raise
-                    # The only site has the divergence of all of them, which needs no distribution of its own.
-                    parts.append(_joint_kl(batch, num_samples, batch_size))
-    return KLDivergence(*_joined(parts))
+                parts.append(joint_kl(batch, num_samples, batch_size))
+                continue
+            try:
+                parts.append(expected_kl(batch, name, num_samples, per_dimension=False, batch_size=batch_size))
+            except UnavailableError:
+                if only is None:
+                    raise
+                # The only site has the divergence of all sites, which needs no distribution of the site alone.
+                parts.append(joint_kl(batch, num_samples, batch_size))
+    return KLDivergence.joined(parts)
+
+
+def _columns(call: Call, site: str) -> dict[str, Any]:
+    kl = call(kl_divergence, site=site)
+    mean, error = mean_over_data(kl.values, kl.standard_errors)
+    return {"kl_total": float(mean), "kl_total_se": float(error), "kl_estimator": kl.estimator}
+
+
+SUMMARY = OfSite(
+    "kl", _columns, missing={"kl_total": float("nan"), "kl_total_se": float("nan"), "kl_estimator": "none"}
+)

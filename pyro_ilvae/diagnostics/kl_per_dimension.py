@@ -1,4 +1,4 @@
-"""KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
+"""The KL divergence of each dimension of a latent site."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,13 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
 from pyro_ilvae.diagnostics._engine.batches import batches
-from pyro_ilvae.diagnostics._engine.divergences import KLPerDimension, _check_repeatable, _expected_kl, _joined
+from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl
+from pyro_ilvae.diagnostics._engine.moments import mean_over_data
+from pyro_ilvae.diagnostics._engine.sites import only_site
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
+from pyro_ilvae.diagnostics.collapsed_dimensions import collapsed_dimensions
+
+__all__ = ["kl_per_dimension"]
 
 
 def kl_per_dimension(
@@ -18,20 +24,20 @@ def kl_per_dimension(
     model_args: ModelArgs = (),
     *,
     model_kwargs: Mapping[str, Any] | None = None,
-    site: str = "z",
+    site: str | None = None,
     batch_size: int | None = None,
     num_samples: int = 100,
     seed: int | None = None,
     plate: str | None = None,
-) -> KLPerDimension:
+) -> KLDivergence:
     r"""The divergence of each latent dimension's posterior from its prior, for each datum, in nats.
 
     .. math:: \mathrm{KL}_j(x_n) = \mathrm{KL}(q(z_j \mid x_n) \,\|\, p(z_j)).
 
-    Analytic where the two distributions have a formula in PyTorch, otherwise the mean of
-    :math:`\log q(z_j \mid x_n) - \log p(z_j)` over draws of the guide. For a multivariate Normal guide, and for an
-    ``AutoGuide`` with a joint Gaussian, these are the divergences of the marginals. With other latent sites it is the
-    mean over the guide's draws of them.
+    Analytic where the two distributions have a formula in PyTorch, otherwise the mean of :math:`\log q(z_j \mid x_n) -
+    \log p(z_j)` over draws of the guide. For a multivariate Normal guide, and for an ``AutoGuide`` with a joint
+    Gaussian, these are the divergences of the marginals. If there are other latent sites, each divergence is the mean
+    over the guide's draws of the other sites.
 
     Args:
         model: the model.
@@ -39,18 +45,20 @@ def kl_per_dimension(
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
-        site: the name of a latent site.
+        site: the name of a latent site; if None, the only one that the guide samples.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where there is no formula, or where there are other latent sites.
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The divergences, of shape (N, \*other plates, \*event shape); the estimator, "analytic" or "sampled"; and their
-        Monte Carlo standard errors, 0 where nothing was drawn. A global site has N = 1.
+        The divergences, of shape (N, \*other plates, \*event shape); the estimator, "analytic" or "sampled"; and the
+        Monte Carlo standard errors, 0 where nothing was drawn. A site that all data share has N = 1.
 
     Raises:
-        ValueError: if the site is not a latent site of both, does not factorize, or is a point in the guide.
+        ValueError: if ``site`` is None and there are several, if the site is not a latent site of model and guide, and
+            for a batch size with a site that all data share.
+        UnavailableError: if the site does not factorize, or is a point in the guide.
 
     References:
         Lucas et al. 2019, Don't blame the ELBO!, https://arxiv.org/abs/1911.02469
@@ -68,9 +76,26 @@ def kl_per_dimension(
         tensor([[4.5000, 0.0000]])
     """
     _checks.positive_int("num_samples", num_samples)
-    parts = []
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
-            _check_repeatable(batch, site, batch_size)
-            parts.append(_expected_kl(batch, site, num_samples, per_dimension=True))
-    return KLPerDimension(*_joined(parts))
+        return KLDivergence.joined(
+            expected_kl(batch, only_site(batch, site), num_samples, per_dimension=True, batch_size=batch_size)
+            for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate)
+        )
+
+
+def _columns(call: Call, site: str) -> dict[str, Any]:
+    kl = call(kl_per_dimension, site=site)
+    mean, error = mean_over_data(kl.values, kl.standard_errors)
+    epsilon, delta = call.limits["epsilon"], call.limits["delta"]
+    # A site without dimensions is one unit.
+    rows = kl.values.reshape(len(kl.values), -1)
+    return {
+        "kl": mean,
+        "kl_se": error,
+        "collapsed_fraction": (kl.values < epsilon).double().mean(0),
+        "collapsed": collapsed_dimensions(rows, epsilon=epsilon, delta=delta),
+        "shared": len(kl.values) == 1 < call.arguments.num_data,
+    }
+
+
+SUMMARY = OfSite("kl", _columns, units=("kl", "kl_se", "collapsed_fraction"))

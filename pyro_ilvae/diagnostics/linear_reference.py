@@ -1,4 +1,4 @@
-"""What a linear VAE would do with the data: which directions it collapses, and what divergence L leads to."""
+"""What a linear VAE does with the data: which directions it collapses, and what divergence L leads to."""
 
 import math
 from typing import NamedTuple
@@ -7,24 +7,38 @@ import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.arrays import check_finite
 
-_ROWS = 4096  # of data treated at a time in double precision
+__all__ = ["LinearReference", "linear_reference"]
+
+_ROWS = 4096  # the data treated at a time in double precision
 
 
 class LinearReference(NamedTuple):
     """What a linear VAE at its optimum does with each principal direction, largest variance first."""
 
-    variances: Tensor  #: of the data along the principal directions, in squared units of x, of shape (J,)
-    collapsed: Tensor  #: which of them a linear VAE collapses, of shape (J,)
+    variances: Tensor  #: the variances of the data along the principal directions, in squared units of x, of shape (J,)
+    collapsed: Tensor  #: which directions a linear VAE collapses, booleans of shape (J,)
     kl: Tensor  #: the average KL per dimension of a linear VAE without a constraint, in nats, of shape (J,)
     noise_scale: float  #: the standard deviation sigma of the noise, in units of x
     inverse_lipschitz: float | None  #: the constant L, in units of x, given or computed from ``nats``
-    nats: float | None  #: the average KL per dimension to expect for L, in nats, given or computed from it
+    nats: float | None  #: the average KL per dimension to expect for L, in nats, given or computed from L
 
     @property
     def num_collapsed(self) -> int:
-        """The number of the principal directions that a linear VAE collapses."""
+        """The number of principal directions that a linear VAE collapses."""
         return int(self.collapsed.sum())
+
+    def __repr__(self) -> str:
+        expected = f"{printing.number(self.nats)} nats for L = {printing.number(self.inverse_lipschitz)}"
+        return printing.described(
+            self,
+            f"{self.num_collapsed} of {len(self.variances)} directions collapsed",
+            f"mean KL {printing.number(self.kl.mean())} nats without a constraint",
+            None if self.nats is None else expected,
+            f"noise scale {printing.number(self.noise_scale)}",
+        )
 
 
 def linear_reference(
@@ -42,30 +56,32 @@ def linear_reference(
         L(\kappa) = \sigma \sqrt{e^{2 \kappa} - 1},
 
     with :math:`\lambda_j` the variances of the data along their principal directions. The linear VAE is probabilistic
-    PCA [1], :math:`x = \mu + W z + \sigma \epsilon`: at the optimum for a given :math:`\sigma`, its j-th latent
-    dimension has :math:`\|w_j\|^2 = \lambda_j - \sigma^2` and the divergence on the left averaged over the data, and is
-    collapsed where :math:`\lambda_j \le \sigma^2` [2]. In the middle is the divergence of each dimension for
-    :math:`x = L Q z + \sigma \epsilon` with orthonormal columns :math:`Q`, averaged over this model's own data; on the
-    right is the constant that makes it :math:`\kappa` nats.
+    PCA [1], :math:`x = \mu + W z + \sigma \epsilon`. At the optimum for a given :math:`\sigma`, its j-th latent
+    dimension has :math:`\|w_j\|^2 = \lambda_j - \sigma^2` and the divergence :math:`\overline{\mathrm{KL}}_j` on
+    average over the data, and is collapsed where :math:`\lambda_j \le \sigma^2` [2]. :math:`\overline{\mathrm{KL}}(L)`
+    is the divergence of each dimension of the model :math:`x = L Q z + \sigma \epsilon` with orthonormal columns
+    :math:`Q`, averaged over the model's own data, and :math:`L(\kappa)` is the constant for which this divergence is
+    :math:`\kappa` nats.
 
-    This is a reference, not a bound: a nonlinear decoder, an approximate posterior or another likelihood may have
-    divergences above it and below it.
+    The numbers are a reference and no bound: a nonlinear decoder, an approximate posterior or another likelihood may
+    have divergences above or below them.
 
     Args:
         x: a data sample of shape (N, \*event_shape), N >= 2.
-        noise_scale: the standard deviation :math:`\sigma > 0` of the decoder's noise, in units of x; a number or
-            a tensor of one, as ``likelihood.scale`` is.
+        noise_scale: the standard deviation :math:`\sigma > 0` of the decoder's noise, in units of x: a number, or a
+            tensor of one number such as ``likelihood.scale``.
         latent_dim: the number of principal directions, at most D, the number of entries of a datum; all D if None.
-        inverse_lipschitz: a constant :math:`L \ge 0`, in units of x (z has none), of which to tell the divergence.
-        nats: a divergence :math:`\kappa \ge 0` per dimension, of which to tell the constant, in place of L.
+        inverse_lipschitz: a constant :math:`L \ge 0` in units of x (z has none), to get its divergence.
+        nats: a divergence :math:`\kappa \ge 0` per dimension, to get its constant, in place of ``inverse_lipschitz``.
 
     Returns:
-        For each of the J = ``latent_dim`` principal directions its variance (denominator N), whether it collapses and
-        its divergence in nats; and the constant L and its divergence in nats, both None if neither was given.
+        For each of the J = ``latent_dim`` principal directions the variance (with denominator N), whether the direction
+        collapses and the divergence in nats; and the constant L and its divergence in nats, both None if neither was
+        given.
 
     Raises:
         ValueError: for fewer than two data, data that are not finite, a ``noise_scale`` that is not positive, a
-            ``latent_dim`` above D, a negative constant or divergence, or both of them at once.
+            ``latent_dim`` above D, a negative constant or divergence, and both a constant and a divergence.
 
     References:
         | [1] Tipping & Bishop 1999, Probabilistic principal component analysis, Journal of the Royal Statistical
@@ -80,17 +96,16 @@ def linear_reference(
         >>> round(reference.inverse_lipschitz, 3)
         1.264
     """
-    noise = _checks.positive("noise_scale", noise_scale)
+    noise = _checks.positive("noise_scale", noise_scale)  # type: ignore[arg-type]  # a tensor of one number counts
     if x.dim() == 0 or len(x) < 2 or x[0].numel() == 0:
         raise ValueError(f"Expected x of shape (N, *event_shape) with N >= 2 data, got {tuple(x.shape)}")
-    if not x.isfinite().all():
-        raise ValueError(f"Expected x to be finite, got {int((~x.isfinite()).sum())} NaN or infinite values")
+    check_finite("x", x)
     features = x[0].numel()
     count = features if latent_dim is None else _checks.positive_int("latent_dim", latent_dim)
     if count > features:
         raise ValueError(f"Expected latent_dim <= {features}, the number of entries of a datum, got {latent_dim}")
     if inverse_lipschitz is not None and nats is not None:
-        raise ValueError(f"Expected inverse_lipschitz or nats, got both: {inverse_lipschitz!r} and {nats!r}")
+        raise ValueError(f"Expected one of inverse_lipschitz or nats, got both: {inverse_lipschitz!r} and {nats!r}")
     if inverse_lipschitz is not None:
         inverse_lipschitz = _checks.non_negative("inverse_lipschitz", inverse_lipschitz)
         nats = 0.5 * math.log1p((inverse_lipschitz / noise) * (inverse_lipschitz / noise))
@@ -117,7 +132,7 @@ def _principal_variances(flat: Tensor) -> Tensor:
     mean = sum(rows.double().sum(0) for rows in flat.split(_ROWS)) / num_data
     if num_data <= features:
         return torch.linalg.svdvals(flat.double() - mean).square() / num_data
-    # Of 60,000 images the scatter matrix is quick to decompose and the data matrix is not.
+    # For 60,000 images the scatter matrix is quick to decompose and the data matrix is slow.
     scatter = torch.zeros(features, features, dtype=torch.float64, device=flat.device)
     for rows in flat.split(_ROWS):
         centered = rows.double() - mean

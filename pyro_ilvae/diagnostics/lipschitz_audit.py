@@ -9,15 +9,18 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.decoding import (
-    _MOST_NUMBERS,
-    _decode,
-    _features,
-    _jacobian,
-    _split,
     certified_constant,
+    check_unconditional,
+    decode,
+    jacobian,
+    num_features,
     prior_draws,
+    split,
 )
+
+__all__ = ["LipschitzAudit", "lipschitz_audit"]
 
 _LEARNING_RATE = 0.05  # in units of the prior's standard deviation, and of the logarithm of a distance
 
@@ -25,7 +28,7 @@ _LEARNING_RATE = 0.05  # in units of the prior's standard deviation, and of the 
 class LipschitzAudit(NamedTuple):
     r"""Smallest values found of ||f(z) - f(z')|| / ||z - z'|| and of the Jacobian's singular values, and where.
 
-    Each is in units of f over units of z. The measured ones are upper bounds on the true constant.
+    All values are in units of f over units of z. The measured values are upper bounds on the true constant.
     """
 
     certified: float | None  #: the constant that the decoder carries, a lower bound on all others; None without one
@@ -41,6 +44,13 @@ class LipschitzAudit(NamedTuple):
         """The smallest of the three measured values."""
         return min(self.prior_ratio, self.worst_ratio, self.singular_value)
 
+    def __repr__(self) -> str:
+        measured = [
+            f"{name.replace('_', ' ')} {printing.number(getattr(self, name))}"
+            for name in ("prior_ratio", "worst_ratio", "singular_value")
+        ]
+        return printing.described(self, f"certified {printing.number(self.certified)}", *measured)
+
 
 def lipschitz_audit(
     decoder: Callable[[Tensor], Tensor],
@@ -51,35 +61,36 @@ def lipschitz_audit(
     steps: int = 100,
     scale: float = 1.0,
     sampler: Callable[[int], Tensor] | None = None,
-    batch_size: int | None = None,
+    samples_per_pass: int | None = None,
     seed: int | None = None,
 ) -> LipschitzAudit:
-    r"""The smallest stretching of a decoder that a search finds, beside the constant that it promises.
+    r"""The smallest stretching of a decoder that a search finds, and the constant that the decoder promises.
 
     .. math:: L(f) = \inf_{z \ne z'} \frac{\|f(z) - f(z')\|}{\|z - z'\|} \le \min(\text{measured}), \qquad
         \sigma_{\min}(J_f(z)) \ge L(f).
 
-    Whatever is measured is an upper bound on the true constant :math:`L(f)`: this is an audit, which can refute a
-    constant, not a certificate, which no search can give. The certificate is the construction of the decoder.
+    Every measured value is an upper bound on the true constant :math:`L(f)`. An audit can refute a constant and cannot
+    certify one, as no search can; the certificate is the construction of the decoder.
 
-    The ratio is measured over all pairs of prior draws, and over pairs found by gradient descent (Adam) on its
-    logarithm from the worst of them and from near pairs at the points with the smallest singular values, in the
-    directions of these. The descent may leave the region in which the prior draws: L(f) is a property of all of
-    :math:`\mathbb{R}^K`. Pairs nearer than :math:`\varepsilon^{1/4}` prior standard deviations, with
-    :math:`\varepsilon` the machine precision of the decoder, are left to the Jacobian, since rounding of f would
-    swamp their difference; what remains is an error of about :math:`\varepsilon^{3/4} \|f\|` in the ratio.
+    The ratio is measured over all pairs of prior draws. Gradient descent (Adam) on the logarithm of the ratio then
+    starts from the pairs with the smallest ratios, and from near pairs along the least stretched directions at the
+    points with the smallest singular values. The descent may leave the region in which the prior draws, because L(f) is
+    a property of all of :math:`\mathbb{R}^K`. Pairs nearer than :math:`\varepsilon^{1/4}` prior standard deviations,
+    with :math:`\varepsilon` the machine precision of the decoder, are left to the Jacobian, since rounding of f would
+    swamp their difference. The ratio of the other pairs has an error of about :math:`\varepsilon^{3/4} \|f\|`.
 
     Args:
-        decoder: a module or function from (N, K) to (N, \*event_shape), each row by itself. A module is audited in
-            evaluation mode.
-        latent_dim: the dimension :math:`K`, where the decoder lacks the attribute and there is no ``sampler``.
-        num_samples: the number of prior draws, at least 2. Time grows with its square.
-        num_worst: the number of pairs of either kind from which the descent starts.
-        steps: the number of its steps; 0 for none.
+        decoder: a module or function of z alone, from (N, K) to (N, \*event_shape), that decodes each row by itself. A
+            module is audited in evaluation mode. For a decoder with a context or a history, pass
+            ``decoder.given(...)``, which fixes them.
+        latent_dim: the dimension :math:`K`, if the decoder lacks this attribute and there is no ``sampler``.
+        num_samples: the number of prior draws, at least 2. The time grows with its square.
+        num_worst: the number of pairs of each kind from which the descent starts.
+        steps: the number of steps of the descent; 0 for no descent.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: draws from another prior: a function from n to a tensor of shape (n, K).
-        batch_size: the number of latent points treated at a time; in bounded memory if None.
-        seed: for the draws; None for the global random state.
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        samples_per_pass: the number of prior draws treated at a time; if None, as many as fit in bounded memory.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
     Returns:
         The certified constant, the three measured values and where they occur.
@@ -87,6 +98,7 @@ def lipschitz_audit(
     Raises:
         ValueError: for a decoder whose dimension is not known, whose output is not finite, has another length, or
             differs between two calls, and for arguments out of range.
+        UnavailableError: for a decoder that needs more than z.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -102,31 +114,32 @@ def lipschitz_audit(
     if _checks.positive_int("num_samples", num_samples) < 2:
         raise ValueError("Expected num_samples >= 2, got 1: a pair takes two draws")
     _checks.positive_int("num_worst", num_worst)
+    check_unconditional(decoder)
     if steps != 0:
         _checks.positive_int("steps", steps)
-    # Not inference mode, which knows no derivatives.
+    # Outside of inference mode, which has no derivatives.
     with torch.inference_mode(False), evaluation_mode(decoder), seeded(seed):
         z = prior_draws(decoder, num_samples, latent_dim, scale, sampler)
         spread = float(z.std(0).mean())
         if not spread > 0:
             raise ValueError("Expected prior draws that differ, got one point")
         nearest = torch.finfo(z.dtype).eps ** 0.25 * spread
-        features = _features(decoder, z[:2])
+        features = num_features(decoder, z[:2])
 
         with torch.no_grad():
-            eta = torch.cat([_decode(decoder, part) for part in _split(z, features, batch_size)])
+            eta = torch.cat([decode(decoder, part) for part in split(z, features, samples_per_pass)])
         pairs = _worst_pairs(z, eta, nearest, num_worst)
         ratios = _ratio(eta[pairs].double(), z[pairs].double())
 
         wide = features * z.shape[1]
-        values = torch.cat([_singular_values(decoder, part) for part in _split(z, wide, batch_size)])
+        values = torch.cat([_singular_values(decoder, part) for part in split(z, wide, samples_per_pass)])
         weakest = z[values.topk(min(num_worst, len(z)), largest=False).indices]
-        directions = torch.cat([_weakest_direction(decoder, part) for part in _split(weakest, wide, batch_size)])
+        directions = torch.cat([_weakest_direction(decoder, part) for part in split(weakest, wide, samples_per_pass)])
         near = torch.stack([weakest, weakest + 10 * nearest * directions], 1)
 
         starts = torch.cat([z[pairs], near])
         descents = [
-            _descend(decoder, part, steps, spread, nearest) for part in _split(starts, 2 * features, batch_size)
+            _descend(decoder, part, steps, spread, nearest) for part in split(starts, 2 * features, samples_per_pass)
         ]
         worst_ratios, worst_pairs = (torch.cat(found) for found in zip(*descents, strict=True))
     return LipschitzAudit(
@@ -142,11 +155,11 @@ def lipschitz_audit(
 
 def _worst_pairs(z: Tensor, eta: Tensor, nearest: float, count: int) -> Tensor:
     """Indices of shape (count, 2) of the pairs of draws, not too near, that have the smallest ratios."""
-    # In double, since distances by matrix products cancel; and centered, so that they cancel less.
+    # In double precision, since distances by matrix products cancel, and centered, so that they cancel less.
     points, images = (tensor.double() - tensor.double().mean(0) for tensor in (z, eta))
     found = []
     rows = torch.arange(len(z), device=z.device)
-    for part in rows.split(max(1, _MOST_NUMBERS // len(z))):
+    for part in split(rows, len(z)):
         distances = torch.cdist(points[part], points)
         ratios = torch.cdist(images[part], images) / distances
         ratios[(distances < nearest) | (part[:, None] >= rows)] = math.inf
@@ -167,15 +180,15 @@ def _ratio(eta: Tensor, z: Tensor) -> Tensor:
 
 def _singular_values(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """The K-th singular value of the Jacobian at each row of ``z``, of shape (N,); 0 for D < K."""
-    jacobian = _jacobian(decoder, z).double()
-    values = torch.linalg.svdvals(jacobian)
-    return values[:, -1] if jacobian.shape[1] >= jacobian.shape[2] else torch.zeros_like(values[:, -1])
+    slopes = jacobian(decoder, z).double()
+    values = torch.linalg.svdvals(slopes)
+    return values[:, -1] if slopes.shape[1] >= slopes.shape[2] else torch.zeros_like(values[:, -1])
 
 
 def _weakest_direction(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """The unit vector that the Jacobian stretches least at each row of ``z``, of shape (N, K)."""
-    jacobian = _jacobian(decoder, z).double()
-    return torch.linalg.eigh(jacobian.mT @ jacobian).eigenvectors[..., 0].to(z.dtype)
+    slopes = jacobian(decoder, z).double()
+    return torch.linalg.eigh(slopes.mT @ slopes).eigenvectors[..., 0].to(z.dtype)
 
 
 def _descend(
@@ -184,7 +197,7 @@ def _descend(
     """The smallest ratio on the way down from each pair, of shape (P,), and where it is, of shape (P, 2, K)."""
     gap = pairs[:, 1] - pairs[:, 0]
     length = gap.norm(dim=-1, keepdim=True)
-    # A pair as a midpoint, a direction and the logarithm of a distance: near pairs and far ones then learn alike.
+    # A pair is a midpoint, a direction and the logarithm of a distance, so that near and far pairs learn alike.
     midpoint = (pairs.mean(1) / spread).requires_grad_()
     direction = (gap / length).requires_grad_()
     log_length = length.log().requires_grad_()
@@ -195,14 +208,14 @@ def _descend(
         half = 0.5 * log_length.exp() * direction / direction.norm(dim=-1, keepdim=True)
         at = torch.stack([spread * midpoint - half, spread * midpoint + half], 1)
         with torch.set_grad_enabled(step < steps):
-            eta = _decode(decoder, at.flatten(0, 1)).reshape(*at.shape[:2], -1)
+            eta = decode(decoder, at.flatten(0, 1)).reshape(*at.shape[:2], -1)
         ratio = _ratio(eta.detach().double(), at.detach().double())
         better = ratio < best
         best[better], best_pairs[better] = ratio[better], at.detach()[better]
         if step == steps:
             break
         square = (eta[:, 0] - eta[:, 1]).square().sum(-1)
-        # The smallest number keeps the gradient finite where two values are equal.
+        # The smallest positive number keeps the gradient finite where two values are equal.
         objective = (square + torch.finfo(square.dtype).tiny).log() - 2 * log_length[:, 0]
         gradients = torch.autograd.grad(objective.sum(), coordinates, materialize_grads=True)
         for coordinate, gradient in zip(coordinates, gradients, strict=True):

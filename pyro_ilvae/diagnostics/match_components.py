@@ -1,40 +1,47 @@
-"""What a mixture makes of its components: which are used, which coincide, and which are the same in another fit."""
+"""Which components of two fits of a mixture are the same."""
 
 from typing import NamedTuple
 
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
-from pyro_ilvae.diagnostics._engine.assignments import _assignments
+from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.assignments import assignments
+
+__all__ = ["ComponentMatch", "match_components"]
 
 
 class ComponentMatch(NamedTuple):
     """The components of one fit in the order of another's."""
 
     permutation: Tensor  #: integers of shape (C,): ``other[:, permutation]`` is aligned with the reference
-    agreement: float  #: the probability that labels drawn from the two, once aligned, are the same
+    agreement: float  #: the probability that labels drawn from the two aligned fits are the same
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self, f"agreement {printing.number(self.agreement)}", f"{len(self.permutation)} components"
+        )
 
 
 def match_components(reference: Tensor | npt.ArrayLike, other: Tensor | npt.ArrayLike) -> ComponentMatch:
-    r"""The order of another fit's components in which they agree best with those of a reference.
+    r"""The order of another fit's components that agrees best with the components of a reference.
 
     .. math:: \text{agreement} = \max_{\sigma\ \text{permutation}} \frac1N \sum_n \sum_c r_{nc}\, o_{n \sigma(c)},
 
-    found by the Hungarian algorithm: fits of one model differ in the names of their components, known as label
-    switching [1]. The same permutation minimizes the squared distance of :math:`r` and the permuted :math:`o`. The
-    agreement is 1 only if both are certain of every datum; for the fraction of data that both assign alike, pass
-    labels, such as ``probs.argmax(1)``.
+    found by the Hungarian algorithm. Fits of one model differ in the names of their components, which is known as
+    label switching [1]. The same permutation minimizes the squared distance of :math:`r` and the permuted :math:`o`.
+    The agreement is 1 only if both fits are certain of every datum. Pass labels, such as ``probs.argmax(1)``, for the
+    fraction of data that both fits assign alike.
 
     Args:
         reference: the probabilities :math:`r` of the components given each datum, of shape (N, C), or labels from 0 to
             C - 1 of shape (N,).
-        other: those of another fit, :math:`o`, for the same data. For two arguments that are labels, C is the largest
-            of all plus 1.
+        other: the probabilities :math:`o` or labels of another fit, for the same data. If both arguments are labels,
+            C is the largest label plus 1.
 
     Returns:
-        The permutation :math:`\sigma`, with which ``other[:, permutation]`` and, say, ``other_loc[permutation]`` are in
+        The permutation :math:`\sigma`, which brings ``other[:, permutation]`` and, say, ``other_loc[permutation]`` in
         the order of the reference, and the agreement.
 
     Raises:
@@ -49,7 +56,9 @@ def match_components(reference: Tensor | npt.ArrayLike, other: Tensor | npt.Arra
         >>> match.permutation, match.agreement
         (tensor([2, 0, 1]), 1.0)
     """
-    found = {"reference": _assignments("reference", reference), "other": _assignments("other", other)}
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    found = {"reference": assignments("reference", reference), "other": assignments("other", other)}
     first, second = found.values()
     if len(first) != len(second):
         raise ValueError(f"Expected reference and other of one length, got {len(first)} and {len(second)}")

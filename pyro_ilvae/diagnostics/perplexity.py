@@ -1,7 +1,9 @@
-"""The evidence of each datum: its ELBO and its importance-weighted log likelihood, and their per-part forms."""
+"""The perplexity of a corpus."""
 
 import torch
 from torch import Tensor
+
+__all__ = ["perplexity"]
 
 
 def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
@@ -11,21 +13,28 @@ def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
 
     Args:
         log_likelihood: :math:`\log p(x_n)` in nats, of shape (N,).
-        num_tokens: the numbers :math:`T_n` of tokens, of shape (N,), those that end a sequence included where the
-            model predicts them.
+        num_tokens: the numbers :math:`T_n` of tokens, of shape (N,). A token that ends a sequence counts if the model
+            predicts it.
+
+    Returns:
+        The perplexity, of shape ().
 
     Raises:
-        ValueError: if the shapes differ, or there are no tokens.
+        ValueError: if the shapes differ, if a number of tokens is negative, and if there are no tokens.
 
     Example:
+        >>> import math
         >>> perplexity(torch.tensor([-6 * math.log(4.0), 0.0]), torch.tensor([4, 2]))
         tensor(4.)
     """
     if log_likelihood.shape != num_tokens.shape:
         raise ValueError(
-            f"Expected num_tokens of shape {tuple(log_likelihood.shape)}, as log_likelihood, got "
+            f"Expected num_tokens of the shape {tuple(log_likelihood.shape)} of log_likelihood, got "
             f"{tuple(num_tokens.shape)}"
         )
     if (num_tokens < 0).any() or not num_tokens.sum() > 0:
-        raise ValueError("Expected num_tokens >= 0 with a positive sum, got others")
+        raise ValueError(
+            f"Expected num_tokens >= 0 with a positive sum, got the smallest {num_tokens.min()} and the sum "
+            f"{num_tokens.sum()}"
+        )
     return torch.exp(-log_likelihood.sum() / num_tokens.sum())

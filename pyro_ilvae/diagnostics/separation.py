@@ -9,38 +9,31 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, prior_draws
-from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson, without_event
+from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, prior_draws
+from pyro_ilvae.distributions import without_event
 
-# The distributions of the package's likelihoods and what to build them from.
-_PARAMETERS: dict[Any, tuple[str, ...]] = {
-    torch.distributions.Normal: ("loc", "scale"),
-    torch.distributions.Categorical: ("logits",),
-    torch.distributions.Bernoulli: ("logits",),
-    torch.distributions.NegativeBinomial: ("total_count", "logits"),
-    NaturalContinuousBernoulli: ("eta",),
-    NaturalPoisson: ("eta",),
-}
-
-
-_LINEAR = (
-    torch.distributions.Bernoulli,
-    torch.distributions.NegativeBinomial,
-    NaturalContinuousBernoulli,
-    NaturalPoisson,
-)
+__all__ = ["Separation", "separation"]
 
 
 class Separation(NamedTuple):
     """The divergence KL(p(x | z) || p(x | z')) in nats for independent pairs of prior draws, each of shape (P,)."""
 
-    kl: Tensor  #: the measured divergence of each pair, in nats
-    guaranteed: Tensor | None  #: the divergence that the decoder guarantees, in nats; None without a guarantee
-    distances: Tensor  #: the distance ||z - z'|| of each pair
-    smallest_ratio: float | None  #: the smallest of measured over guaranteed, >= 1 up to rounding
-    spread: float  #: the mean of the measured divergences, in nats; 0 if and only if p(x | z) ignores z
-    spread_se: float  #: its Monte Carlo standard error; NaN for one pair
+    kl: Tensor  #: the measured divergence of each pair in nats, of shape (P,)
+    guaranteed: Tensor | None  #: the divergence in nats that the decoder guarantees, of shape (P,); None if it does not
+    distances: Tensor  #: the distance ||z - z'|| of each pair in units of z, of shape (P,)
+    smallest_ratio: float | None  #: the smallest ratio of measured to guaranteed, at least 1 up to rounding
+    spread: float  #: the mean of the measured divergences in nats; 0 if and only if p(x | z) ignores z
+    spread_se: float  #: the Monte Carlo standard error of ``spread`` in nats; NaN for one pair
     estimator: Literal["analytic", "sampled"]  #: how the divergence of a pair was measured
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"mean {printing.number(self.spread, self.spread_se)} nats over {printing.sizes(self.kl.shape, 'pairs')}",
+            f"smallest ratio to the guarantee {printing.number(self.smallest_ratio)}",
+            self.estimator,
+        )
 
 
 def separation(
@@ -52,42 +45,46 @@ def separation(
     num_samples: int = 100,
     scale: float = 1.0,
     sampler: Callable[[int], Tensor] | None = None,
-    batch_size: int | None = None,
+    samples_per_pass: int | None = None,
     seed: int | None = None,
 ) -> Separation:
-    r"""How well the data tell values of the latent variable apart, against what the decoder guarantees.
+    r"""How well data tell values of the latent variable apart, and what the decoder guarantees.
 
     .. math:: \mathrm{KL}(p(x \mid z) \| p(x \mid z')) = \frac{\|f(z) - f(z')\|^2}{2 \sigma^2}
         \ge \frac{L^2 \|z - z'\|^2}{2 \sigma^2}
 
-    for Normal noise with one scale :math:`\sigma` around f(z), and L the constant that the decoder carries. Other
-    likelihoods have a divergence that is measured, but no guarantee: it depends on their curvature, which may vanish.
+    for Normal noise with one scale :math:`\sigma` around f(z), and L the constant that the decoder carries. The
+    divergence of other likelihoods is measured without a guarantee, because a guarantee would depend on their
+    curvature, which may vanish.
 
-    The mean over independent pairs, the *spread*, is 0 if and only if p(x | z) does not depend on z, which is latent
-    non-identifiability [1], up to values of z that have no probability. It is the mutual information of x and z under
-    the model plus the lautum information [2], so never less than the former. For the guarantee and a standard normal
-    prior it is at least :math:`K L^2 / \sigma^2`.
+    The mean over independent pairs, the *spread*, is 0 if and only if p(x | z) does not depend on z, up to values of z
+    that have no probability. This is latent non-identifiability [1]. The spread is the sum of the mutual information of
+    x and z under the model and their lautum information [2], so that it is never less than the mutual information. With
+    a guarantee and a standard normal prior the spread is at least :math:`K L^2 / \sigma^2`.
 
-    Analytic divergences are exact for the likelihoods of the package and what PyTorch has a formula for. Others are
-    averages of log p(x | z) - log p(x | z') over draws from p(x | z): unbiased, but noisy enough to be negative.
+    Divergences are analytic if the likelihood has the method ``divergence``, as the likelihoods of the package do, or
+    if PyTorch has a formula. Otherwise they are averages of log p(x | z) - log p(x | z') over draws from p(x | z),
+    which are unbiased but noisy enough to be negative.
 
     Args:
-        decoder: a module or function from (N, K) to natural parameters (N, \*event_shape).
-        likelihood: from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`. Modules are used in
-            evaluation mode.
-        latent_dim: the dimension :math:`K`, where the decoder lacks the attribute and there is no ``sampler``.
+        decoder: a module or function of z alone, from (N, K) to natural parameters (N, \*event_shape).
+        likelihood: a function from natural parameters to a distribution, see
+            :class:`~pyro_ilvae.protocols.Likelihood`. Its attribute ``noise_scale`` or a Normal around the natural
+            parameters gives :math:`\sigma`. Modules are used in evaluation mode.
+        latent_dim: the dimension :math:`K`, if the decoder lacks this attribute and there is no ``sampler``.
         num_pairs: the number :math:`P` of pairs of independent prior draws.
-        num_samples: the number of draws for each pair where there is no formula.
+        num_samples: the number of draws of x for each pair if there is no formula.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: draws from another prior: a function from n to a tensor of shape (n, K).
-        batch_size: the number of pairs treated at a time; all at once if None.
-        seed: for the draws; None for the global random state.
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        samples_per_pass: the number of pairs treated at a time; all at once if None.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
     Returns:
         Divergences, guarantee and distance of each pair, of shape (P,), and the spread with its standard error.
 
     Raises:
         ValueError: for a decoder whose dimension is not known, and arguments out of range.
+        UnavailableError: for a decoder that needs more than z.
 
     References:
         | [1] Wang, Blei & Cunningham 2021, Posterior collapse and latent variable non-identifiability,
@@ -103,18 +100,19 @@ def separation(
     """
     _checks.positive_int("num_pairs", num_pairs)
     _checks.positive_int("num_samples", num_samples)
-    size = num_pairs if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    check_unconditional(decoder)
+    size = num_pairs if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
     constant = certified_constant(decoder)
     divergences, scales, estimators = [], [], set()
     with torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
         z, other = prior_draws(decoder, 2 * num_pairs, latent_dim, scale, sampler).chunk(2)
         for pair in zip(z.split(size), other.split(size), strict=True):
-            # In one call, so that weights that have a prior are the same for both.
+            # One call, so that weights with a prior are the same for both.
             eta, other_eta = decoder(torch.cat(pair)).chunk(2)
-            p, q = (_without_events(likelihood(parameters)) for parameters in (eta, other_eta))
-            divergence, estimator = _divergence(p, q, num_samples)
+            p, q = (without_event(likelihood(parameters)) for parameters in (eta, other_eta))
+            divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
             divergences.append(divergence.reshape(len(eta), -1).sum(1))
-            noise = _common_scale(p, q, eta, other_eta)
+            noise = _noise_scale(likelihood, p, q, eta, other_eta)
             scales += [] if noise is None else [noise.expand(len(eta))]
             estimators.add(estimator)
     kl = torch.cat(divergences)
@@ -134,25 +132,14 @@ def separation(
     )
 
 
-def _without_events(distribution: Any) -> Any:
-    """The distribution in double precision, with no dimensions declared as events and no check of values."""
-    distribution = without_event(distribution)
-    for kind, names in _PARAMETERS.items():
-        if isinstance(distribution, kind):
-            parameters = {name: getattr(distribution, name).double() for name in names}
-            return kind(**parameters, validate_args=False)
-    return distribution
-
-
-def _divergence(p: Any, q: Any, num_samples: int) -> tuple[Tensor, Literal["analytic", "sampled"]]:
-    """KL(p || q) of the shape of p's batch, and how it was computed."""
-    if isinstance(p, _LINEAR) and _same_base_measure(p, q):
-        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean; the formulas that PyTorch
-        # has are infinite as soon as a probability rounds to one.
-        mean = p.mean
-        return p.log_prob(mean) - q.log_prob(mean), "analytic"
+def _divergence(
+    likelihood: Callable[[Tensor], Any], p: Any, q: Any, eta: Tensor, other: Tensor, num_samples: int
+) -> tuple[Tensor, Literal["analytic", "sampled"]]:
+    """KL(p || q) of each entry in double precision, and how it was computed."""
+    if hasattr(likelihood, "divergence"):
+        return likelihood.divergence(eta, other).double(), "analytic"
     try:
-        return torch.distributions.kl_divergence(p, q), "analytic"
+        return torch.distributions.kl_divergence(p, q).double(), "analytic"
     except NotImplementedError:
         total = torch.zeros((), dtype=torch.float64)
         for _ in range(num_samples):
@@ -161,14 +148,13 @@ def _divergence(p: Any, q: Any, num_samples: int) -> tuple[Tensor, Literal["anal
         return total / num_samples, "sampled"
 
 
-def _same_base_measure(p: Any, q: Any) -> bool:
-    return not isinstance(p, torch.distributions.NegativeBinomial) or bool((p.total_count == q.total_count).all())
-
-
-def _common_scale(p: Any, q: Any, eta: Tensor, other_eta: Tensor) -> Tensor | None:
-    """The scale of Normal noise around the natural parameters, if that is what the likelihood is."""
+def _noise_scale(likelihood: Callable[[Tensor], Any], p: Any, q: Any, eta: Tensor, other: Tensor) -> Tensor | None:
+    """The one scale of Normal noise around the natural parameters, if that is what the likelihood is."""
+    known: Tensor | None = getattr(likelihood, "noise_scale", None)
+    if known is not None:
+        return known.double()
     if not (isinstance(p, torch.distributions.Normal) and isinstance(q, torch.distributions.Normal)):
         return None
     scale = p.scale.flatten()[0]
-    around = p.loc.shape == eta.shape and torch.equal(p.loc, eta.double()) and torch.equal(q.loc, other_eta.double())
-    return scale if around and bool((p.scale == scale).all() and (q.scale == scale).all()) else None
+    around = p.loc.shape == eta.shape and torch.equal(p.loc, eta) and torch.equal(q.loc, other)
+    return scale.double() if around and bool((p.scale == scale).all() and (q.scale == scale).all()) else None

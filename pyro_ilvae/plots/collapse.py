@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_ilvae import _checks
-from pyro_ilvae.diagnostics import ActiveUnits, KLPerDimension
+from pyro_ilvae.diagnostics import ActiveUnits, KLDivergence
 from pyro_ilvae.plots import _drawing
 from pyro_ilvae.plots._drawing import Array, Floats
 
@@ -24,7 +24,7 @@ _ROUNDING = 1e-5  # the relative error of sums in float32
 
 
 def plot_kl_per_dimension(
-    kl: Array | KLPerDimension | Mapping[str, Array | KLPerDimension],
+    kl: Array | KLDivergence | Mapping[str, Array | KLDivergence],
     active: Array | ActiveUnits | Mapping[str, Array | ActiveUnits] | None = None,
     *,
     epsilon: float | None = None,
@@ -247,8 +247,8 @@ def plot_divergence_bound(
     return ax
 
 
-def _divergences(kl: Array | KLPerDimension) -> Array:
-    if not isinstance(kl, KLPerDimension):
+def _divergences(kl: Array | KLDivergence) -> Array:
+    if not isinstance(kl, KLDivergence):
         return kl
     return kl.values[:, None] if kl.values.dim() == 1 else kl.values  # a scalar site has values of shape (N,)
 

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from helpers.factor_models import mean_field_guide, sum_model
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from pyro_ilvae import (
@@ -178,7 +179,7 @@ def test_stands_beside_the_draws_in_arviz():
         ({"measures": ("kl", "entropy")}, "measures among"),
         ({"measures": "kl"}, "measures among"),
         ({"epsilon": -1.0}, "epsilon"),
-        ({"delta": 1.5}, r"delta in \[0, 1\]"),
+        ({"delta": 1.5}, r"delta to be a number in \[0, 1\]"),
         ({"num_samples": 0}, "num_samples"),
         ({"plate": "nowhere"}, "plate to be one of"),
     ],
@@ -186,3 +187,31 @@ def test_stands_beside_the_draws_in_arviz():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         collapse_summary(hierarchical, hierarchical_guide, torch.randn(N), **arguments)
+
+
+@pytest.mark.parametrize(("delta", "verdict"), [(0.0, "active"), (0.3, "active"), (0.7, "collapsed")])
+def test_delta_is_the_part_of_the_data_that_may_differ(delta, verdict):
+    def half_guide(x):
+        with pyro.plate("data", len(x)):
+            loc = torch.where(torch.arange(len(x)) % 2 == 0, 3.0, 0.0)
+            pyro.sample("z", dist.Normal(loc[:, None].expand(-1, 3), 1.0).to_event(1))
+
+    summary = collapse_summary(sum_model, half_guide, torch.randn(60), delta=delta, measures=("kl", "active_units"))
+    assert summary.verdict[0] == verdict
+
+
+X = torch.linspace(-1.0, 1.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: collapse_summary(sum_model, mean_field_guide, X, delta=2.0), r"delta to be a number in \[0, 1\]"),
+        (lambda: collapse_summary(sum_model, mean_field_guide, X, epsilon=-1.0), "epsilon"),
+        (lambda: collapse_summary(sum_model, mean_field_guide, X, num_samples=0), "num_samples"),
+        (lambda: collapse_summary(sum_model, mean_field_guide, X, batch_size=0), "batch_size"),
+    ],
+)
+def test_refuses_limits(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

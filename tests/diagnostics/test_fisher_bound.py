@@ -7,25 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import LATENT, perturb
-from helpers.linear_gaussian import (
-    SQUARE,
-    Linear,
-    LinearGaussian,
-    N,
-    X,
-    within,
-)
+from helpers.estimates import within
+from helpers.fisher_models import SQUARE, Linear, LinearGaussian, N, X
 from torch import nn
 
-from pyro_ilvae import (
-    VAE,
-    InverseLipschitzDecoder,
-    MLPDecoder,
-    MLPEncoder,
-    ProjectedDecoder,
-    likelihoods,
-    mlp,
-)
+from pyro_ilvae import VAE, InverseLipschitzDecoder, MLPDecoder, MLPEncoder, ProjectedDecoder, likelihoods, mlp
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics.fisher.fisher_bound import fisher_bound
 from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence import posterior_fisher_divergence

@@ -1,4 +1,4 @@
-"""The relative Fisher divergence of guide from prior against closed forms and grids, importance weights, refusals."""
+"""The relative Fisher divergence of guide from prior, against closed forms and grids."""
 
 import math
 
@@ -8,33 +8,29 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import perturb
-from helpers.linear_gaussian import (
-    CENTRES,
+from helpers.estimates import within
+from helpers.fisher_models import (
+    CENTERS,
+    LINE,
     ODDS,
+    auto,
     chain_model,
+    dirichlet_guide,
+    dirichlet_model,
+    mixture_densities,
+    mixture_guide,
     mixture_model,
     normal_pair,
     scalar_guide,
     scalar_model,
-    shared_guide,
-    shared_model,
-    within,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from pyro import poutine
-from pyro.infer.autoguide import (
-    AutoDelta,
-    AutoDiagonalNormal,
-    AutoIAFNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-)
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 
-from pyro_ilvae.diagnostics import guide_fisher_divergence, posterior_fisher_divergence
-from pyro_ilvae.diagnostics._engine.importance import smoothed_weights
+from pyro_ilvae.diagnostics import guide_fisher_divergence
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
-from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence_of_draws import posterior_fisher_divergence_of_draws
 
 scales = st.floats(0.1, 3.0)
 
@@ -54,6 +50,8 @@ def test_guide_form_of_normals_is_its_integral(mu, s, m, t):
 
 
 LOC, SCALE = torch.tensor([0.5, 0.0, -1.0]), torch.tensor([0.3, 1.0, 2.0])
+
+
 PRIOR = dist.Normal(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.8])).to_event(1)
 
 
@@ -178,7 +176,7 @@ def test_guide_form_is_the_mean_over_draws_of_other_sites():
             pyro.sample("z", dist.Normal(1.0, 0.8))
 
     x = torch.tensor([-1.0, 0.0, 3.0])
-    result = guide_fisher_divergence(model, guide, x, num_samples=2000, seed=0)
+    result = guide_fisher_divergence(model, guide, x, site="z", num_samples=2000, seed=0)
     exact = ((1 - x) ** 2 + 0.5**2) / 2.0**4 + (0.8 / 4 - 1 / 0.8) ** 2
     assert result.estimator == "analytic"
     within(result.values, exact, result.standard_errors)
@@ -194,11 +192,11 @@ def test_guide_form_in_nested_plates_and_of_a_shared_site():
             pyro.sample("z", dist.Normal(loc * x.sum(-1, keepdim=True) + torch.arange(3.0), 1.0))
 
     x = torch.randn(4, 5)
-    result = guide_fisher_divergence(lambda x: poutine.do(guide, {})(x, 0.0), guide, x, num_samples=3)
+    result = guide_fisher_divergence(lambda x: poutine.do(guide, {})(x, 0.0), guide, x, site="z", num_samples=3)
     torch.testing.assert_close(result.per_dimension, (4 * x.sum(-1, keepdim=True) ** 2).expand(4, 3))
     torch.testing.assert_close(result.values, 12 * x.sum(-1) ** 2)
     assert guide_fisher_divergence(guide, guide, x, site="a", num_samples=3).values.tolist() == [0.0]
-    with pytest.raises(ValueError, match="batch_size=None for site 'a'"):
+    with pytest.raises(ValueError, match=r"batch_size=None where data share sites, here ..a.."):
         guide_fisher_divergence(guide, guide, x, site="a", batch_size=2)
 
 
@@ -209,61 +207,17 @@ def test_kl_is_at_most_half_the_guide_form_for_a_standard_normal_prior():
     assert (kl <= guide_fisher_divergence(model, guide, torch.zeros(500)).values / 2 + 1e-5).all()
 
 
-@pytest.mark.parametrize("k", [0.3, 0.7, 1.2])
-def test_weights_know_their_tail(k):
-    log_weights = k * torch.distributions.Exponential(1.0).sample((20000, 5))  # of a Pareto distribution of this shape
-    weights = smoothed_weights(log_weights)
-    torch.testing.assert_close(weights.values.sum(0), torch.ones(5), rtol=1e-4, atol=0)
-    assert ((weights.pareto_k - k).abs() < 0.25).all()
-
-
-def test_weights_without_a_tail():
-    equal = smoothed_weights(torch.full((100, 2), -1000.0))
-    assert (equal.pareto_k == -math.inf).all()
-    torch.testing.assert_close(equal.values, torch.full((100, 2), 0.01))
-    assert smoothed_weights(torch.randn(29, 2)).pareto_k.isnan().all()
-    assert smoothed_weights(torch.randn(30, 2)).pareto_k.isfinite().all()
-    few = torch.full((100, 1), -math.inf)
-    few[:3] = torch.tensor([[0.0], [-1.0], [-2.0]])
-    weights = smoothed_weights(few)
-    assert weights.pareto_k.tolist() == [math.inf]
-    assert weights.values.isfinite().all()
-
-
-def dirichlet_model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Dirichlet(torch.ones(3)))
-        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
-
-
-def dirichlet_guide(x):
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Dirichlet(2 * torch.ones(3)))
-
-
 def reversed_guide(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("a", dist.Normal(z, 1.0))
 
 
-def nan_model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(torch.sqrt(z - 1000), 1.0, validate_args=False), obs=x)
-
-
-def impossible_model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.factor("x", torch.where(z < 1000, -math.inf, z))
-
-
 def mixture_chain(x):
     with pyro.plate("data", len(x)):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         y = pyro.sample("y", dist.Categorical(ODDS))
-        z = pyro.sample("z", dist.Normal(a + CENTRES[y], 1.0))
+        z = pyro.sample("z", dist.Normal(a + CENTERS[y], 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
@@ -288,124 +242,61 @@ def two_dim_model(x):
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
 
-def auto(build, model):
-    guide = build(model)
-    guide(torch.ones(4))
-    return guide
-
-
-LINE = torch.linspace(-1.0, 1.0, 4)
-
-
-posterior, guided, of_draws = (
-    posterior_fisher_divergence,
-    guide_fisher_divergence,
-    posterior_fisher_divergence_of_draws,
-)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: guide_fisher_divergence(scalar_model, scalar_guide, LINE, site="y"), ValueError, "got 'y'"),
+        (lambda: guide_fisher_divergence(scalar_model, scalar_guide, LINE, num_samples=0), ValueError, "num_samples"),
         (
-            lambda: posterior(shared_model, shared_guide, LINE, sites=["a"]),
-            ValueError,
-            "site 'a' in a plate over the 4 data",
-        ),
-        (lambda: posterior(scalar_model, scalar_guide, LINE, sites=["x"]), ValueError, r"among \['z'\], got 'x'"),
-        (
-            lambda: posterior(scalar_model, scalar_guide, LINE, sites="z"),
-            ValueError,
-            "a sequence of names, got the string 'z'",
-        ),
-        (
-            lambda: posterior(scalar_model, scalar_guide, LINE, sites=[]),
-            ValueError,
-            "a continuous latent site in the plate",
-        ),
-        (lambda: posterior(scalar_model, lambda x: None, LINE), ValueError, "got none for 'z'"),
-        (lambda: posterior(scalar_model, scalar_guide, LINE, num_samples=0), ValueError, "num_samples"),
-        (lambda: posterior(scalar_model, scalar_guide, LINE, samples_per_pass=0), ValueError, "samples_per_pass"),
-        (
-            lambda: posterior(nan_model, scalar_guide, LINE, num_samples=9),
-            ValueError,
-            r"numbers, got NaN at sites \['x'\]",
-        ),
-        (
-            lambda: posterior(impossible_model, scalar_guide, LINE, num_samples=9),
-            ValueError,
-            "draws that the model allows, got none for 4 data",
-        ),
-        (
-            lambda: posterior(dirichlet_model, dirichlet_guide, LINE),
-            UnavailableError,
-            "site 'z' to have a support with interior",
-        ),
-        (
-            lambda: posterior(scalar_model, auto(AutoDelta, scalar_model), LINE),
-            UnavailableError,
-            r"a point for each of \['z'\]",
-        ),
-        (lambda: guided(scalar_model, scalar_guide, LINE, site="y"), ValueError, "got 'y'"),
-        (lambda: guided(scalar_model, scalar_guide, LINE, num_samples=0), ValueError, "num_samples"),
-        (
-            lambda: guided(mixture_model, mixture_model, LINE, site="y"),
+            lambda: guide_fisher_divergence(mixture_model, mixture_model, LINE, site="y"),
             UnavailableError,
             "site 'y' to be continuous, got a Categorical",
         ),
         (
-            lambda: guided(dirichlet_model, dirichlet_guide, LINE),
+            lambda: guide_fisher_divergence(dirichlet_model, dirichlet_guide, LINE),
             UnavailableError,
             "site 'z' to have a support with interior",
         ),
-        (lambda: guided(scalar_model, auto(AutoDelta, scalar_model), LINE), UnavailableError, "got a Delta"),
         (
-            lambda: guided(chain_model, auto(AutoMultivariateNormal, chain_model), LINE),
+            lambda: guide_fisher_divergence(scalar_model, auto(AutoDelta, scalar_model), LINE),
+            UnavailableError,
+            "got a Delta",
+        ),
+        (
+            lambda: guide_fisher_divergence(chain_model, auto(AutoMultivariateNormal, chain_model), LINE, site="z"),
             UnavailableError,
             "draws site 'z' by itself, got a joint draw",
         ),
         (
-            lambda: guided(chain_model, reversed_guide, LINE),
+            lambda: guide_fisher_divergence(chain_model, reversed_guide, LINE, site="z"),
             UnavailableError,
             r"draws \['a'\] before site 'z', as the model does, got the order \['z', 'a'\]",
         ),
         (
-            lambda: guided(two_dim_model, auto(AutoIAFNormal, two_dim_model), LINE),
+            lambda: guide_fisher_divergence(two_dim_model, auto(AutoIAFNormal, two_dim_model), LINE),
             UnavailableError,
             "joint draw is not Gaussian",
         ),
-        (lambda: guided(two_dim_model, planar_guide, LINE), UnavailableError, "Planar of Normal"),
+        (lambda: guide_fisher_divergence(two_dim_model, planar_guide, LINE), UnavailableError, "Planar of Normal"),
         (
-            lambda: guided(mixture_chain, mixture_chain_guide, LINE),
+            lambda: guide_fisher_divergence(mixture_chain, mixture_chain_guide, LINE, site="z"),
             UnavailableError,
             r"sums over \['y'\] and no drawn site but its own, got \['a', 'z'\]",
-        ),
-        (
-            lambda: of_draws(scalar_model, {"z": torch.zeros(5, 3)}, LINE),
-            ValueError,
-            r"'z' of shape \(5, 4\), got \(5, 3\)",
-        ),
-        (lambda: of_draws(scalar_model, {"z": torch.zeros(5, 4, 1)}, LINE), ValueError, r"'z' of shape \(5, 4\)"),
-        (
-            lambda: of_draws(scalar_model, {"z": torch.full((5, 4), math.nan)}, LINE),
-            ValueError,
-            "finite draws at site 'z'",
-        ),
-        (lambda: of_draws(scalar_model, {}, LINE), ValueError, "draws of one number >= 1"),
-        (lambda: of_draws(scalar_model, {"z": torch.zeros(5, 4), "y": torch.zeros(5, 4)}, LINE), ValueError, "got 'y'"),
-        (
-            lambda: of_draws(scalar_model, {"z": torch.zeros(5, 4)}, LINE, num_chains=2),
-            ValueError,
-            "num_chains to divide",
-        ),
-        (lambda: of_draws(shared_model, {"a": torch.zeros(5)}, LINE), ValueError, "none for 'z'"),
-        (
-            lambda: of_draws(shared_model, {"a": torch.zeros(5), "z": torch.zeros(5, 4)}, LINE, sites=["a"]),
-            ValueError,
-            "site 'a' in a plate",
         ),
     ],
 )
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_guide_form_sums_a_discrete_site_out_of_the_prior():
+    x = torch.tensor([-2.0, 0.3, 3.0])
+    result = guide_fisher_divergence(mixture_model, mixture_guide, x, num_samples=4000, seed=0)
+    z = torch.linspace(-30, 30, 60001, dtype=torch.float64, requires_grad=True)
+    for n, datum in enumerate(x):
+        _, log_prior = mixture_densities(datum)
+        q = dist.StudentT(6.0, datum.double() / 2, 1.0).log_prob(z)
+        score = torch.autograd.grad((q - log_prior(z).logsumexp(-1)).sum(), z)[0]
+        exact = torch.trapezoid(q.detach().exp() * score**2, z.detach())
+        within(result.values[n], exact.float(), result.standard_errors[n])

@@ -7,7 +7,6 @@ import torch
 from helpers.decoders import DECODERS, INVERSE_LIPSCHITZ_DECODERS, LATENT, ConvBackbone, jacobian, perturb
 
 from pyro_ilvae import BrenierMap, MLPDecoder
-from pyro_ilvae.diagnostics import lipschitz
 from pyro_ilvae.diagnostics.lipschitz_audit import lipschitz_audit
 
 NAMES = list(INVERSE_LIPSCHITZ_DECODERS)
@@ -221,8 +220,8 @@ def test_modules_are_audited_in_evaluation_mode_and_left_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_batches_bound_the_memory_and_change_nothing(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 7, 1000])
+def test_batches_bound_the_memory_and_change_nothing(samples_per_pass):
     decoder, most = DECODERS["projected-conv"]().double(), []
 
     def decode(z):
@@ -232,8 +231,8 @@ def test_batches_bound_the_memory_and_change_nothing(batch_size):
     options = {"latent_dim": LATENT, "sampler": normal(LATENT), **QUICK, "steps": 3, "seed": 2}
     expected = lipschitz_audit(decode, **options)
     most.clear()
-    audit = lipschitz_audit(decode, **options, batch_size=batch_size)
-    assert max(most) <= max(2, 2 * batch_size)
+    audit = lipschitz_audit(decode, **options, samples_per_pass=samples_per_pass)
+    assert max(most) <= max(2, 2 * samples_per_pass)
     for value, other in zip(audit, expected, strict=True):
         if value is not None:
             torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-6)
@@ -246,7 +245,7 @@ def test_memory_is_bounded_by_default(monkeypatch):
         most.append(z.numel() * 8)
         return z @ torch.ones(2, 8)
 
-    monkeypatch.setattr(lipschitz, "_MOST_NUMBERS", 100)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.decoding._MOST_NUMBERS", 100)
     lipschitz_audit(decode, latent_dim=2, num_samples=50, steps=3)
     assert max(most) <= 200
 
@@ -281,9 +280,9 @@ LINEAR = torch.nn.Linear(2, 3)
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_samples=1), "num_samples >= 2, got 1"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_worst=0), "num_worst"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, steps=-1), "steps"),
-        (lambda: lipschitz_audit(LINEAR, latent_dim=2, batch_size=0), "batch_size"),
-        (lambda: lipschitz_audit(LINEAR, latent_dim=2, scale=0.0), "scale > 0, got 0"),
-        (lambda: lipschitz_audit(LINEAR, latent_dim=2, scale=-1.0), "scale to be a finite number >= 0"),
+        (lambda: lipschitz_audit(LINEAR, latent_dim=2, samples_per_pass=0), "samples_per_pass"),
+        (lambda: lipschitz_audit(LINEAR, latent_dim=2, scale=0.0), "scale to be a finite number > 0, got 0"),
+        (lambda: lipschitz_audit(LINEAR, latent_dim=2, scale=-1.0), "scale to be a finite number > 0"),
         (lambda: lipschitz_audit(LINEAR, sampler=lambda n: torch.zeros(n)), r"shape \(1000, K\), got \(1000,\)"),
         (lambda: lipschitz_audit(LINEAR, sampler=lambda n: torch.zeros(n, 2)), "draws that differ, got one point"),
         (lambda: lipschitz_audit(lambda z: z + torch.randn_like(z), latent_dim=2), "decoder to be one function"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import pyro.distributions as dist
 import pytest
@@ -10,7 +11,6 @@ from helpers.decoders import DECODERS, EVENT, INVERSE_LIPSCHITZ_DECODERS, LATENT
 from pyro.infer import Trace_ELBO
 
 from pyro_ilvae import VAE, InverseLipschitzDecoder, MLPDecoder, MLPEncoder, likelihoods, mlp
-from pyro_ilvae.diagnostics import information_metric
 from pyro_ilvae.diagnostics.fisher.mean_fisher_divergence import mean_fisher_divergence
 
 LIKELIHOODS = {
@@ -195,7 +195,7 @@ def test_batches_change_nothing(name):
     state = torch.get_rng_state()
     whole = mean_fisher_divergence(decoder, likelihoods.Bernoulli(), **options)
     largest.clear()
-    parts = mean_fisher_divergence(decoder, likelihoods.Bernoulli(), batch_size=7, **options)
+    parts = mean_fisher_divergence(decoder, likelihoods.Bernoulli(), samples_per_pass=7, **options)
     assert max(largest) == 7
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(whole, parts, 1e-10)
@@ -207,7 +207,7 @@ def test_memory_is_bounded_by_default(monkeypatch):
     decoder = MLPDecoder(latent_dim=4, event_shape=50, hidden_features=(8,))
     largest = []
     decoder.register_forward_hook(lambda module, inputs, output: largest.append(len(inputs[0])))
-    monkeypatch.setattr("pyro_ilvae.diagnostics.lipschitz._MOST_NUMBERS", 4 * 50 * 6)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.decoding._MOST_NUMBERS", 4 * 50 * 6)
     mean_fisher_divergence(decoder, likelihoods.Bernoulli(), num_samples=20)
     assert max(largest) == 6
 
@@ -312,7 +312,7 @@ def test_one_draw_has_no_standard_error():
 def test_more_data_for_each_draw_have_a_smaller_error(monkeypatch):
     likelihood = opaque(likelihoods.Normal(1.0).double())
     ten = mean_fisher_divergence(Linear(1, 1, 1.0), likelihood, num_samples=2000)
-    monkeypatch.setattr(information_metric, "_NUM_DATA", 1)
+    monkeypatch.setattr(sys.modules[mean_fisher_divergence.__module__], "_NUM_DATA", 1)
     one = mean_fisher_divergence(Linear(1, 1, 1.0), likelihood, num_samples=2000)
     assert ten.total_se == pytest.approx((2 / 10 / 2000) ** 0.5, rel=0.2)
     assert one.total_se == pytest.approx((2 / 2000) ** 0.5, rel=0.2)
@@ -323,11 +323,11 @@ def test_more_data_for_each_draw_have_a_smaller_error(monkeypatch):
     [
         (lambda z: z, {}, "Expected latent_dim or a sampler"),
         (lambda z: z, {"latent_dim": 2, "num_samples": 0}, "Expected num_samples to be an int >= 1"),
-        (lambda z: z, {"latent_dim": 2, "batch_size": 0}, "Expected batch_size to be an int >= 1"),
+        (lambda z: z, {"latent_dim": 2, "samples_per_pass": 0}, "Expected samples_per_pass to be an int >= 1"),
         (lambda z: z / 0, {"latent_dim": 2}, "Expected decoder to return finite values"),
         (lambda z: z + torch.rand(2), {"latent_dim": 2}, "Expected decoder to be one function"),
         (lambda z: z[:1], {"latent_dim": 2}, "Expected decoder to return shape"),
-        (lambda z: z + 1000, {"latent_dim": 2}, "Expected a finite Fisher information, got 1000 z where not"),
+        (lambda z: z + 1000, {"latent_dim": 2}, "Expected a finite Fisher information, got 1000 z where it is not"),
     ],
 )
 def test_refuses(decoder, options, message):

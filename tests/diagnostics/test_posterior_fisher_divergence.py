@@ -1,4 +1,4 @@
-"""The relative Fisher divergence of the true posterior, by weights and by MCMC, against closed forms and grids."""
+"""The relative Fisher divergence of the true posterior from the prior, against closed forms and grids."""
 
 import math
 
@@ -6,49 +6,113 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.linear_gaussian import (
-    CENTRES,
-    NOISE,
+from helpers.estimates import within
+from helpers.fisher_models import (
+    CENTERS,
+    LINE,
     ODDS,
-    SPREADS,
     SQUARE,
+    TALL,
     LinearGaussian,
     N,
     X,
+    auto,
     chain_model,
+    dirichlet_guide,
+    dirichlet_model,
+    grid_divergence,
+    mixture_densities,
+    mixture_guide,
     mixture_model,
+    nested_exact,
+    nested_guide,
+    nested_model,
     normal_pair,
     scalar_guide,
     scalar_model,
+    shared_exact,
     shared_guide,
     shared_model,
-    shared_posterior,
-    within,
 )
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide import (
-    AutoMultivariateNormal,
-    AutoNormal,
-)
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 from pyro_ilvae.diagnostics import guide_fisher_divergence, posterior_fisher_divergence
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence_of_draws import posterior_fisher_divergence_of_draws
 
-TALL = torch.tensor([[2.0, 0.0], [0.3, 1.0], [0.0, 0.5]])
+
+def nan_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.sqrt(z - 1000), 1.0, validate_args=False), obs=x)
 
 
-def grid_divergence(log_joint, log_prior, low=-12.0, high=12.0, points=20001):
-    """F, the posterior mean and the KL divergence of p(z | x) from p(z) on a grid of a scalar z."""
-    z = torch.linspace(low, high, points, dtype=torch.float64, requires_grad=True)
-    log_likelihood = log_joint(z) - log_prior(z)
-    score = torch.autograd.grad(log_likelihood.sum(), z)[0]
-    with torch.no_grad():
-        density = log_joint(z).exp()
-        density = density / torch.trapezoid(density, z)
-        prior = log_prior(z)
-        kl = torch.trapezoid(torch.xlogy(density, density) - density * prior, z)
-        return [float(value) for value in (torch.trapezoid(density * score**2, z), torch.trapezoid(density * z, z), kl)]
+def impossible_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("x", torch.where(z < 1000, -math.inf, z))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: posterior_fisher_divergence(shared_model, shared_guide, LINE, sites=["a"]),
+            ValueError,
+            "site 'a' in a plate over the 4 data",
+        ),
+        (
+            lambda: posterior_fisher_divergence(scalar_model, scalar_guide, LINE, sites=["x"]),
+            ValueError,
+            r"among \['z'\], got 'x'",
+        ),
+        (
+            lambda: posterior_fisher_divergence(scalar_model, scalar_guide, LINE, sites="z"),
+            ValueError,
+            "a sequence of names, got the string 'z'",
+        ),
+        (
+            lambda: posterior_fisher_divergence(scalar_model, scalar_guide, LINE, sites=[]),
+            ValueError,
+            "a continuous latent site in the plate",
+        ),
+        (lambda: posterior_fisher_divergence(scalar_model, lambda x: None, LINE), ValueError, "got none for 'z'"),
+        (
+            lambda: posterior_fisher_divergence(scalar_model, scalar_guide, LINE, num_samples=0),
+            ValueError,
+            "num_samples",
+        ),
+        (
+            lambda: posterior_fisher_divergence(scalar_model, scalar_guide, LINE, samples_per_pass=0),
+            ValueError,
+            "samples_per_pass",
+        ),
+        (
+            lambda: posterior_fisher_divergence(nan_model, scalar_guide, LINE, num_samples=9),
+            ValueError,
+            r"numbers, got NaN at sites \['x'\]",
+        ),
+        (
+            lambda: posterior_fisher_divergence(impossible_model, scalar_guide, LINE, num_samples=9),
+            ValueError,
+            "draws that the model allows, got none for 4 data",
+        ),
+        (
+            lambda: posterior_fisher_divergence(dirichlet_model, dirichlet_guide, LINE),
+            UnavailableError,
+            "site 'z' to have a support with interior",
+        ),
+        (
+            lambda: posterior_fisher_divergence(scalar_model, auto(AutoDelta, scalar_model), LINE),
+            UnavailableError,
+            r"a point for each of \['z'\]",
+        ),
+    ],
+)
+def test_refuses(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 @pytest.mark.parametrize("weight", [SQUARE, TALL], ids=["K=D", "K<D"])
@@ -127,28 +191,6 @@ def test_weights_are_right_where_the_guide_is_the_prior():
         assert kl <= exact / 2
 
 
-def nested_model(x):
-    with pyro.plate("data", len(x), dim=-3), pyro.plate("part", 2, dim=-2):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        with pyro.plate("pixel", x.shape[-1], dim=-1):
-            pyro.sample("x", dist.Normal(z.sum(-1), NOISE), obs=x)
-
-
-def nested_guide(x):
-    gain = x.shape[-1] / NOISE**2
-    with pyro.plate("data", len(x), dim=-3), pyro.plate("part", 2, dim=-2):
-        loc = (gain / (1 + 2 * gain) * x.mean(-1, keepdim=True)).unsqueeze(-1).expand(-1, -1, -1, 2)
-        precision = torch.eye(2) + gain
-        pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
-
-
-def nested_exact(x):
-    # Each part sees z_1 + z_2 = t only, with t ~ N(0, 2), and both coordinates have the same score.
-    gain = x.shape[-1] / NOISE**2
-    loc, variance = 2 * gain * x.mean(-1) / (1 + 2 * gain), 2 / (1 + 2 * gain)
-    return (2 * gain**2 * ((x.mean(-1) - loc) ** 2 + variance)).sum(-1)
-
-
 @pytest.mark.parametrize("samples_per_pass", [None, 7])
 def test_posterior_form_in_nested_plates(samples_per_pass):
     x = torch.randn(5, 2, 4)
@@ -198,23 +240,6 @@ def test_masks_and_scales():
     torch.testing.assert_close(values, torch.where(mask, expected, 0.0))
 
 
-def mixture_guide(x):
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.StudentT(6.0, x / 2, 1.0))
-
-
-def mixture_densities(datum):
-    """log p(x, z, y) and log p(z, y), each of shape (..., 2), at z."""
-
-    def log_prior(z):
-        return dist.Normal(CENTRES.double(), SPREADS.double()).log_prob(z[:, None]) + ODDS.double().log()
-
-    def log_joint(z):
-        return log_prior(z) + dist.Normal(z[:, None] * torch.tensor([1.0, 2.0]), 1.0).log_prob(datum.double())
-
-    return log_joint, log_prior
-
-
 def test_a_discrete_site_is_summed_over_in_both_densities():
     x = torch.tensor([-2.0, 0.3, 3.0])
     result = posterior_fisher_divergence(mixture_model, mixture_guide, x, num_samples=4000, seed=0)
@@ -224,18 +249,6 @@ def test_a_discrete_site_is_summed_over_in_both_densities():
             lambda z, f=log_joint: f(z).logsumexp(-1), lambda z, f=log_prior: f(z).logsumexp(-1)
         )
         within(result.values[n], torch.tensor(exact), result.standard_errors[n])
-
-
-def test_guide_form_sums_a_discrete_site_out_of_the_prior():
-    x = torch.tensor([-2.0, 0.3, 3.0])
-    result = guide_fisher_divergence(mixture_model, mixture_guide, x, num_samples=4000, seed=0)
-    z = torch.linspace(-30, 30, 60001, dtype=torch.float64, requires_grad=True)
-    for n, datum in enumerate(x):
-        _, log_prior = mixture_densities(datum)
-        q = dist.StudentT(6.0, datum.double() / 2, 1.0).log_prob(z)
-        score = torch.autograd.grad((q - log_prior(z).logsumexp(-1)).sum(), z)[0]
-        exact = torch.trapezoid(q.detach().exp() * score**2, z.detach())
-        within(result.values[n], exact.float(), result.standard_errors[n])
 
 
 def test_a_discrete_site_of_the_guide_is_given():
@@ -272,11 +285,6 @@ def test_several_sites_add_up():
     torch.testing.assert_close(both.effective_sample_sizes, other.effective_sample_sizes)
 
 
-def shared_exact(x):
-    loc, variance = shared_posterior(x)
-    return ((x - loc) / 2) ** 2 + variance / 4 + 0.5
-
-
 def test_data_that_share_a_site_are_weighted_together():
     x = torch.randn(5)
     result = posterior_fisher_divergence(shared_model, shared_guide, x, num_samples=1500, seed=0)
@@ -298,7 +306,7 @@ def summed_model(x):
     y = pyro.sample("y", dist.Categorical(ODDS))
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z + CENTRES[y], 1.0), obs=x)
+        pyro.sample("x", dist.Normal(z + CENTERS[y], 1.0), obs=x)
 
 
 def test_a_discrete_site_that_data_share_is_summed_over_for_all_of_them():
@@ -306,14 +314,14 @@ def test_a_discrete_site_that_data_share_is_summed_over_for_all_of_them():
     z = torch.linspace(-7, 7, 401, dtype=torch.float64)
     first, second = torch.meshgrid(z, z, indexing="ij")
     likelihoods = [
-        dist.Normal(first[..., None] + CENTRES, 1.0).log_prob(x[0])
-        + dist.Normal(second[..., None] + CENTRES, 1.0).log_prob(x[1])
+        dist.Normal(first[..., None] + CENTERS, 1.0).log_prob(x[0])
+        + dist.Normal(second[..., None] + CENTERS, 1.0).log_prob(x[1])
     ]
     log_terms = likelihoods[0] + ODDS.log()
     log_joint = log_terms.logsumexp(-1) + dist.Normal(0.0, 1.0).log_prob(first) + dist.Normal(0.0, 1.0).log_prob(second)
     weights = log_joint.exp() / log_joint.exp().sum()
     given = log_terms.softmax(-1)
-    scores = [(given * (x[n] - part[..., None] - CENTRES)).sum(-1) for n, part in enumerate((first, second))]
+    scores = [(given * (x[n] - part[..., None] - CENTERS)).sum(-1) for n, part in enumerate((first, second))]
     exact = torch.stack([(weights * score**2).sum() for score in scores]).float()
     result = posterior_fisher_divergence(summed_model, scalar_guide, x, num_samples=4000, seed=0)
     within(result.values, exact, result.standard_errors)
@@ -373,7 +381,7 @@ def test_draws_in_passes_bound_the_memory(monkeypatch):
             most.append(z.numel())
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._scores._MOST_PAIRS", 7 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.scores._MOST_PAIRS", 7 * N)
     posterior_fisher_divergence(model, scalar_guide, torch.randn(N), num_samples=30)
     assert max(most) == 7 * N
 
@@ -389,7 +397,7 @@ def test_values_that_are_summed_over_count_in_the_bound(monkeypatch):
             most.append(loc.numel())
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._scores._MOST_PAIRS", 12 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.scores._MOST_PAIRS", 12 * N)
     posterior_fisher_divergence(model, scalar_guide, torch.randn(N), num_samples=30)
     assert max(most) == 12 * N
 
@@ -417,84 +425,3 @@ def test_a_likelihood_that_ignores_the_site_has_no_divergence():
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     assert not posterior_fisher_divergence(deaf, scalar_guide, torch.randn(3), num_samples=5).values.any()
-
-
-def test_draws_of_the_exact_posterior():
-    linear = LinearGaussian(TALL)
-    draws = dist.MultivariateNormal(linear.mean(X), linear.covariance).sample((500,))
-    result = posterior_fisher_divergence_of_draws(linear.model, {"z": draws}, X, batch_size=4, samples_per_pass=33)
-    within(result.values, linear.divergence(X)[0], result.standard_errors)
-    scores = (X - draws @ TALL.mT) @ TALL / NOISE**2
-    squares = scores.square().sum(-1)
-    torch.testing.assert_close(result.values, squares.mean(0), rtol=1e-4, atol=1e-4)
-    plain = squares.std(0) / 500**0.5
-    assert ((result.standard_errors / plain - 1).abs() < 0.4).all()
-
-
-def test_standard_errors_know_of_autocorrelation():
-    correlation, steps, copies = 0.9, 1000, 60
-    noise = torch.randn(steps, copies)
-    chain = [torch.randn(copies)]
-    for step in noise[1:]:
-        chain.append(correlation * chain[-1] + (1 - correlation**2) ** 0.5 * step)
-    x = torch.ones(copies)
-    draws = x / 2 + 0.5**0.5 * torch.stack(chain)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    result = posterior_fisher_divergence_of_draws(model, {"z": draws}, x)
-    within(result.values.mean(), torch.tensor(0.75), result.values.std() / copies**0.5)
-    spread = result.values.std()
-    assert 0.7 * spread < result.standard_errors.square().mean().sqrt() < 1.4 * spread
-    # As if independent, the error would be less than half of that.
-    assert (result.effective_sample_sizes < steps / 4).all()
-    halves = posterior_fisher_divergence_of_draws(model, {"z": draws}, x, num_chains=2)
-    torch.testing.assert_close(halves.values, result.values)
-    assert not torch.equal(halves.effective_sample_sizes, result.effective_sample_sizes)
-
-
-def test_draws_with_shared_sites_and_nested_plates():
-    x = torch.randn(5)
-    loc, variance = shared_posterior(x)
-    a = loc + variance**0.5 * torch.randn(800)
-    z = (a[:, None] + x) / 2 + 0.5**0.5 * torch.randn(800, 5)
-    for batch_size in (None, 2):
-        result = posterior_fisher_divergence_of_draws(shared_model, {"a": a, "z": z}, x, batch_size=batch_size)
-        within(result.values, shared_exact(x), result.standard_errors)
-
-    x = torch.randn(5, 2, 4)
-    guide_trace = poutine.trace(nested_guide).get_trace(x)
-    draws = guide_trace.nodes["z"]["fn"].sample((400,))
-    result = posterior_fisher_divergence_of_draws(nested_model, {"z": draws}, x, batch_size=2, plate="data")
-    within(result.values, nested_exact(x), result.standard_errors)
-
-
-def test_draws_without_the_discrete_site():
-    x = torch.tensor([0.3])
-    log_joint, log_prior = mixture_densities(x[0])
-    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
-    density = log_joint(grid).logsumexp(-1).exp()
-    draws = grid[torch.multinomial(density, 2000, replacement=True)].float()[:, None]
-    result = posterior_fisher_divergence_of_draws(mixture_model, {"z": draws}, x)
-    exact, *_ = grid_divergence(lambda z: log_joint(z).logsumexp(-1), lambda z: log_prior(z).logsumexp(-1))
-    within(result.values, torch.tensor([exact]), result.standard_errors)
-
-
-def test_draws_of_nuts_agree_with_the_guide():
-    x = torch.tensor([0.5, 2.0])
-    mcmc = MCMC(NUTS(scalar_model), num_samples=100, warmup_steps=40, disable_progbar=True)
-    mcmc.run(x)
-    draws = posterior_fisher_divergence_of_draws(scalar_model, mcmc.get_samples(), x)
-    weighted = posterior_fisher_divergence(scalar_model, scalar_guide, x, num_samples=2000, seed=0)
-    within(draws.values, weighted.values, (draws.standard_errors**2 + weighted.standard_errors**2).sqrt())
-
-
-def test_few_draws_and_one_datum():
-    result = posterior_fisher_divergence_of_draws(scalar_model, {"z": torch.zeros(1, 1)}, torch.ones(1))
-    assert result.values.tolist() == [0.0]
-    assert result.standard_errors.isnan().all()
-    still = posterior_fisher_divergence_of_draws(scalar_model, {"z": torch.zeros(10, 1)}, torch.zeros(1))
-    assert still.standard_errors.tolist() == [0.0]

@@ -188,11 +188,11 @@ def test_a_constant_of_zero_guarantees_nothing():
     assert result.smallest_ratio == math.inf
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_batches_change_nothing(batch_size):
+@pytest.mark.parametrize("samples_per_pass", [1, 7, 1000])
+def test_batches_change_nothing(samples_per_pass):
     decoder, likelihood = INVERSE_LIPSCHITZ_DECODERS["projected-conv"](), likelihoods.Normal(NOISE)
     expected = separation(decoder, likelihood, num_pairs=30, seed=5)
-    result = separation(decoder, likelihood, num_pairs=30, seed=5, batch_size=batch_size)
+    result = separation(decoder, likelihood, num_pairs=30, seed=5, samples_per_pass=samples_per_pass)
     for value, other in zip(result[:6], expected[:6], strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
 
@@ -228,8 +228,8 @@ def test_one_pair():
         ({}, "Expected latent_dim or a sampler"),
         ({"latent_dim": 2, "num_pairs": 0}, "num_pairs"),
         ({"latent_dim": 2, "num_samples": 0}, "num_samples"),
-        ({"latent_dim": 2, "batch_size": 0}, "batch_size"),
-        ({"latent_dim": 2, "scale": 0.0}, "scale > 0"),
+        ({"latent_dim": 2, "samples_per_pass": 0}, "samples_per_pass"),
+        ({"latent_dim": 2, "scale": 0.0}, "scale to be a finite number > 0"),
         ({"latent_dim": 3, "sampler": lambda n: torch.zeros(n, 2)}, r"shape \(2000, 3\), got \(2000, 2\)"),
     ],
 )

@@ -1,4 +1,6 @@
-"""What a mixture makes of its components: which are used, which coincide, and which are the same in another fit."""
+"""Checks of arrays that say which cluster or component each datum is in."""
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -6,45 +8,67 @@ import torch
 from torch import Tensor
 
 
-def _double(name: str, value: Tensor | npt.ArrayLike) -> Tensor:
+def numbers(name: str, value: Tensor | npt.ArrayLike) -> Tensor:
     """The numbers in double precision, which differences of entropies need, and without their gradient."""
-    if not isinstance(value, torch.Tensor):
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"Expected {name} to be numbers, got {array.dtype}")
-        # A contiguous copy, because PyTorch takes no negative strides and warns of arrays that are read-only.
-        value = torch.from_numpy(array.astype(np.float64, order="C"))
-    if value.is_complex():
-        raise ValueError(f"Expected {name} to be real, got {value.dtype}")
-    return value.detach().double()
+    return _tensor(name, value, "numbers").double()
 
 
-def _dtype(value: Tensor | npt.ArrayLike) -> torch.dtype:
+def float_dtype(value: Tensor | npt.ArrayLike) -> torch.dtype:
+    """The precision in which to return a result: the precision of a tensor, otherwise double."""
     return value.dtype if isinstance(value, torch.Tensor) and value.is_floating_point() else torch.float64
 
 
-def _probabilities(name: str, value: Tensor | npt.ArrayLike, shape: str, dim: int) -> Tensor:
-    """Probabilities of so many dimensions that sum to 1 over the last in double precision."""
-    probs = _double(name, value)
+def probabilities(name: str, value: Tensor | npt.ArrayLike, shape: str, dim: int) -> Tensor:
+    """Probabilities with ``dim`` dimensions that sum to 1 over the last dimension, in double precision."""
+    probs = numbers(name, value)
     if probs.dim() != dim or probs.numel() == 0:
         raise ValueError(f"Expected {name} of shape {shape}, got {tuple(probs.shape)}")
     negative = probs[~(probs >= 0)]
     if len(negative):
         raise ValueError(f"Expected {name} to be probabilities, got {negative[0].item()}")
     totals = probs.sum(-1, keepdim=True)
-    # Room for the rounding of single precision, not for scores that were never normalized.
+    # The tolerance has room for the rounding of single precision, and none for scores that were never normalized.
     others = totals[~((totals - 1).abs() <= 1e-3)]
     if len(others):
         raise ValueError(f"Expected {name} to sum to 1 over components, got a sum of {others[0].item()}")
     return probs / totals
 
 
-def _assignments(name: str, value: Tensor | npt.ArrayLike) -> Tensor:
-    """Probabilities of shape (N, C) in double precision, or labels of shape (N,) as integers."""
-    numbers = _double(name, value)
-    if numbers.dim() != 1 or len(numbers) == 0:
-        return _probabilities(name, value, "(N,) or (N, C)", dim=2)
-    others = numbers[~((numbers >= 0) & (numbers == numbers.floor()) & numbers.isfinite())]
+def integers(
+    name: str,
+    value: Tensor | npt.ArrayLike,
+    *,
+    shape: str = "(N,)",
+    kind: str = "integers",
+    smallest: float = -math.inf,
+) -> Tensor:
+    """The integers of shape (N,), N >= 1, from any dtype that holds whole numbers."""
+    found = _tensor(name, value, kind)
+    if found.dim() != 1 or len(found) == 0:
+        raise ValueError(f"Expected {name} of shape {shape} with N >= 1, got {tuple(found.shape)}")
+    double = found.double()
+    others = double[~(double.isfinite() & (double == double.floor()) & (double >= smallest))]
     if len(others):
-        raise ValueError(f"Expected {name} to be labels from 0 to C - 1, got {others[0].item()}")
-    return numbers.long()
+        raise ValueError(f"Expected {name} to be {kind}, got {others[0].item()}")
+    return found.long()
+
+
+def assignments(name: str, value: Tensor | npt.ArrayLike) -> Tensor:
+    """Probabilities of shape (N, C) in double precision, or labels of shape (N,)."""
+    found = _tensor(name, value, "numbers")
+    if found.dim() != 1 or len(found) == 0:
+        return probabilities(name, found, "(N,) or (N, C)", dim=2)
+    return integers(name, found, kind="labels from 0 to C - 1", smallest=0)
+
+
+def _tensor(name: str, value: Tensor | npt.ArrayLike, kind: str) -> Tensor:
+    """The real numbers as a tensor without gradient."""
+    if not isinstance(value, torch.Tensor):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"Expected {name} to be {kind}, got {array.dtype}")
+        # A contiguous copy in a dtype of PyTorch, which takes no negative strides and warns of read-only arrays.
+        value = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64, order="C"))
+    if value.is_complex():
+        raise ValueError(f"Expected {name} to be real, got {value.dtype}")
+    return value.detach()

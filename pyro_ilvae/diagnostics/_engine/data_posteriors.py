@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from pyro_ilvae.diagnostics._engine.batches import Batch
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, depends_on_draws, site_posterior
+from pyro_ilvae.diagnostics._engine.sites import local_dim
 from pyro_ilvae.distributions import innermost, without_event
 
 _MOST_NUMBERS = 300_000  # in the pairs of a draw and a posterior at a time: what a cache holds
@@ -78,9 +79,7 @@ class DataPosterior(NamedTuple):
 def data_posterior(batch: Batch, name: str) -> DataPosterior:
     guide_site = batch.site(batch.guide_trace, name, "guide")
     model_site = batch.site(batch.model_trace, name, "model")
-    dim = batch.data_dim(guide_site)
-    if dim is None:
-        raise ValueError(f"Expected site '{name}' in a plate over the {batch.num_data} data, got a global site")
+    dim = local_dim(batch, guide_site)
     if any(site["mask"] is not None and not torch.as_tensor(site["mask"]).all() for site in (guide_site, model_site)):
         raise UnavailableError(f"Expected site '{name}' to be the same variable for all data, got one with a mask")
     fn = site_posterior(batch, batch.guide_trace, batch.model_trace, name)

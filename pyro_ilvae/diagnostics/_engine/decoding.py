@@ -1,16 +1,33 @@
-"""An audit of how little a decoder may move when its latent variable moves: distances, worst pairs, Jacobians."""
+"""What the diagnostics of decoders share: draws of the latent variable, checked outputs, Jacobians."""
 
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 from torch.func import jvp
 
 from pyro_ilvae import _checks
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 _MOST_NUMBERS = 10_000_000  # held at a time for distances and Jacobians, unless a caller says otherwise
+
+
+def part_of(model: Callable[..., Any], name: str) -> Any:
+    """The attribute of the object whose method the model is, such as its decoder; None without one."""
+    function: Any = unwrap(model)
+    return getattr(getattr(function, "__self__", function), name, None)
+
+
+def check_unconditional(decoder: object) -> None:
+    """Raise for a decoder that is no function of z alone."""
+    if getattr(decoder, "conditional", False):
+        way = "decoder.given(...)" if hasattr(decoder, "given") else "lambda z: decoder(z, context) for one context"
+        raise UnavailableError(
+            f"Expected a decoder of z alone, got {type(decoder).__name__}, which needs more than z: pass {way}"
+        )
 
 
 def certified_constant(decoder: object) -> float | None:
@@ -37,7 +54,7 @@ def prior_draws(
             )
         return z.detach()
     if known is None:
-        raise ValueError("Expected latent_dim or a sampler for a decoder without this attribute, got neither")
+        raise ValueError("Expected latent_dim or a sampler for a decoder without the attribute latent_dim, got neither")
     _checks.positive("scale", scale)
     state = [*decoder.parameters(), *decoder.buffers()] if isinstance(decoder, nn.Module) else []
     like = next((tensor for tensor in state if tensor.is_floating_point()), torch.empty(0))
@@ -45,14 +62,14 @@ def prior_draws(
     return scale * torch.randn(shape, dtype=like.dtype, device=like.device)
 
 
-def _features(decoder: Callable[[Tensor], Tensor], z: Tensor) -> int:
-    """The number D of entries of the decoder's output, after a look at what kind of function it is.
+def num_features(decoder: Callable[[Tensor], Tensor], z: Tensor) -> int:
+    """The number D of entries of the decoder's output, once the decoder has proved to be one function.
 
-    It is also the ordinary call that Pyro's modules need before a transform of ``torch.func``.
+    The calls are also the ordinary ones that Pyro's modules need before a transform of ``torch.func``.
     """
     with torch.no_grad():
-        eta = _decode(decoder, z)
-        if not torch.equal(eta, _decode(decoder, z)):
+        eta = decode(decoder, z)
+        if not torch.equal(eta, decode(decoder, z)):
             raise ValueError(
                 "Expected decoder to be one function, got two results for the same z: condition weights that have a "
                 "prior, and leave out noise"
@@ -60,7 +77,7 @@ def _features(decoder: Callable[[Tensor], Tensor], z: Tensor) -> int:
     return eta.shape[1]
 
 
-def _decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """The decoder's output of shape (N, D)."""
     eta = decoder(z)
     if eta.dim() == 0 or len(eta) != len(z):
@@ -70,24 +87,25 @@ def _decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return eta.reshape(len(z), -1)
 
 
-def _split(rows: Tensor, numbers: int, batch_size: int | None) -> tuple[Tensor, ...]:
-    """Parts of ``batch_size`` rows, or of so many that ``numbers`` for each of them fit."""
-    size = max(1, _MOST_NUMBERS // numbers) if batch_size is None else _checks.positive_int("batch_size", batch_size)
-    return rows.split(size)
+def split(rows: Tensor, numbers: int, rows_per_pass: int | None = None) -> tuple[Tensor, ...]:
+    """Parts of ``rows_per_pass`` rows; if None, of as many rows as fit in memory with ``numbers`` for each of them."""
+    if rows_per_pass is None:
+        rows_per_pass = max(1, _MOST_NUMBERS // numbers)
+    return rows.split(_checks.positive_int("samples_per_pass", rows_per_pass))
 
 
-def _jacobian(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def jacobian(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """The Jacobian at each row of ``z``, of shape (N, D, K)."""
     columns = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
-    def decode(at: Tensor) -> Tensor:
+    def flat(at: Tensor) -> Tensor:
         return decoder(at).reshape(len(at), -1)
 
-    # K forward derivatives and not D backward ones; rows by themselves, so no vmap that a backbone might not take.
+    # K forward derivatives take less time than D backward ones. vmap is avoided, because not every backbone takes it.
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # The first of them loads a part of PyTorch that warns of another one.
+            # The first forward derivative loads a part of PyTorch that warns about another part.
             warnings.filterwarnings("ignore", "`torch.jit")
-            return torch.stack([jvp(decode, (z,), (column.expand_as(z),))[1] for column in columns], -1)
+            return torch.stack([jvp(flat, (z,), (column.expand_as(z),))[1] for column in columns], -1)
     except RuntimeError:  # something inside has a backward derivative only
-        return torch.autograd.functional.jacobian(lambda at: decode(at).sum(0), z).transpose(0, 1)
+        return torch.autograd.functional.jacobian(lambda at: flat(at).sum(0), z).transpose(0, 1)

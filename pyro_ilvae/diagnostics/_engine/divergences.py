@@ -1,36 +1,48 @@
-"""KL divergences from guide to prior: of each dimension of a site, of a site, and of all latent sites together."""
+"""KL divergences from guide to prior, of a site, of its dimensions, and of all latent sites together."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, factors, site_posterior
-
-
-class KLPerDimension(NamedTuple):
-    """KL divergences in nats, of shape (N, \\*event shape of the site), their Monte Carlo errors, and the estimator."""
-
-    values: Tensor
-    estimator: str
-    standard_errors: Tensor
+from pyro_ilvae.diagnostics._engine.sites import check_no_points, check_samples
 
 
 class KLDivergence(NamedTuple):
-    """KL divergences in nats, one for each datum, their Monte Carlo errors, and the estimator."""
+    """KL divergences from posterior to prior for each datum, in nats, with their Monte Carlo errors."""
 
+    #: the divergences in nats, of shape (N,) for a site or all sites, (N, \*other plates, \*event shape) for dimensions
     values: Tensor
-    estimator: str
-    standard_errors: Tensor
+    estimator: str  #: "analytic" if every value has a formula, otherwise "sampled"
+    standard_errors: Tensor  #: the Monte Carlo standard errors of the values in nats, of their shape; 0 without draws
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"{printing.mean(self.values, self.standard_errors)} nats over {printing.sizes(self.values.shape)}",
+            self.estimator,
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[Tensor, str, Tensor]]) -> Self:
+        """The divergences of all batches, from values, estimator and standard errors of each."""
+        values, estimators, errors = zip(*parts, strict=True)
+        return cls(torch.cat(values), "sampled" if "sampled" in estimators else "analytic", torch.cat(errors))
 
 
-def _expected_kl(batch: Batch, name: str, num_samples: int, per_dimension: bool) -> tuple[Tensor, str, Tensor]:
-    """Mean, estimator and Monte Carlo error over the draws of a guide."""
+def expected_kl(
+    batch: Batch, name: str, num_samples: int, *, per_dimension: bool, batch_size: int | None
+) -> tuple[Tensor, str, Tensor]:
+    """The divergence of one site in the mean over the guide's draws of the others, the estimator, and the error."""
+    shared_sites(batch, [batch.site(batch.guide_trace, name, "guide")], batch_size)
     if len(batch.latent_sites) == 1:
         # A draw of the batch is enough for a formula, unless there are sites to sum out of the prior.
         one = batch.traces(1) if batch.enumerated_sites else (batch.guide_trace, batch.model_trace)
@@ -42,6 +54,22 @@ def _expected_kl(batch: Batch, name: str, num_samples: int, per_dimension: bool)
         values, analytic = _kl(batch, name, batch.traces(count), per_dimension)
         moments.add(values.expand(count, *values.shape[1:]))
     return moments.mean_and_error("analytic" if analytic else "sampled")
+
+
+def joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Tensor, str, Tensor]:
+    """The divergence of all latent sites together, the estimator, and the error."""
+    check_samples(batch)
+    check_no_points(batch, "the divergence of a point is infinite")
+    moments = Moments()
+    for count in batch.passes(num_samples):
+        guide_trace, model_trace = batch.traces(count)
+        latent: list[Any] = [model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites]]
+        own = sample_sites(guide_trace)
+        together = bool(shared_sites(batch, own + latent, batch_size))
+        log_ratio = log_density(batch, own, count, together) - log_density(batch, latent, count, together)
+        check_numbers(log_ratio, own + latent)
+        moments.add(log_ratio)
+    return moments.mean_and_error("sampled")
 
 
 def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: bool) -> tuple[Tensor, bool]:
@@ -85,41 +113,11 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
 
 
 def _formula_holds(batch: Batch, name: str) -> bool:
-    """Whether the divergence given each draw of the other sites is, in the mean, that of the site.
+    """Whether the mean over the draws of the other sites of the formula, given each draw, is the site's divergence.
 
-    It is where the guide draws what the prior depends on first. Log ratios always have the right mean.
+    That is so where the guide draws first what the prior depends on. Log ratios always have the right mean.
     """
     if len(batch.latent_sites) == 1:
         return True
     first = batch.latent_sites[0] == name
     return first or (batch.in_model_order(name) and not correlated(batch, name))
-
-
-def _joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Tensor, str, Tensor]:
-    if not batch.latent_sites:
-        raise UnavailableError("Expected a guide that samples a latent site of the model, got none")
-    if points := batch.points():
-        raise UnavailableError(
-            f"Expected a guide that draws its sites from distributions, got a Delta for each of {points}: the "
-            "divergence of a point is infinite"
-        )
-    moments = Moments()
-    for count in batch.passes(num_samples):
-        guide_trace, model_trace = batch.traces(count)
-        latent: list[Any] = [model_trace.nodes[name] for name in [*batch.latent_sites, *batch.enumerated_sites]]
-        own = sample_sites(guide_trace)
-        together = bool(shared_sites(batch, own + latent, batch_size))
-        log_ratio = log_density(batch, own, count, together) - log_density(batch, latent, count, together)
-        check_numbers(log_ratio, own + latent)
-        moments.add(log_ratio)
-    return moments.mean_and_error("sampled")
-
-
-def _check_repeatable(batch: Batch, name: str, batch_size: int | None) -> None:
-    if batch_size is not None and not batch.is_local(batch.site(batch.guide_trace, name, "guide")):
-        raise ValueError(f"Expected batch_size=None for a site that all data share, got {batch_size}")
-
-
-def _joined(parts: list[tuple[Tensor, str, Tensor]]) -> tuple[Tensor, str, Tensor]:
-    values, estimators, errors = zip(*parts, strict=True)
-    return torch.cat(values), "sampled" if "sampled" in estimators else "analytic", torch.cat(errors)

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FLAT = 1e-3  # nats, within which the largest weights count as equal
-
-
+_FLAT = 1e-3  # the largest log weights count as equal within so many nats
 _FEWEST = 30  # draws for a tail of six, the fewest that ArviZ fits in all its versions
 
 
@@ -49,7 +47,7 @@ def smoothed_weights(log_weights: Tensor) -> Weights:
 
 def weighted_mean(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of ``values`` of shape (S, N), and its standard error by the delta method; NaN for one draw."""
-    # A draw where the density is zero may have no gradient there.
+    # A draw without weight may have no gradient.
     values = torch.where(weights > 0, values, torch.zeros_like(values))
     mean = (weights * values).sum(0)
     size = len(values)
@@ -65,7 +63,7 @@ def _psis(log_weights: np.ndarray) -> tuple[Any, float]:
     else:
         from arviz_stats.base import array_stats  # type: ignore[import-not-found, unused-ignore]
 
-        # ArviZ 1 takes log densities of what is left out, whose negatives are the log weights.
+        # ArviZ 1 takes log densities of the data that are left out, whose negatives are the log weights.
         smoothed, k = array_stats.psislw(-log_weights)
-    # Both generations leave the weights as they are where the fit fails, and only one of them says so by infinity.
+    # Both generations of ArviZ leave the weights as they are if the fit fails; only one of them returns infinity then.
     return smoothed, math.inf if math.isnan(k) else float(k)

@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.sites import local_dim
 from pyro_ilvae.distributions import innermost
 
 _MOST_PAIRS = 20_000  # of a draw and a datum at a time: fewer than without gradients, whose networks keep no graph
@@ -49,12 +50,7 @@ def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]
     for name in names:
         if name not in nodes:
             raise ValueError(f"Expected sites to be latent sites that are drawn, among {list(nodes)}, got {name!r}")
-        if not batch.is_local(nodes[name]):
-            plates = [(frame.name, frame.size) for frame in nodes[name]["cond_indep_stack"]]
-            raise ValueError(
-                f"Expected site '{name}' in a plate over the {batch.num_data} data, got plates {plates}: it has no "
-                "divergence for each of them"
-            )
+        local_dim(batch, nodes[name])
         check_differentiable(nodes[name])
     return names
 

@@ -6,20 +6,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.importance import Weights, smoothed_weights, weighted_mean
-from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.scores import passes, squared_gradients
+from pyro_ilvae.diagnostics._engine.sites import check_no_points
 
 
 class PosteriorFisherDivergence(NamedTuple):
-    """Relative Fisher divergences, their Monte Carlo errors, effective sample sizes and Pareto k-hat, each (N,)."""
+    """Relative Fisher divergences from true posterior to prior, and how far to trust their importance weights."""
 
-    values: Tensor
-    standard_errors: Tensor
-    effective_sample_sizes: Tensor
+    values: Tensor  #: the divergence of each datum, in one over squared units of z, of shape (N,)
+    standard_errors: Tensor  #: the Monte Carlo standard errors of the values, of shape (N,); NaN for one draw
+    effective_sample_sizes: Tensor  #: the number of equal weights that would be as good, of shape (N,)
+    #: Pareto k-hat of the weights, of shape (N,): do not trust values where it exceeds 0.7; NaN for fewer than 30 draws
     pareto_k: Tensor
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"{printing.mean(self.values, self.standard_errors)} over {printing.sizes(self.values.shape)}",
+            f"effective sample sizes from {printing.number(self.effective_sample_sizes.min())}",
+            f"Pareto k up to {printing.number(self.pareto_k.max())}",
+        )
 
 
 def weighted_squares(
@@ -31,13 +41,9 @@ def weighted_squares(
     batch_size: int | None,
     watched: nn.Module | None = None,
 ) -> tuple[Weights, list[Tensor]]:
-    """Weights of draws of the guide, and the squared gradients at them that :func:`squared_gradients` gives."""
+    """Weights of draws of the guide, and the squared gradients at the draws, see :func:`squared_gradients`."""
     shared = shared_sites(batch, [*sample_sites(batch.guide_trace), *sample_sites(batch.model_trace)], batch_size)
-    if points := batch.points():
-        raise UnavailableError(
-            f"Expected a guide that draws its sites from distributions, got a point for each of {points}, which no "
-            "weights make the posterior"
-        )
+    check_no_points(batch, "no weights make a point the posterior")
     log_weights, squares = [], []
     for count in passes(batch, num_samples, samples_per_pass):
         with torch.no_grad():
@@ -54,7 +60,7 @@ def weighted_squares(
 
 
 def weighted_divergence(weights: Weights, squares: Tensor) -> PosteriorFisherDivergence:
-    """The divergence that squared gradients at weighted draws make."""
+    """The divergence, which is the weighted mean of squared gradients."""
     values, errors = weighted_mean(weights.values, squares)
     # Data that share a site share their weights.
     ess, pareto_k = (part.expand_as(values) for part in (weights.effective_sample_sizes, weights.pareto_k))

@@ -1,37 +1,51 @@
-"""The lower bound on the relative Fisher divergence that an inverse Lipschitz decoder guarantees, beside its value."""
+"""The lower bound on the relative Fisher divergence that an inverse Lipschitz decoder guarantees."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
-from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import batches
+from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, part_of
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
+from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfWhole
 from pyro_ilvae.diagnostics._engine.weighted_scores import (
     PosteriorFisherDivergence,
     weighted_divergence,
     weighted_squares,
 )
-from pyro_ilvae.sequences.decoder import SequenceDecoder
+from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence import posterior_fisher_divergence
+
+__all__ = ["FisherBound", "fisher_bound"]
 
 
 class FisherBound(NamedTuple):
-    """A divergence, its lower bound and their ratio for each datum, of shape (N,), with Monte Carlo errors."""
+    """The divergence from true posterior to prior, its lower bound and their ratio, for each datum."""
 
-    divergence: PosteriorFisherDivergence
-    bound: Tensor
-    bound_standard_errors: Tensor
-    ratio: Tensor
-    ratio_standard_errors: Tensor
+    divergence: PosteriorFisherDivergence  #: the divergence, and how far to trust the importance weights
+    bound: Tensor  #: the lower bound on the divergence, in one over squared units of z, of shape (N,)
+    bound_standard_errors: Tensor  #: the Monte Carlo standard errors of the bound, of shape (N,)
+    ratio: Tensor  #: divergence over bound, at least 1 up to rounding and without unit, of shape (N,)
+    ratio_standard_errors: Tensor  #: the Monte Carlo standard errors of the ratio, of shape (N,)
+
+    def __repr__(self) -> str:
+        values, errors = self.divergence.values, self.divergence.standard_errors
+        return printing.described(
+            self,
+            f"divergence {printing.mean(values, errors)}",
+            f"bound {printing.mean(self.bound, self.bound_standard_errors)} over {printing.sizes(self.bound.shape)}",
+            f"smallest ratio {printing.number(self.ratio.min())}",
+            f"Pareto k up to {printing.number(self.divergence.pareto_k.max())}",
+        )
 
 
 def fisher_bound(
@@ -41,53 +55,58 @@ def fisher_bound(
     *,
     model_kwargs: Mapping[str, Any] | None = None,
     decoder: nn.Module | None = None,
-    site: str = "z",
+    site: str | None = None,
     num_samples: int = 1000,
     batch_size: int | None = None,
     samples_per_pass: int | None = None,
     seed: int | None = None,
     plate: str | None = None,
 ) -> FisherBound:
-    r"""The relative Fisher divergence from the true posterior to the prior, beside the decoder's floor under it.
+    r"""The relative Fisher divergence from the true posterior to the prior, and the decoder's lower bound on it.
 
     For a decoder :math:`f` with inverse Lipschitz constant L and as many latent dimensions as natural parameters,
     K = D, the theorem [1] says, with :math:`s = \partial \log p(x \mid \eta) / \partial \eta` at :math:`\eta = f(z)`,
 
     .. math:: F(p(z \mid x) \,\|\, p(z)) = E_{p(z \mid x)} \|J_f^\top s\|^2 \ge L^2 \, E_{p(z \mid x)} \|s\|^2,
 
-    and for the composition :math:`f = g_2 \circ B \circ g_1` with K < D, where L_1 is the constant of :math:`g_1`,
+    A decoder :math:`f = h \circ g` with K < D may have a ``bounded_part`` :math:`g` with
+    :math:`\|J_g^\top v\| \ge L_1 \|v\|`, see :class:`~pyro_ilvae.protocols.Decoder`. Then
 
-    .. math:: F(p(z \mid x) \,\|\, p(z)) \ge L_1^2 \, E_{p(z \mid x)} \|B^\top J_{g_2} s\|^2.
+    .. math:: F(p(z \mid x) \,\|\, p(z)) \ge L_1^2 \, E_{p(z \mid x)} \|J_h^\top s\|^2,
 
-    Both sides are means over the same weighted draws of the guide, see
+    with :math:`J_h^\top s = B^\top J_{g_2} s` for the composition :math:`f = g_2 \circ B \circ g_1`, whose part is
+    :math:`g_1`. Both sides are means over the same weighted draws of the guide, see
     :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`, and the inequality holds at each draw: the ratio is at
     least 1 up to rounding, however many draws there are. A projected decoder with K < D has no such bound, since
     :math:`J_f^\top s` may vanish where s does not.
 
     Args:
-        model: the model, called with the data, which depends on the site through the decoder alone.
+        model: the model, in which data depend on the site through the decoder alone.
         guide: its guide.
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         decoder: the decoder; if None, the attribute ``decoder`` of the object whose method the model is, as in a
             :class:`~pyro_ilvae.VAE`.
-        site: the name of the latent site that is decoded.
+        site: the name of the latent site that is decoded; if None, the only continuous latent site in the plate over
+            the data.
         num_samples: the number of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The divergence, as of :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence` for this site; its bound and
-        their ratio, which is infinite for L = 0 and NaN where both are 0, each with its standard error by the delta
-        method. Each is of shape (N,), in one over the unit of z squared but for the ratio, which has none.
+        What :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence` returns for this site; the bound; and the
+        ratio, which is infinite for L = 0 and NaN where divergence and bound are 0. Bound and ratio have standard
+        errors by the delta method. Each has shape (N,). Divergence and bound are in one over squared units of z.
 
     Raises:
-        ValueError: without a decoder, and as :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`.
-        UnavailableError: if the decoder has no such bound, or is not called once, with the value of the site.
+        ValueError: without a decoder, if ``site`` is None and there are several, and where
+            :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence` raises it.
+        UnavailableError: if the decoder has no such bound or needs more than z, and if the model does not call the
+            decoder exactly once with the value of the site.
 
     References:
         [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -103,15 +122,16 @@ def fisher_bound(
     """
     _checks.positive_int("num_samples", num_samples)
     if decoder is None:
-        function: Any = unwrap(model)
-        decoder = getattr(getattr(function, "__self__", function), "decoder", None)
+        decoder = part_of(model, "decoder")
         if decoder is None:
             raise ValueError("Expected decoder=..., or a model whose object has the attribute decoder, got neither")
     part, constant = _bounding_part(decoder)
     results = []
     with seeded(seed), _uncompiled(decoder):
         for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
-            names = differentiable_sites(batch, [site])
+            names = differentiable_sites(batch, None if site is None else [site])
+            if len(names) > 1:
+                raise ValueError(f"Expected the argument site to name one of several latent sites, {names}, got None")
             weights, (squares, part_squares) = weighted_squares(
                 batch, names, num_samples, samples_per_pass=samples_per_pass, batch_size=batch_size, watched=part
             )
@@ -127,30 +147,29 @@ def fisher_bound(
 
 def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
     """The part of a decoder whose output's score is bounded, from the latent variable on, and its constant."""
+    check_unconditional(decoder)
     latent_dim, event_shape = getattr(decoder, "latent_dim", None), getattr(decoder, "event_shape", None)
-    constant = getattr(decoder, "inverse_lipschitz", None)
-    kind = type(decoder).__name__
-    if latent_dim is None or event_shape is None or constant is None:
+    features = None if event_shape is None else torch.Size(event_shape).numel()
+    constant, kind = certified_constant(decoder), type(decoder).__name__
+    if constant is not None and features is not None and features == latent_dim:
+        return decoder, constant
+    part: tuple[nn.Module, float] | None = getattr(decoder, "bounded_part", None)
+    if part is not None:
+        return part
+    if latent_dim is None or features is None or constant is None:
         raise UnavailableError(
             f"Expected a decoder that carries latent_dim, event_shape and inverse_lipschitz, got {kind}"
         )
-    if isinstance(decoder, SequenceDecoder):
-        raise UnavailableError(f"Expected a decoder of z alone, got {kind}, which reads the data before each position")
-    if torch.Size(event_shape).numel() == latent_dim:
-        return decoder, constant
-    if isinstance(decoder, InverseLipschitzDecoder):
-        # B^T J_{g_2} s is the gradient of log p(x | z) by u = g_1(z), of which eta is a function.
-        return decoder.inner, decoder.inner.inverse_lipschitz
     raise UnavailableError(
-        f"Expected a decoder with K = D or an InverseLipschitzDecoder, got {kind} with K = {latent_dim} and "
-        f"D = {torch.Size(event_shape).numel()}, which has no bound for a single datum, only for the mean over the "
+        f"Expected a decoder with K = D or a bounded_part, got {kind} with K = {latent_dim} and "
+        f"D = {features}, which has no bound for a single datum, only for the mean over the "
         "model's own data"
     )
 
 
 @contextmanager
 def _uncompiled(decoder: nn.Module) -> Iterator[None]:
-    """Runs the modules of a decoder as they are written: compiled code does not report its parts."""
+    """Runs the modules of a decoder without compilation, because compiled code does not report its parts."""
     modules = list(decoder.modules())
     calls = [module._compiled_call_impl for module in modules]
     try:
@@ -160,3 +179,28 @@ def _uncompiled(decoder: nn.Module) -> Iterator[None]:
     finally:
         for module, call in zip(modules, calls, strict=True):
             module._compiled_call_impl = call
+
+
+def _variables(call: Call) -> dict[str, Any]:
+    """The true posterior's divergence from the prior, and the decoder's bound if there is one."""
+    bound = None
+    if certified_constant(part_of(call.model, "decoder")) is not None:
+        try:
+            bound = call(fisher_bound)
+        except ValueError as reason:
+            call.notes.append(f"fisher_bound: {reason}")
+    fisher = bound.divergence if bound else call(posterior_fisher_divergence)
+    mean, error = mean_over_data(fisher.values, fisher.standard_errors)
+    units = {"units": "1 / units of z squared"}
+    result: dict[str, Any] = {
+        "posterior_fisher": (float(mean), units),
+        "posterior_fisher_se": float(error),
+        "pareto_k": (float(fisher.pareto_k.max()), {"largest over": "the data"}),
+    }
+    if bound:
+        result["fisher_bound"] = (float(bound.bound.double().mean()), units)
+        result["fisher_ratio"] = (float(bound.ratio.min()), {"smallest over": "the data"})
+    return result
+
+
+SUMMARY = OfWhole("posterior_fisher", _variables)

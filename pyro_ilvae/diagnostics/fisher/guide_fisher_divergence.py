@@ -11,22 +11,33 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, N
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
-from pyro_ilvae.diagnostics._engine.densities import log_density
+from pyro_ilvae.diagnostics._engine.densities import log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior
 from pyro_ilvae.diagnostics._engine.scores import check_differentiable, placeholders
+from pyro_ilvae.diagnostics._engine.sites import only_site
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.distributions import innermost, without_event
+
+__all__ = ["GuideFisherDivergence", "guide_fisher_divergence"]
 
 
 class GuideFisherDivergence(NamedTuple):
-    """Relative Fisher divergences of shape (N,), the estimator, Monte Carlo errors, and the parts by coordinate."""
+    """Relative Fisher divergences from the guide's posterior to the prior, in one over squared units of z."""
 
-    values: Tensor
-    estimator: str
-    standard_errors: Tensor
-    per_dimension: Tensor
-    per_dimension_standard_errors: Tensor
+    values: Tensor  #: the divergence of each datum, of shape (N,)
+    estimator: str  #: "analytic" if every value has a formula, otherwise "sampled"
+    standard_errors: Tensor  #: the Monte Carlo standard errors of the values, of shape (N,); 0 without draws
+    per_dimension: Tensor  #: the part of each coordinate, of shape (N, \*other plates, \*event shape)
+    per_dimension_standard_errors: Tensor  #: the Monte Carlo standard errors of the parts, of their shape
+
+    def __repr__(self) -> str:
+        over = printing.sizes(self.values.shape)
+        return printing.described(
+            self, f"{printing.mean(self.values, self.standard_errors)} over {over}", self.estimator
+        )
 
 
 def guide_fisher_divergence(
@@ -35,7 +46,7 @@ def guide_fisher_divergence(
     model_args: ModelArgs = (),
     *,
     model_kwargs: Mapping[str, Any] | None = None,
-    site: str = "z",
+    site: str | None = None,
     batch_size: int | None = None,
     num_samples: int = 100,
     seed: int | None = None,
@@ -46,11 +57,11 @@ def guide_fisher_divergence(
     .. math:: F(q \,\|\, p) = E_{q(z \mid x)} \|\nabla_z \log q(z \mid x) - \nabla_z \log p(z)\|^2
         = \sum_j E_{q(z \mid x)} (\partial_j \log q(z \mid x) - \partial_j \log p(z))^2.
 
-    Its unit is one over that of z squared; it knows no nats and, unlike the KL divergence, changes when z is rescaled.
-    Analytic for two Normals, :math:`(\mu - m)^2 / t^4 + (s / t^2 - 1 / s)^2` for each coordinate of
-    :math:`N(\mu, s^2)` and :math:`N(m, t^2)`, and for multivariate ones; otherwise the mean over draws of the guide.
-    With other latent sites it is the mean, over the guide's draws of those before it, of the divergence given them;
-    discrete ones that the guide does not sample are summed out of the prior.
+    The divergence is in one over squared units of z and not in nats. Unlike the KL divergence, it changes when z is
+    rescaled. It is analytic for two Normals, with :math:`(\mu - m)^2 / t^4 + (s / t^2 - 1 / s)^2` for each coordinate
+    of :math:`N(\mu, s^2)` and :math:`N(m, t^2)`, and for two multivariate Normals; otherwise it is the mean over draws
+    of the guide. If the guide draws other latent sites before, it is the mean over their draws of the divergence given
+    them. Discrete sites that the guide does not sample are summed out of the prior.
 
     Args:
         model: the model.
@@ -58,23 +69,23 @@ def guide_fisher_divergence(
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
-        site: the name of a continuous latent site.
+        site: the name of a continuous latent site; if None, the only one that the guide samples.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where there is no formula, or where there are other latent sites.
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The divergences, of shape (N,); the estimator, "analytic" or "sampled"; their Monte Carlo standard errors, 0
-        where nothing was drawn and NaN for one draw; the coordinates' parts of the sum, of shape (N, \*other plates,
-        \*event shape), and their standard errors. A global site has N = 1.
+        The divergences, of shape (N,); the estimator, "analytic" or "sampled"; the Monte Carlo standard errors, 0
+        where nothing was drawn and NaN for one draw; the part of each coordinate in the sum, of shape
+        (N, \*other plates, \*event shape), and the standard errors of the parts. A site that data share has N = 1.
 
     Raises:
-        ValueError: if the site is not a latent site of both, for a batch size with a global site, or for densities
-            that are not numbers.
-        UnavailableError: if the site is discrete, has a support without interior such as the simplex, is a point in
-            the guide, if the guide's density has no formula or joins correlated sites, or if the prior sums over a
-            discrete site and depends on another.
+        ValueError: if the site is not a latent site of model and guide, if ``site`` is None and there are several, for
+            a batch size with a site that data share, and for densities that are not numbers.
+        UnavailableError: if the site is discrete, has a support without interior such as the simplex or is a point in
+            the guide, if the guide's density has no formula or joins correlated sites, and if the prior sums over a
+            discrete site and depends on another site.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -97,22 +108,22 @@ def guide_fisher_divergence(
     parts, estimators = [], set()
     with seeded(seed), torch.no_grad():
         for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
-            if batch_size is not None and not batch.is_local(batch.site(batch.guide_trace, site, "guide")):
-                raise ValueError(f"Expected batch_size=None for site '{site}', which all data share, got {batch_size}")
-            *part, estimator = _expected_squares(batch, site, num_samples)
+            name = only_site(batch, site, continuous=True)
+            shared_sites(batch, [batch.site(batch.guide_trace, name, "guide")], batch_size)
+            *part, estimator = _expected_squares(batch, name, num_samples)
             parts.append(part)
             estimators.add(estimator)
     values, errors, per_dimension, dimension_errors = (torch.cat(part) for part in zip(*parts, strict=True))
     if values.isnan().any():
         raise ValueError(
-            f"Expected densities of site '{site}' that are numbers, got NaN for {values.isnan().sum()} data"
+            f"Expected densities of site '{name}' that are numbers, got NaN for {values.isnan().sum()} data"
         )
     estimator = "sampled" if "sampled" in estimators else "analytic"
     return GuideFisherDivergence(values, estimator, errors, per_dimension, dimension_errors)
 
 
 def _expected_squares(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
-    """Means and errors, of the sum over coordinates and of each, over the draws of a guide."""
+    """Mean and error over the guide's draws of the sum over coordinates, the same of each coordinate, the estimator."""
     _check_alone(batch, name)
     if len(batch.latent_sites) == 1 and not batch.enumerated_sites:
         squares, analytic = _squares(batch, name, (batch.guide_trace, batch.model_trace), 1)
@@ -132,7 +143,7 @@ def _expected_squares(batch: Batch, name: str, num_samples: int) -> tuple[Tensor
 
 
 def _check_alone(batch: Batch, name: str) -> None:
-    """Raise unless the guide has a distribution of the site given what the site's prior is given."""
+    """Raise unless the guide has a distribution of the site given all sites on which the site's prior depends."""
     site = batch.site(batch.model_trace, name, "model")
     batch.site(batch.guide_trace, name, "guide")
     check_differentiable(site)
@@ -184,7 +195,7 @@ def _sampled_squares(q: Any, log_prior: Callable[[Tensor], Tensor], value: Tenso
     with torch.enable_grad():
         z = value.detach().requires_grad_()  # also hides the draw from the caches of transforms
         try:
-            # Data are independent, so that each has its own gradient in that of the sum.
+            # Data are independent, so that the gradient of the sum is the gradient of each datum.
             log_ratio = q.log_prob(z).sum() - log_prior(z).sum()
         except (NotImplementedError, KeyError) as error:
             raise UnavailableError(
@@ -215,3 +226,10 @@ def _gaussian_squares(q: Any, p: Any) -> Tensor | None:
     # The difference of scores at z = mean + q_factor * noise is linear in the noise.
     shift = (p_precision @ (q.mean - p.mean).unsqueeze(-1)).squeeze(-1)
     return shift.square() + ((p_precision - q_precision) @ q_factor).square().sum(-1)
+
+
+def _columns(call: Call, site: str) -> dict[str, Any]:
+    return {"guide_fisher": float(call(guide_fisher_divergence, site=site).values.double().mean())}
+
+
+SUMMARY = OfSite("fisher", _columns, missing={"guide_fisher": float("nan")})

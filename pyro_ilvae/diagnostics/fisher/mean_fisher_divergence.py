@@ -9,28 +9,42 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.decoding import (
-    _decode,
-    _features,
-    _jacobian,
-    _split,
     certified_constant,
+    check_unconditional,
+    decode,
+    jacobian,
+    num_features,
+    part_of,
     prior_draws,
+    split,
 )
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfWhole
 
-_NUM_DATA = 10  # drawn for each z where the Fisher information has no formula
+__all__ = ["MeanFisherDivergence", "mean_fisher_divergence"]
+
+_NUM_DATA = 10  # the draws of x for each z if the Fisher information has no formula
 
 
 class MeanFisherDivergence(NamedTuple):
     """The relative Fisher divergence averaged over the model's own data, per squared unit of z, and its floor."""
 
-    total: float  #: the sum over latent coordinates
-    total_se: float  #: its Monte Carlo standard error; NaN for one draw
-    per_dimension: Tensor  #: the part of each latent coordinate, of shape (K,)
-    per_dimension_se: Tensor  #: its Monte Carlo standard error, of shape (K,)
+    total: float  #: the sum over latent coordinates, in one over squared units of z
+    total_se: float  #: the Monte Carlo standard error of ``total``; NaN for one draw
+    per_dimension: Tensor  #: the part of each latent coordinate, in one over squared units of z, of shape (K,)
+    per_dimension_se: Tensor  #: the Monte Carlo standard errors of the parts, of shape (K,)
     floor: float | None  #: what the decoder guarantees for ``total`` on the same draws; None without a guarantee
-    per_dimension_floor: float | None  #: what it guarantees for each latent coordinate, ``floor`` / K
+    per_dimension_floor: float | None  #: what the decoder guarantees for each latent coordinate, ``floor`` / K
     estimator: Literal["analytic", "sampled"]  #: how the Fisher information at each draw was computed
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"total {printing.number(self.total, self.total_se)} over {len(self.per_dimension)} dimensions",
+            f"floor {printing.number(self.floor)}",
+            self.estimator,
+        )
 
 
 def mean_fisher_divergence(
@@ -41,7 +55,7 @@ def mean_fisher_divergence(
     num_samples: int = 1000,
     scale: float = 1.0,
     sampler: Callable[[int], Tensor] | None = None,
-    batch_size: int | None = None,
+    samples_per_pass: int | None = None,
     seed: int | None = None,
 ) -> MeanFisherDivergence:
     r"""The relative Fisher divergence from true posterior to prior, averaged over the model's own data.
@@ -50,41 +64,45 @@ def mean_fisher_divergence(
         = \sum_k E_{p(x, z)} (\partial_{z_k} \log p(x \mid f(z)))^2
 
     with :math:`J_f` the decoder's Jacobian and :math:`I(\eta) = E_{p(x \mid \eta)}[s s^\top]`,
-    :math:`s = \nabla_\eta \log p(x \mid \eta)`, the Fisher information of one datum: the trace of the Fisher metric
-    pulled back to the latent space [2], with no posterior in sight. Its unit is one over that of z squared, not nats,
-    and it changes when z is rescaled. A coordinate that the decoder ignores has 0. For a standard normal prior, half of
-    the total is an upper bound, in nats, on the mutual information of x and z under the model (log-Sobolev).
+    :math:`s = \nabla_\eta \log p(x \mid \eta)`, the Fisher information of one datum. The middle is the trace of the
+    Fisher metric pulled back to the latent space [2] and needs no posterior. The divergence is in one over squared
+    units of z and not in nats, and it changes when z is rescaled. A coordinate that the decoder ignores has 0. For a
+    standard normal prior, half of the total is an upper bound, in nats, on the mutual information of x and z under the
+    model (log-Sobolev).
 
-    A decoder with inverse Lipschitz constant L stretches every coordinate by at least L, wherever it is, so that
+    A decoder with inverse Lipschitz constant L stretches every coordinate by at least L at every z, so that the total
+    is at least
 
     .. math:: \text{floor} = K L^2 \, E_{p(z)} \lambda_{\min}(I(f(z))),
 
-    and each latent coordinate has at least one K-th of that, for any K <= D: none is collapsed on the model's own
-    data. For Normal noise it is :math:`K L^2 / \sigma^2`. The inequality holds at each z, so both sides are means over
-    the same draws, and the floor is below up to rounding, however few draws there are. It is 0 for categories, since a
-    shift of all of them has no information.
+    and each latent coordinate has at least one K-th of the floor, for any K <= D: no coordinate is collapsed on the
+    model's own data. For Normal noise the floor is :math:`K L^2 / \sigma^2`. The inequality holds at each z and both
+    sides are means over the same draws, so that the floor is at most the total up to rounding, however few draws there
+    are. The floor is 0 for categories, since a shift of all their logits has no information.
 
     Args:
-        decoder: a module or function :math:`f` from (N, K) to natural parameters (N, \*event_shape), each row by
-            itself.
-        likelihood: from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`. Without the methods
-            ``information_product`` and ``smallest_information`` of those, the information is estimated from ten draws
-            of x for each z ("sampled"), and there is no floor. Modules are used in evaluation mode.
-        latent_dim: the dimension :math:`K`, where the decoder lacks the attribute and there is no ``sampler``.
+        decoder: a module or function :math:`f` of z alone, from (N, K) to natural parameters (N, \*event_shape), that
+            decodes each row by itself.
+        likelihood: a function from natural parameters to a distribution, see
+            :class:`~pyro_ilvae.protocols.Likelihood`. If it lacks the methods ``information_product`` and
+            ``smallest_information``, the information is estimated from ten draws of x for each z ("sampled"), and there
+            is no floor. Modules are used in evaluation mode.
+        latent_dim: the dimension :math:`K`, if the decoder lacks this attribute and there is no ``sampler``.
         num_samples: the number of prior draws.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: draws from another prior: a function from n to a tensor of shape (n, K).
-        batch_size: the number of latent points treated at a time; in bounded memory if None. It changes draws of x,
-            where there are any, and nothing else.
-        seed: for the draws; None for the global random state.
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        samples_per_pass: the number of prior draws treated at a time; if None, as many as fit in bounded memory. It
+            changes draws of x, if there are any, and nothing else.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
     Returns:
-        The total and the part of each latent coordinate with their standard errors, what the decoder guarantees for
-        them, None without a constant or for "sampled", and the estimator.
+        The total and the part of each latent coordinate with their standard errors; what the decoder guarantees for
+        both, None without a constant and for "sampled"; and the estimator.
 
     Raises:
         ValueError: for a decoder whose dimension is not known, whose output is not finite, has another length, or
             differs between two calls, for an infinite information, and for arguments out of range.
+        UnavailableError: for a decoder that needs more than z.
 
     References:
         | [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -99,27 +117,28 @@ def mean_fisher_divergence(
         (50.0, True)
     """
     _checks.positive_int("num_samples", num_samples)
+    check_unconditional(decoder)
     known = hasattr(likelihood, "information_product") and hasattr(likelihood, "smallest_information")
     parts, smallest = [], []
-    # Not inference mode, which knows no derivatives.
+    # Outside of inference mode, which has no derivatives.
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
         z = prior_draws(decoder, num_samples, latent_dim, scale, sampler)
-        features = _features(decoder, z[:2])
+        features = num_features(decoder, z[:2])
         event_shape = decoder(z[:1]).shape[1:]
-        for part in _split(z, features * z.shape[1], batch_size):
-            eta = _decode(decoder, part).reshape(len(part), *event_shape)
-            jacobian = _jacobian(decoder, part)
+        for part in split(z, features * z.shape[1], samples_per_pass):
+            eta = decode(decoder, part).reshape(len(part), *event_shape)
+            slopes = jacobian(decoder, part)
             if known:
-                tangents = jacobian.movedim(-1, 0).reshape(-1, *eta.shape)
+                tangents = slopes.movedim(-1, 0).reshape(-1, *eta.shape)
                 products = likelihood.information_product(eta, tangents)  # type: ignore[attr-defined]
                 parts.append((tangents * products).reshape(*tangents.shape[:2], -1).sum(-1).T)
                 smallest.append(likelihood.smallest_information(eta).reshape(len(eta), -1).amin(-1))  # type: ignore[attr-defined]
             else:
-                parts.append(_sampled_squares(likelihood, eta, jacobian))
+                parts.append(_sampled_squares(likelihood, eta, slopes))
     values = torch.cat(parts).double()
     if not values.isfinite().all():
         raise ValueError(
-            f"Expected a finite Fisher information, got {int((~values.isfinite()).any(-1).sum())} z where not"
+            f"Expected a finite Fisher information, got {int((~values.isfinite()).any(-1).sum())} z where it is not"
         )
     constant = certified_constant(decoder)
     guaranteed = None if constant is None or not known else constant**2 * float(torch.cat(smallest).double().mean())
@@ -147,3 +166,23 @@ def _sampled_squares(likelihood: Callable[[Tensor], Any], eta: Tensor, jacobian:
             (score,) = torch.autograd.grad(log_prob.sum(), at)
         total += torch.einsum("nd,ndk->nk", score.reshape(len(eta), -1), jacobian).square()
     return total / _NUM_DATA
+
+
+def _variables(call: Call) -> dict[str, Any]:
+    decoder, likelihood = part_of(call.model, "decoder"), part_of(call.model, "likelihood")
+    if decoder is None or likelihood is None:
+        return {}
+    own = mean_fisher_divergence(
+        decoder,
+        likelihood,
+        num_samples=call.options["num_samples"],
+        samples_per_pass=100,
+        seed=call.options["seed"],
+    )
+    return {
+        "model_fisher": (own.total, {"units": "1 / units of z squared"}),
+        "model_fisher_floor": math.nan if own.floor is None else own.floor,
+    }
+
+
+SUMMARY = OfWhole("model_fisher", _variables)

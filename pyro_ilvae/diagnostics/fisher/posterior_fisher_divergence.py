@@ -16,6 +16,8 @@ from pyro_ilvae.diagnostics._engine.weighted_scores import (
     weighted_squares,
 )
 
+__all__ = ["PosteriorFisherDivergence", "posterior_fisher_divergence"]
+
 
 def posterior_fisher_divergence(
     model: Program,
@@ -35,20 +37,20 @@ def posterior_fisher_divergence(
     .. math:: F(p(z \mid x) \,\|\, p(z)) = E_{p(z \mid x)} \|\nabla_z \log p(z \mid x) - \nabla_z \log p(z)\|^2
         = E_{p(z \mid x)} \|\nabla_z \log p(x \mid z)\|^2,
 
-    in one over the unit of z squared; no normalizer is needed. The estimator is self-normalized importance sampling
-    from the guide with Pareto-smoothed weights [1],
+    in one over squared units of z. No normalizer is needed. The estimator is self-normalized importance sampling from
+    the guide with Pareto-smoothed weights [1],
 
     .. math:: \sum_s \bar w_s \|\nabla_z \log p(x \mid z_s)\|^2, \qquad
         \bar w_s \propto \frac{p(x, z_s)}{q(z_s \mid x)}, \quad z_s \sim q(z \mid x).
 
-    Do not trust it, nor its standard error, where k-hat exceeds 0.7: the guide then misses a part of the posterior that
-    matters, and more draws do not help. Observed sites are those that make :math:`p(x \mid z)`, ``pyro.factor``
-    statements among them. With other latent sites :math:`y` it is the divergence of the joint posterior in the
-    direction of :math:`z`, which is the mean over :math:`p(y \mid x)` of that given :math:`y`; discrete sites that the
-    guide does not sample are summed over instead, so that :math:`p(x \mid z) = \sum_y p(x, y, z) / \sum_y p(y, z)`.
-    Where data share a latent or observed site, the weights are those of all data together, whose effective sample size
-    falls quickly with their number. For a standard normal prior, KL(p(z|x) || p(z)) <= F/2 in nats, and
-    F >= \|E[z|x]\|^2.
+    Do not trust the estimate or its standard error where k-hat exceeds 0.7: the guide then misses a part of the
+    posterior that matters, and more draws do not help. Observed sites, ``pyro.factor`` statements among them, make up
+    :math:`p(x \mid z)`. With other latent sites :math:`y` the result is the divergence of the joint posterior in the
+    direction of :math:`z`, which is the mean over :math:`p(y \mid x)` of the divergence given :math:`y`. Discrete sites
+    that the guide does not sample are summed over, so that
+    :math:`p(x \mid z) = \sum_y p(x, y, z) / \sum_y p(y, z)`. Where data share a latent or observed site, all
+    data have the same weights, whose effective sample size falls quickly with the number of data. For a
+    standard normal prior, KL(p(z|x) || p(z)) <= F/2 in nats, and F >= \|E[z|x]\|^2.
 
     Args:
         model: the model.
@@ -61,18 +63,19 @@ def posterior_fisher_divergence(
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
-        seed: a seed for the draws, which then leave the global random state as it was.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The divergences; their standard errors, by the delta method (NaN for one draw); the effective sample sizes
+        The divergences; their standard errors by the delta method, NaN for one draw; the effective sample sizes
         :math:`1 / \sum_s \bar w_s^2`; and k-hat, which is -inf for equal weights, infinite where few draws carry all
-        weight, and NaN for fewer than 30 draws. Each is of shape (N,).
+        weight, and NaN for fewer than 30 draws. Each has shape (N,).
 
     Raises:
         ValueError: for a site that is not latent, not in the guide or not in the plate over the data, for densities
             that are not numbers, and for a batch size where data share a site.
-        UnavailableError: for a discrete site or one whose support has no interior, and for a guide that is a point.
+        UnavailableError: for a discrete site, a site whose support has no interior, and a guide that puts a site at a
+            point.
 
     References:
         [1] Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646

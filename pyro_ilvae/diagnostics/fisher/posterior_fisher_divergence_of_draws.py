@@ -10,17 +10,28 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.arrays import check_finite
 from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import shared_sites
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites, passes, squared_gradients
 
+__all__ = ["FisherDivergenceOfDraws", "posterior_fisher_divergence_of_draws"]
+
 
 class FisherDivergenceOfDraws(NamedTuple):
-    """Relative Fisher divergences, their Monte Carlo errors and effective sample sizes, each of shape (N,)."""
+    """Relative Fisher divergences from true posterior to prior, from draws of the posterior."""
 
-    values: Tensor
-    standard_errors: Tensor
-    effective_sample_sizes: Tensor
+    values: Tensor  #: the divergence of each datum, in one over squared units of z, of shape (N,)
+    standard_errors: Tensor  #: the Monte Carlo standard errors of the values, of shape (N,)
+    effective_sample_sizes: Tensor  #: the number of independent draws that would be as good, of shape (N,)
+
+    def __repr__(self) -> str:
+        return printing.described(
+            self,
+            f"{printing.mean(self.values, self.standard_errors)} over {printing.sizes(self.values.shape)}",
+            f"effective sample sizes from {printing.number(self.effective_sample_sizes.min())}",
+        )
 
 
 def posterior_fisher_divergence_of_draws(
@@ -40,33 +51,34 @@ def posterior_fisher_divergence_of_draws(
     .. math:: F(p(z \mid x) \,\|\, p(z)) = E_{p(z \mid x)} \|\nabla_z \log p(x \mid z)\|^2
         \approx \tfrac{1}{S} \sum_s \|\nabla_z \log p(x \mid z_s)\|^2,
 
-    in one over the unit of z squared, with what is said of other latent sites at
-    :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`. Sites that all data share may be among the draws, and
-    the divergence is then the mean over their posterior.
+    in one over squared units of z. Other latent sites are treated as in
+    :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`. Sites that all data share may be among the draws; the
+    divergence is then the mean over their posterior.
 
     Args:
         model: the model.
-        draws: by the name of the site, draws of shape (S, \*plates, \*event shape) as ``mcmc.get_samples()`` gives
-            them: (S, N, \*event shape) for a site in the plate over the data alone. Discrete sites may be left out,
-            and are then summed over.
+        draws: a mapping from the names of sites to draws of shape (S, \*plates, \*event shape), as
+            ``mcmc.get_samples()`` returns it. A site in no plate but that over the data has shape
+            (S, N, \*event shape). Discrete sites may be left out; they are then summed over.
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
-        num_chains: the number of chains, whose draws stand one after the other.
+        num_chains: the number of chains, whose draws follow each other.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
-        plate: the name of the plate over the data; if None, the one plate of their number.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
 
     Returns:
-        The divergences; their standard errors, from ArviZ's effective sample sizes for the mean, which know of
-        autocorrelation; and those. Each is of shape (N,), and the last two are NaN for fewer than four draws a chain.
+        The divergences; their standard errors; and ArviZ's effective sample sizes for the mean, which account for
+        autocorrelation in the standard errors. Each has shape (N,). Standard errors and effective sample sizes are NaN
+        for fewer than four draws a chain.
 
     Raises:
-        ValueError: for draws of a site that is not latent, without a continuous one, of another shape or not finite,
-            and for a site that is not in the plate over the data.
-        UnavailableError: for a discrete site or one whose support has no interior.
+        ValueError: for draws of a site that is not latent, draws without a continuous site, of another shape or not
+            finite, and for a site that is not in the plate over the data.
+        UnavailableError: for a discrete site, and a site whose support has no interior.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -84,13 +96,13 @@ def posterior_fisher_divergence_of_draws(
     num_samples = _num_samples(draws, num_chains)
     arguments = Arguments.of(model_args, model_kwargs)
     num_data = arguments.num_data
-    # The prior, as a guide that has the sites of the draws.
+    # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
     columns, start = [], 0
     for batch in batches(model, prior, arguments, batch_size, plate):
         names = differentiable_sites(batch, sites)
         own = _own_draws(batch, draws, start, num_data)
-        # Given the draws of a shared site, data have their densities each; what is shared besides joins them.
+        # Given the draws of a shared site, each datum has a density of its own; other shared sites join the data.
         rest = [node for node in sample_sites(batch.model_trace) if node["name"] not in draws]
         together = bool(shared_sites(batch, rest, batch_size))
         rows, position = [], 0
@@ -118,8 +130,7 @@ def _num_samples(draws: Mapping[str, Tensor], num_chains: int) -> int:
     if size % num_chains:
         raise ValueError(f"Expected num_chains to divide the number of draws, {size}, got {num_chains}")
     for name, value in draws.items():
-        if not value.isfinite().all():
-            raise ValueError(f"Expected finite draws at site '{name}', got NaN or infinity")
+        check_finite(f"draws of site '{name}'", value)
     return size
 
 

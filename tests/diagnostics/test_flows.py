@@ -4,11 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.known_models import (
-    assert_errors_are_right,
-    assert_within,
-    data_plate,
-)
+from helpers.estimates import assert_errors_are_right, assert_within
+from helpers.latent_structures import data_plate
 from pyro.distributions import transforms
 from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as exact_kl

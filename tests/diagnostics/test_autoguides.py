@@ -1,15 +1,12 @@
-"""The diagnostics on guides of every kind: AutoGuides with constrained sites, and flows."""
+"""The diagnostics on AutoGuides, also with constrained sites, against closed forms and quadrature."""
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.known_models import (
-    assert_within,
-    data_plate,
-    shared_log_marginal,
-    shared_model,
-)
+from helpers.estimates import assert_within
+from helpers.factor_models import N
+from helpers.latent_structures import data_plate, shared_log_marginal, shared_model
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
@@ -24,6 +21,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
     AutoNormalMessenger,
     AutoStructured,
+    init_to_sample,
 )
 from pyro.nn import PyroModule
 from torch.distributions import MultivariateNormal, Normal, biject_to
@@ -31,7 +29,52 @@ from torch.distributions import kl_divergence as exact_kl
 
 from pyro_ilvae.diagnostics import UnavailableError, active_units, evidence, kl_divergence, kl_per_dimension
 
+
+def scalar_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("build", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+def test_guides_whose_density_is_at_an_auxiliary_site(build):
+    x = torch.randn(N)
+    guide = build(scalar_model, init_loc_fn=init_to_sample, init_scale=0.5)
+    guide(x)
+    with torch.no_grad():
+        loc = guide.median(x)["z"]
+    kl = kl_per_dimension(scalar_model, guide, x)
+    assert kl.estimator == "analytic"
+    torch.testing.assert_close(kl.values, exact_kl(Normal(loc, 0.5), Normal(0.0, 1.0)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(active_units(scalar_model, guide, x).variances, loc.var(), rtol=1e-4, atol=1e-4)
+
+
+def test_points_are_refused():
+    x = torch.randn(N)
+    guide = AutoDelta(scalar_model)
+    guide(x)
+    for measure in (kl_per_dimension, kl_divergence, active_units):
+        with pytest.raises(UnavailableError, match="got a Delta"):
+            measure(scalar_model, guide, x)
+
+
+def test_guide_with_parameters_of_its_own():
+    guide = AutoNormalMessenger(scalar_model)
+    x = torch.randn(N)
+    svi = SVI(scalar_model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(5):
+        svi.step(x)
+    kl = kl_per_dimension(scalar_model, guide, x)
+    draws = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].sample((20_000,))
+    expected = exact_kl(Normal(draws.mean(0), draws.std(0)), Normal(0.0, 1.0))
+    torch.testing.assert_close(kl.values.mean(), expected.mean(), atol=0.05, rtol=0)
+    assert not kl.values.requires_grad
+    assert not active_units(scalar_model, guide, x).variances.requires_grad
+
+
 JOINT = (AutoMultivariateNormal, AutoLowRankMultivariateNormal)
+
+
 GAUSSIAN = (AutoNormal, AutoDiagonalNormal, *JOINT)
 
 
@@ -202,7 +245,7 @@ def test_kl_of_each_site_of_an_autoguide(build):
         entropy = MultivariateNormal(torch.zeros(4, 2), covariance).entropy()
         expected = 0.5 * gap + 2 * 0.9189385 - entropy
         assert ((z.values - expected).abs() < 5 * z.standard_errors + 0.02 * expected.abs() + 0.03).all()
-    units = active_units(hierarchical, guide, x, num_samples=2000)
+    units = active_units(hierarchical, guide, x, site="z", num_samples=2000)
     assert ((units.variances - draws["z"].mean(0).var(0)).abs() < 0.05 * units.variances + 0.02).all()
 
 

@@ -55,12 +55,6 @@ class LinearGaussian(nn.Module):
         return divergence / NOISE**4, (residual.square().sum(-1) + spread.trace()) / NOISE**4
 
 
-def within(estimate, exact, errors, sigmas=5.0, slack=1e-4):
-    """Whether an estimate is where its own standard error says."""
-    assert estimate.shape == exact.shape
-    assert ((estimate - exact).abs() <= sigmas * errors + slack * (1 + exact.abs())).all(), (estimate, exact, errors)
-
-
 def normal_pair(q, p):
     def model(x):
         with pyro.plate("data", len(x)):
@@ -84,13 +78,13 @@ def scalar_guide(x):
         pyro.sample("z", dist.Normal(x / 4, 1.0))
 
 
-CENTRES, SPREADS, ODDS = torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 1.0]), torch.tensor([0.3, 0.7])
+CENTERS, SPREADS, ODDS = torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 1.0]), torch.tensor([0.3, 0.7])
 
 
 def mixture_model(x):
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", dist.Categorical(ODDS))
-        z = pyro.sample("z", dist.Normal(CENTRES[y], SPREADS[y]))
+        z = pyro.sample("z", dist.Normal(CENTERS[y], SPREADS[y]))
         pyro.sample("x", dist.Normal(z * (1.0 + y), 1.0), obs=x)
 
 
@@ -119,3 +113,81 @@ def shared_guide(x):
     a = pyro.sample("a", dist.Normal(loc, variance**0.5))
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal((a + x) / 2, 0.5**0.5))
+
+
+TALL = torch.tensor([[2.0, 0.0], [0.3, 1.0], [0.0, 0.5]])
+LINE = torch.linspace(-1.0, 1.0, 4)
+
+
+def dirichlet_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+def dirichlet_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Dirichlet(2 * torch.ones(3)))
+
+
+def auto(build, model):
+    guide = build(model)
+    guide(torch.ones(4))
+    return guide
+
+
+def grid_divergence(log_joint, log_prior, low=-12.0, high=12.0, points=20001):
+    """F, the posterior mean and the KL divergence of p(z | x) from p(z) on a grid of a scalar z."""
+    z = torch.linspace(low, high, points, dtype=torch.float64, requires_grad=True)
+    log_likelihood = log_joint(z) - log_prior(z)
+    score = torch.autograd.grad(log_likelihood.sum(), z)[0]
+    with torch.no_grad():
+        density = log_joint(z).exp()
+        density = density / torch.trapezoid(density, z)
+        prior = log_prior(z)
+        kl = torch.trapezoid(torch.xlogy(density, density) - density * prior, z)
+        return [float(value) for value in (torch.trapezoid(density * score**2, z), torch.trapezoid(density * z, z), kl)]
+
+
+def nested_model(x):
+    with pyro.plate("data", len(x), dim=-3), pyro.plate("part", 2, dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("pixel", x.shape[-1], dim=-1):
+            pyro.sample("x", dist.Normal(z.sum(-1), NOISE), obs=x)
+
+
+def nested_guide(x):
+    gain = x.shape[-1] / NOISE**2
+    with pyro.plate("data", len(x), dim=-3), pyro.plate("part", 2, dim=-2):
+        loc = (gain / (1 + 2 * gain) * x.mean(-1, keepdim=True)).unsqueeze(-1).expand(-1, -1, -1, 2)
+        precision = torch.eye(2) + gain
+        pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
+
+
+def nested_exact(x):
+    # Each part sees z_1 + z_2 = t only, with t ~ N(0, 2), and both coordinates have the same score.
+    gain = x.shape[-1] / NOISE**2
+    loc, variance = 2 * gain * x.mean(-1) / (1 + 2 * gain), 2 / (1 + 2 * gain)
+    return (2 * gain**2 * ((x.mean(-1) - loc) ** 2 + variance)).sum(-1)
+
+
+def mixture_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.StudentT(6.0, x / 2, 1.0))
+
+
+def mixture_densities(datum):
+    """log p(x, z, y) and log p(z, y), each of shape (..., 2), at z."""
+
+    def log_prior(z):
+        return dist.Normal(CENTERS.double(), SPREADS.double()).log_prob(z[:, None]) + ODDS.double().log()
+
+    def log_joint(z):
+        return log_prior(z) + dist.Normal(z[:, None] * torch.tensor([1.0, 2.0]), 1.0).log_prob(datum.double())
+
+    return log_joint, log_prior
+
+
+def shared_exact(x):
+    loc, variance = shared_posterior(x)
+    return ((x - loc) / 2) ** 2 + variance / 4 + 0.5

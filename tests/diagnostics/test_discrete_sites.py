@@ -4,11 +4,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.known_models import (
-    CENTRES,
+from helpers.estimates import assert_within, compared
+from helpers.latent_structures import (
+    CENTERS,
     WEIGHTS,
-    assert_within,
-    compared,
     data_plate,
     empty_guide,
     exact_mixture_guide,
@@ -50,7 +49,7 @@ def test_rough_guide_of_a_mixture():
         torch.testing.assert_close(kl_per_dimension(mixture_model, guide, x, site="y").values, kl.values)
         bounds = evidence(mixture_model, guide, x, num_samples=20000)
         assert_within(bounds.log_likelihood, mixture_log_marginal(x), bounds.log_likelihood_standard_errors)
-        log_joint = WEIGHTS.log() + Normal(CENTRES, 0.7).log_prob(x[:, None])
+        log_joint = WEIGHTS.log() + Normal(CENTERS, 0.7).log_prob(x[:, None])
         elbo = (q.probs * (log_joint - q.logits)).sum(-1)
         assert_within(bounds.elbo, elbo, bounds.elbo_standard_errors)
     with pytest.raises(UnavailableError, match="site 'y' to have a mean"):
@@ -65,9 +64,9 @@ def test_a_mixture_whose_observations_stand_in_an_inner_plate(data_dim):
         with data_plate(x, data_dim):
             y = pyro.sample("y", dist.Categorical(WEIGHTS))
             with pyro.plate("inner", 3, dim=-3 - data_dim):
-                pyro.sample("x", dist.Normal(CENTRES[y], 0.7), obs=x if data_dim == -2 else x.mT)
+                pyro.sample("x", dist.Normal(CENTERS[y], 0.7), obs=x if data_dim == -2 else x.mT)
 
-    exact = (WEIGHTS.log() + Normal(CENTRES, 0.7).log_prob(x[..., None]).sum(1)).logsumexp(-1)
+    exact = (WEIGHTS.log() + Normal(CENTERS, 0.7).log_prob(x[..., None]).sum(1)).logsumexp(-1)
     for num_samples in (1, 3):
         torch.testing.assert_close(evidence(model, empty_guide, x, num_samples=num_samples).elbo, exact)
 
@@ -76,7 +75,7 @@ def test_discrete_sites_in_inner_plates_are_refused():
     def model(x):
         with pyro.plate("data", len(x), dim=-2), pyro.plate("inner", 3, dim=-1):
             y = pyro.sample("y", dist.Categorical(WEIGHTS))
-            pyro.sample("x", dist.Normal(CENTRES[y], 0.7), obs=x)
+            pyro.sample("x", dist.Normal(CENTERS[y], 0.7), obs=x)
 
     with pytest.raises(ValueError, match=r"site 'y'.*plates \['data', 'inner'\]"):
         evidence(model, empty_guide, torch.randn(5, 3))
@@ -102,12 +101,12 @@ def test_a_discrete_site_that_all_data_share(num_samples):
         k = pyro.sample("k", dist.Bernoulli(0.4))
         with data_plate(x):
             y = pyro.sample("y", dist.Categorical(torch.stack([0.3 + 0.5 * k, 0.7 - 0.5 * k], -1)))
-            pyro.sample("x", dist.Normal(CENTRES[y] + k, 0.7), obs=x)
+            pyro.sample("x", dist.Normal(CENTERS[y] + k, 0.7), obs=x)
 
     x = torch.randn(5)
     parts = [
         torch.tensor(prior).log()
-        + (torch.tensor(weights).log() + Normal(CENTRES + k, 0.7).log_prob(x[:, None])).logsumexp(-1).sum()
+        + (torch.tensor(weights).log() + Normal(CENTERS + k, 0.7).log_prob(x[:, None])).logsumexp(-1).sum()
         for k, prior, weights in ((0, 0.6, [0.3, 0.7]), (1, 0.4, [0.8, 0.2]))
     ]
     bounds = evidence(model, empty_guide, x, num_samples=num_samples)
@@ -122,14 +121,14 @@ def test_a_markov_chain_of_discrete_sites():
             y = 0
             for t in pyro.markov(range(4)):
                 y = pyro.sample(f"y{t}", dist.Categorical(transition[y]))
-                pyro.sample(f"x{t}", dist.Normal(CENTRES[y], 0.7), obs=x[:, t])
+                pyro.sample(f"x{t}", dist.Normal(CENTERS[y], 0.7), obs=x[:, t])
 
     x = torch.randn(3, 4)
     alpha = transition[0].log().expand(3, 2)
     for t in range(4):
         if t:
             alpha = (alpha[:, :, None] + transition.log()).logsumexp(1)
-        alpha = alpha + Normal(CENTRES, 0.7).log_prob(x[:, t, None])
+        alpha = alpha + Normal(CENTERS, 0.7).log_prob(x[:, t, None])
     torch.testing.assert_close(evidence(model, empty_guide, x, num_samples=2).elbo, alpha.logsumexp(1))
 
 
@@ -141,7 +140,7 @@ def test_discrete_and_continuous_sites():
         assert_within(bounds.log_likelihood, exact, bounds.log_likelihood_standard_errors)
     y = exact_kl(dist.Categorical(responsibilities(x, 1.2)), dist.Categorical(WEIGHTS.expand(6, 2)))
     torch.testing.assert_close(kl_divergence(gmvae_model, gmvae_guide, x, site="y").values, y, atol=1e-5, rtol=1e-5)
-    each = exact_kl(Normal(0.6 * x[:, None] + 0.3 * CENTRES, 0.6), Normal(CENTRES, torch.tensor(0.8)))
+    each = exact_kl(Normal(0.6 * x[:, None] + 0.3 * CENTERS, 0.6), Normal(CENTERS, torch.tensor(0.8)))
     z = (responsibilities(x, 1.2) * each).sum(-1)
     assert_within(*compared(kl_divergence(gmvae_model, gmvae_guide, x, site="z", num_samples=2000), z))
     assert_within(*compared(kl_per_dimension(gmvae_model, gmvae_guide, x, site="z", num_samples=2000), z))
@@ -152,7 +151,7 @@ def test_kl_where_a_discrete_site_is_summed_out_of_the_prior():
     x = torch.randn(6)
     q = Normal(0.7 * x, 0.8)
     grid = torch.linspace(-8, 8, 8001)[:, None]
-    log_prior = (WEIGHTS.log() + Normal(CENTRES, 0.8).log_prob(grid[..., None])).logsumexp(-1)
+    log_prior = (WEIGHTS.log() + Normal(CENTERS, 0.8).log_prob(grid[..., None])).logsumexp(-1)
     exact = torch.trapezoid(q.log_prob(grid).exp() * (q.log_prob(grid) - log_prior), grid, dim=0)
     for site in (None, "z"):
         kl = kl_divergence(gmvae_model, gmvae_guide_without_y, x, site=site, num_samples=5000)
@@ -172,7 +171,7 @@ def test_a_masked_datum_has_no_evidence_where_its_discrete_site_is_summed_out():
             for t in range(3):
                 with poutine.mask(mask=t < lengths):
                     y = pyro.sample(f"y{t}", dist.Categorical(WEIGHTS))
-                    pyro.sample(f"x{t}", dist.Normal(CENTRES[y], 0.7), obs=x[:, t])
+                    pyro.sample(f"x{t}", dist.Normal(CENTERS[y], 0.7), obs=x[:, t])
 
     x = torch.randn(3, 3)
     exact = torch.stack([mixture_log_marginal(row[:length]).sum() for row, length in zip(x, lengths, strict=True)])
@@ -185,11 +184,11 @@ def test_the_values_of_a_sum_count_in_the_bound_on_memory(monkeypatch):
     def model(x):
         with data_plate(x):
             y = pyro.sample("y", dist.Categorical(WEIGHTS))
-            z = pyro.sample("z", dist.Normal(CENTRES[y], 0.8))
+            z = pyro.sample("z", dist.Normal(CENTERS[y], 0.8))
             seen.append((y + z).numel())
-            pyro.sample("x", dist.Normal(CENTRES[y] + z, 0.6), obs=x)
+            pyro.sample("x", dist.Normal(CENTERS[y] + z, 0.6), obs=x)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._batches._MOST_PAIRS", 60)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 60)
     evidence(model, gmvae_guide_without_y, torch.randn(10), num_samples=20)
     assert max(seen) == 60
 

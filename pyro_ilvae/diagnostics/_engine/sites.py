@@ -1,0 +1,47 @@
+"""Which latent site a diagnostic is about, and what the diagnostics ask of sites."""
+
+from typing import Any
+
+from pyro_ilvae.diagnostics._engine.batches import Batch
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+
+
+def only_site(batch: Batch, name: str | None, *, continuous: bool = False) -> str:
+    """The latent site called ``name``; if None, the only (continuous) latent site that the guide samples."""
+    if name is not None:
+        return name
+    check_samples(batch)
+    nodes: dict[str, Any] = batch.model_trace.nodes
+    names = [site for site in batch.latent_sites if not (continuous and nodes[site]["fn"].support.is_discrete)]
+    if len(names) == 1:
+        return names[0]
+    kind = "continuous latent" if continuous else "latent"
+    if not names:
+        raise UnavailableError(f"Expected a {kind} site that the guide samples, got {batch.latent_sites}")
+    raise ValueError(f"Expected the argument site to name one of several {kind} sites, {names}, got None")
+
+
+def check_samples(batch: Batch) -> None:
+    """Raise if the guide samples none of the model's latent sites."""
+    if not batch.latent_sites:
+        raise UnavailableError("Expected a guide that samples a latent site of the model, got none")
+
+
+def check_no_points(batch: Batch, consequence: str) -> None:
+    """Raise if the guide puts a continuous latent site at one value, as ``AutoDelta`` does."""
+    if points := batch.points():
+        raise UnavailableError(
+            "Expected a guide that draws its sites from distributions, got a Delta at a point for each of "
+            f"{points}: {consequence}"
+        )
+
+
+def local_dim(batch: Batch, site: Any) -> int:
+    """The dimension of the data, from the right, in the batch shape of a site that has a value for each datum."""
+    dim = batch.data_dim(site)
+    if dim is None:
+        plates = [(frame.name, frame.size) for frame in site["cond_indep_stack"]]
+        raise ValueError(
+            f"Expected site '{site['name']}' in a plate over the {batch.num_data} data, got plates {plates}"
+        )
+    return dim
