@@ -97,8 +97,12 @@ def same(row: str, latent_dim: int, features: int, target: float) -> list[Line]:
     return [faster(row, "same function", "reference", compare(steps, "same function"), target)]
 
 
+def default(latent_dim: int, features: int) -> InverseLipschitzDecoder:
+    return InverseLipschitzDecoder(latent_dim=latent_dim, event_shape=features)
+
+
 COMPOSITIONS: dict[str, Callable[[int, int], nn.Module]] = {
-    "composition": InverseLipschitzDecoder,
+    "composition": default,
     "composition, small inner map": small_inner,
     "light composition": light,
 }

@@ -39,8 +39,8 @@ def build(kind: type[MixtureVAE], latent_dim: int, features: int, enumerate_in: 
             hidden_features=(width, width),
             num_components=COMPONENTS if enumerate_in == "guide" else None,
         ),
-        COMPONENTS,
         likelihoods.Normal(0.3, estimate="learned"),
+        COMPONENTS,
         data_size=DATA_SIZE,
         enumerate_in=enumerate_in,
     )

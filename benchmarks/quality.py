@@ -40,19 +40,19 @@ def composition(frame: Tensor, **arguments: Any) -> nn.Module:
     )
 
 
-SMALL: dict[str, Any] = {"inner_hidden_features": (64, 64)}
+SMALL: dict[str, Any] = {"inner_map_features": (64, 64)}
 
 # The first is the one the others should not be worse than.
 DECODERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "composition": composition,
     "small-inner": lambda q: composition(q, **SMALL),
     "no-skips": lambda q: composition(q, **SMALL, input_skips=False),
-    "one-layer-1024": lambda q: composition(q, **SMALL, hidden_features=(1024,), input_skips=False),
-    "light": lambda q: composition(q, **SMALL, hidden_features=(512, 256), input_skips=False),
-    "skips-512-128": lambda q: composition(q, **SMALL, hidden_features=(512, 128)),
-    "skips-384-128": lambda q: composition(q, **SMALL, hidden_features=(384, 128)),
-    "skips-256-256": lambda q: composition(q, **SMALL, hidden_features=(256, 256)),
-    "skips-448-64": lambda q: composition(q, **SMALL, hidden_features=(448, 64)),
+    "one-layer-1024": lambda q: composition(q, **SMALL, map_features=(1024,), input_skips=False),
+    "light": lambda q: composition(q, **SMALL, map_features=(512, 256), input_skips=False),
+    "skips-512-128": lambda q: composition(q, **SMALL, map_features=(512, 128)),
+    "skips-384-128": lambda q: composition(q, **SMALL, map_features=(384, 128)),
+    "skips-256-256": lambda q: composition(q, **SMALL, map_features=(256, 256)),
+    "skips-448-64": lambda q: composition(q, **SMALL, map_features=(448, 64)),
     "projected": lambda q: ProjectedDecoder(
         mlp(LATENT, (512, 512), len(q)), latent_dim=LATENT, event_shape=len(q), inverse_lipschitz=1.0, frame=q
     ),

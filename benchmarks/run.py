@@ -12,6 +12,7 @@ import warnings
 
 import decoders
 import growth
+import importing
 import inverse
 import measures
 import mixture
@@ -21,7 +22,7 @@ import timing
 import torch
 import training
 
-MODULES = (decoders, training, mixture, sequential, inverse, measures, growth)
+MODULES = (decoders, training, mixture, sequential, inverse, measures, importing, growth)
 ROWS = {name: row for module in MODULES for name, row in module.ROWS.items()}
 
 

@@ -2,37 +2,41 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from timing import Line, Step, at_most, compare, peak_bytes
+from torch import nn
 
 from pyro_ilvae import (
-    InverseLipschitzSequenceDecoder,
+    InverseLipschitzDecoder,
     JointOptim,
-    ProjectedSequenceDecoder,
+    MLPDecoder,
+    ProjectedDecoder,
     SequenceDecoder,
     SequenceEncoder,
     SequentialVAE,
 )
 
-LATENT_DIM, LENGTH = 16, 12
-DECODERS = {
-    "plain": SequenceDecoder,
-    "projected": ProjectedSequenceDecoder,
-    "composition": InverseLipschitzSequenceDecoder,
-}
+LATENT_DIM, LENGTH, WIDTH = 16, 12, 256
 
 models = PyroModule("sequences")
 count = itertools.count()
 
 
-def step_of(decoder: str, x: torch.Tensor, vocab_size: int) -> Step:
+def build(name: str, vocab_size: int) -> nn.Module:
+    sizes: dict[str, Any] = {"latent_dim": LATENT_DIM, "event_shape": vocab_size, "context_dim": WIDTH}
+    if name == "composition":
+        return InverseLipschitzDecoder(**sizes, map_features=(256, 256), frame="centered")
+    plain = MLPDecoder(**sizes, hidden_features=(WIDTH,))
+    return plain if name == "plain" else ProjectedDecoder(plain, **sizes, frame="centered")
+
+
+def step_of(name: str, x: torch.Tensor, vocab_size: int) -> Step:
     vae = SequentialVAE(
-        vocab_size,
-        LATENT_DIM,
-        DECODERS[decoder](vocab_size, LATENT_DIM),
+        SequenceDecoder("gru", build(name, vocab_size)),
         SequenceEncoder(vocab_size=vocab_size, latent_dim=LATENT_DIM),
         data_size=10_000,
     )
