@@ -4,11 +4,12 @@ import multiprocessing
 import warnings
 from unittest import mock
 
-import matplotlib
 import numpy as np
 import pyro
 import pytest
 import torch
+from helpers.arviz_groups import SAMPLED, assert_same, az, values
+from matplotlib import pyplot as plt
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer import HMC, MCMC, NUTS
@@ -20,17 +21,8 @@ from torch import nn
 
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-with warnings.catch_warnings():
-    # Once a day ArviZ 0.x announces ArviZ 1 when it is imported.
-    warnings.filterwarnings("ignore", "\nArviZ is undergoing a major refactor", FutureWarning)
-    import arviz as az
-
 CHAINS, DRAWS = 2, 40
-PASSES = [1, 7, CHAINS * DRAWS]  # one by one, across the border between the chains, all at once
-SAMPLED = ["posterior", "posterior_predictive", "log_likelihood", "prior", "prior_predictive"]
+PASSES = [1, 7, CHAINS * DRAWS, None]  # one by one, across the border between the chains, all at once, as chosen
 X = torch.tensor([1.0, 2.0, 4.0, 1.5])
 
 
@@ -92,18 +84,6 @@ def conjugate():
 def mixture():
     pyro.set_rng_seed(0)
     return run(short_hmc(mixture_model), X)
-
-
-def values(fit, group):
-    return {name: np.asarray(array) for name, array in fit[group].data_vars.items()}
-
-
-def assert_same(one, other):
-    for group in SAMPLED:
-        first, second = values(one, group), values(other, group)
-        assert first.keys() == second.keys()
-        for name in first:
-            np.testing.assert_array_equal(first[name], second[name])
 
 
 # Values
@@ -262,6 +242,7 @@ def test_arguments_are_by_default_those_of_the_run(conjugate):
     arguments = {"samples_per_pass": 20, "seed": 1}
     fit = from_pyro_mcmc(conjugate, **arguments)
     assert_same(fit, from_pyro_mcmc(conjugate, model_args=(X,), **arguments))
+    assert_same(fit, from_pyro_mcmc(conjugate, X, **arguments))
     assert_same(fit, from_pyro_mcmc(conjugate, model_kwargs={"x": X}, **arguments))
     other = from_pyro_mcmc(conjugate, model_args=(torch.zeros(2),), model=conjugate_model, **arguments)
     assert other["log_likelihood"]["x"].shape == (CHAINS, DRAWS, 2)
@@ -371,7 +352,7 @@ def test_chains_with_a_value_for_each_value_of_an_enumerated_site_are_refused():
     ("arguments", "error", "match"),
     [
         ({"samples_per_pass": 0}, ValueError, "Expected samples_per_pass"),
-        ({"model_args": X}, TypeError, "Expected model_args to be a tuple, got Tensor"),
+        ({"model_args": [X]}, TypeError, "Expected model_args to be a tensor or a tuple, got list"),
         ({"dims": {"nu": ["a"]}}, ValueError, r"Expected dims for sites among .*got \['nu'\]"),
         ({"constant_data": {"mu": 1.0}}, ValueError, "Expected names in constant_data"),
     ],
