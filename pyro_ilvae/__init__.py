@@ -11,7 +11,15 @@ from pyro_ilvae.decoders.plain import MLPDecoder
 from pyro_ilvae.decoders.principal import principal_frame, principal_token_frame
 from pyro_ilvae.decoders.projected import ProjectedDecoder
 from pyro_ilvae.encoders import ConvEncoder, MLPEncoder
-from pyro_ilvae.infer import AnnealedELBO, InverseLipschitzScheduler, JointOptim, anneal, schedules
+from pyro_ilvae.infer import (
+    AnnealedELBO,
+    InverseLipschitzScheduler,
+    JointOptim,
+    NonFiniteLossError,
+    Schedule,
+    anneal,
+    schedules,
+)
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
 from pyro_ilvae.models import VAE, MixtureVAE, SequentialVAE
 from pyro_ilvae.networks import mlp
@@ -37,8 +45,10 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "MixtureVAE",
+    "NonFiniteLossError",
     "ProjectedDecoder",
     "RecurrentHistory",
+    "Schedule",
     "SequenceDecoder",
     "SequenceEncoder",
     "SequentialVAE",
