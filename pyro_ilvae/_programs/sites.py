@@ -19,12 +19,8 @@ def sample_sites(trace: Trace) -> list[Any]:
 
 
 def drawn(trace: Trace) -> dict[str, Tensor]:
-    """Return the values that a guide has drawn for sites of its model."""
-    return {
-        site["name"]: site["value"]
-        for site in sample_sites(trace)
-        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
-    }
+    """Return the values of the sites that are not observed."""
+    return {site["name"]: site["value"] for site in sample_sites(trace) if not site["is_observed"]}
 
 
 def is_delta(site: Any) -> bool:
