@@ -299,16 +299,17 @@ def test_dtypes(case, dtype):
 @one_of_each()
 @torch.no_grad()
 def test_device_is_that_of_the_parameters(case):
-    """Whatever is made without a device would be made on the default one here, which no operation mixes with others."""
-    model = case.build(data_size=30)
-    with torch.device("meta"):
-        # Plates count on the default device and are left to Pyro.
-        for arguments in ({"x": case.x}, {"num_data": NUM_DATA}):
-            for function in (model.model, model.guide):
-                value = function(**arguments)
-                assert value.device.type == "cpu"
-        for name, values in results(model, case.x).items():
-            assert all(value.device.type == "cpu" for value in values), name
+    """On a default device without memory, whatever was made there would be lost or refused."""
+    model, found = perturb(case.build(data_size=30)), []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            pyro.set_rng_seed(1)
+            found.append(results(model, case.x))
+            for name, function in (("model", model.model), ("guide", model.guide)):
+                traces = [poutine.trace(function).get_trace(case.x), poutine.trace(function).get_trace(num_data=5)]
+                # Pyro makes the indices of its plates on the default device.
+                found[-1][name] = tuple(trace.log_prob_sum(lambda site, _: site in case.sites) for trace in traces)
+    assert_equal(*found)
 
 
 @every_model()
