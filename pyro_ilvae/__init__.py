@@ -1,9 +1,6 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from pyro_ilvae import datasets, diagnostics, infer, likelihoods, protocols
+from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots, protocols
 from pyro_ilvae.decoders.brenier import BrenierMap, BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
@@ -26,9 +23,6 @@ from pyro_ilvae.networks import mlp
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.encoder import SequenceEncoder
 from pyro_ilvae.sequences.histories import RecurrentHistory, TransformerHistory
-
-if TYPE_CHECKING:
-    from pyro_ilvae import plots
 
 __version__ = "0.1.0"
 
@@ -67,14 +61,3 @@ __all__ = [
     "protocols",
     "schedules",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Matplotlib takes as long to import as everything else together, and few processes draw.
-    if name == "plots":
-        return import_module("pyro_ilvae.plots")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
