@@ -71,7 +71,7 @@ def from_pyro_mcmc(
           of the plates, without scales; masked elements are 0.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
-        - A module given as model, or by a bound method, runs in evaluation mode and is put back.
+        - A module given as model, or by a bound method, runs in evaluation mode and keeps its mode afterwards.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch

@@ -64,7 +64,7 @@ def from_pyro_svi(
     Note:
         - Sites that are marked for parallel enumeration and that the guide leaves out (``TraceEnum_ELBO`` sums
           them out) are drawn by :func:`pyro.infer.infer_discrete` given the guide's draw of the other sites and
-          the data of the call, without the scale of subsampling. Sites enumerated in the guide are drawn from the guide.
+          the data of the call, without the scale of subsampling. The guide draws sites that it enumerates itself.
         - ``log_likelihood`` is log p(x_n | z) in nats for each draw z, discrete sites included, and each element n
           of the plates, without the scale of subsampling or annealing; masked elements are 0. Leave-one-out
           estimates take the guide's draws for posterior draws, and are unreliable if each datum has its own latent
@@ -72,7 +72,7 @@ def from_pyro_svi(
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.
-        - A module given as model or guide, or by a bound method, runs in evaluation mode and is put back.
+        - A module given as model or guide, or by a bound method, runs in evaluation mode and keeps its mode afterwards.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
