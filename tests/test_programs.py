@@ -158,6 +158,23 @@ def test_a_run_has_its_draws_to_the_left():
     assert len(runs.traces(1)[1].nodes["scale"]["value"].shape) == 0
 
 
+def test_a_site_has_the_batch_shape_of_its_distribution_and_its_plates():
+    def model():
+        pyro.sample("outside", dist.Normal(torch.zeros(3), 1.0), obs=torch.tensor(0.0))
+        with pyro.plate("rows", 2, dim=-2):
+            pyro.sample("inside", dist.Normal(torch.zeros(3), 1.0), obs=torch.tensor(0.0))
+            pyro.deterministic("vector", torch.zeros(2, 1, 4))
+            pyro.factor("penalty", torch.zeros(2, 1))
+
+    nodes = runs_of(model, lambda: None).model_trace.nodes
+    assert site_shape(nodes["outside"]) == ((3,), (None,), ())
+    assert site_shape(nodes["inside"]) == ((2, 3), ("rows", None), ())
+    assert site_shape(nodes["inside"]).kept == [("rows", 2), (None, 3)]
+    assert site_shape(nodes["vector"]) == ((2, 1), ("rows", None), (4,))
+    assert site_shape(nodes["vector"]).kept == [("rows", 2)]
+    assert site_shape(nodes["penalty"]).batch == (2, 1)
+
+
 def test_sites_that_the_guide_leaves_out_are_enumerated():
     x = torch.randn(4)
     runs = runs_of(mixture, shift_guide, x)

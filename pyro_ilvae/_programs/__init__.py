@@ -1,7 +1,7 @@
 """The one engine that runs a model and its guide: what they are called with, and runs of several draws at once."""
 
 from pyro_ilvae._programs.arguments import Arguments, ModelArgs
-from pyro_ilvae._programs.handlers import HoldSubsamples, Release, Replay
+from pyro_ilvae._programs.handlers import Release, Replay
 from pyro_ilvae._programs.runs import MOST_PAIRS, Program, Runs, Values
 from pyro_ilvae._programs.sites import (
     SiteShape,
@@ -17,7 +17,6 @@ from pyro_ilvae._programs.sites import (
 __all__ = [
     "MOST_PAIRS",
     "Arguments",
-    "HoldSubsamples",
     "ModelArgs",
     "Program",
     "Release",

@@ -37,9 +37,9 @@ def from_pyro_mcmc(
         model_kwargs: keyword arguments for the same call.
         model: the model, by default the model of the kernel. A kernel made from a ``potential_fn`` has none; its
             chains then have to be in the model's own space (``MCMC(transforms=...)``).
-        samples_per_pass: the number of draws per run of the model. By default as many as fit in a bounded memory. Draws
-            are made one at a time if the model or the guide gives other values for several draws at once: then some
-            batch dimension is not in a plate, or values are indexed from the left.
+        samples_per_pass: the number of draws per run of the model, by default as many as fit in a bounded memory. Draws
+            are made one at a time if the model gives other values for several draws at once than for each
+            draw alone, for instance because it indexes values from the left or sums over a batch dimension.
         prior: whether to add the groups ``prior`` and ``prior_predictive``, of as many draws as the posterior.
         posterior_predictive: whether to add the group ``posterior_predictive``.
         log_likelihood: whether to add the group ``log_likelihood``.
@@ -71,7 +71,7 @@ def from_pyro_mcmc(
           of the plates, without scales; masked elements are 0.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
-        - A module given as model, or by a bound method, runs in evaluation mode and is put back.
+        - A module given as model, or by a bound method, runs in evaluation mode and keeps its mode afterwards.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch

@@ -38,16 +38,16 @@ def from_pyro_svi(
             tensor.
         model_kwargs: keyword arguments for the same calls.
         num_samples: the number of draws in each group.
-        samples_per_pass: the number of draws per run of the model. By default as many as fit in a bounded memory. Draws
-            are made one at a time if the model or the guide gives other values for several draws at once: then some
-            batch dimension is not in a plate, or values are indexed from the left.
+        samples_per_pass: the number of draws per run of the model, by default as many as fit in a bounded memory. Draws
+            are made one at a time if the model or the guide gives other values for several draws at once than for each
+            draw alone, for instance because it indexes values from the left or sums over a batch dimension.
         prior: whether to add the groups ``prior`` and ``prior_predictive``.
         posterior_predictive: whether to add the group ``posterior_predictive``.
         log_likelihood: whether to add the group ``log_likelihood``.
         coords: coordinate values by dimension; they override the indices of the plates.
-        dims: names by site, either of the event dimensions or of all dimensions. By default those of the
-            plates are named after the plates, and the others ``<site>_dim_0``, ``<site>_dim_1``, ... Also names
-            of all dimensions by entry of ``constant_data``.
+        dims: names by site, either of the event dimensions or of all dimensions. By default
+            dimensions of plates are named after the plates, and all others ``<site>_dim_0``, ``<site>_dim_1``, ...
+            Also names of all dimensions by entry of ``constant_data``.
         constant_data: arrays by name for the group ``constant_data``, such as covariates.
         seed: a seed for the draws, which then leave the global random state of PyTorch as it was.
 
@@ -64,7 +64,7 @@ def from_pyro_svi(
     Note:
         - Sites that are marked for parallel enumeration and that the guide leaves out (``TraceEnum_ELBO`` sums
           them out) are drawn by :func:`pyro.infer.infer_discrete` given the guide's draw of the other sites and
-          the data of the call, without the scale of subsampling. Sites enumerated in the guide are drawn from it.
+          the data of the call, without the scale of subsampling. The guide draws sites that it enumerates itself.
         - ``log_likelihood`` is log p(x_n | z) in nats for each draw z, discrete sites included, and each element n
           of the plates, without the scale of subsampling or annealing; masked elements are 0. Leave-one-out
           estimates take the guide's draws for posterior draws, and are unreliable if each datum has its own latent
@@ -72,7 +72,7 @@ def from_pyro_svi(
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.
-        - A module given as model or guide, or by a bound method, runs in evaluation mode and is put back.
+        - A module given as model or guide, or by a bound method, runs in evaluation mode and keeps its mode afterwards.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch

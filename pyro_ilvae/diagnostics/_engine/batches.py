@@ -23,11 +23,11 @@ from pyro_ilvae.distributions import innermost
 
 __all__ = ["Batch", "batches", "sample_sites", "site_log_prob"]
 
-_MOST_PAIRS = MOST_PAIRS
+_MOST_PAIRS = MOST_PAIRS  # of a draw and a datum in memory at a time, unless a caller says otherwise
 
 
 class Batch:
-    """A model and its guide on one batch of data, run for as many draws as are asked for.
+    """A model and its guide on one batch of data, run for any number of draws at once.
 
     Attributes:
         num_data: the number N of data.
@@ -54,35 +54,36 @@ class Batch:
         self.num_assignments = self._checked_assignments()
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
-        """How many draws to make in each pass, in bounded memory; one by one if the model or guide needs that."""
+        """Return how many draws to make in each pass, in bounded memory; one by one if model or guide need that."""
         most = (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments)
         return self.runs.passes(num_samples, samples_per_pass, most)
 
     def traces(
         self,
-        num_particles: int,
+        num_draws: int,
         conditioned: Values | None = None,
         guide: Program | None = None,
     ) -> tuple[Trace, Trace]:
-        """Traces of guide and model, each with ``num_particles`` draws to the left of all plates.
+        """Return traces of guide and model, each with ``num_draws`` draws to the left of all plates.
 
         Values in ``conditioned`` take the place of the guide's own draws.
         """
-        return _pruned(*self.runs.traces(num_particles, conditioned, guide))
+        return _pruned(*self.runs.traces(num_draws, conditioned, guide))
 
-    def log_density(self, sites: list[Any], num_particles: int) -> Tensor:
-        """The summed log densities of sites of one trace: (particles, N) if they are local to the data, summed over
-        other plates; enumerated dimensions stay to the left.
+    def log_density(self, sites: list[Any], num_draws: int) -> Tensor:
+        """Return the sum of the log densities of sites of one trace.
 
-        Scales of plates and annealing do not enter: this is about one datum.
+        It is summed over all plates but the plate of the data, and of shape (draws, N), or (draws, 1) if no site is
+        local to the data; enumerated dimensions stay to the left. Scales of plates and annealing do not enter, because
+        the density is about one datum.
         """
         total = torch.zeros(())
         for site in sites:
-            total = self._per_datum(site_log_prob(site), site, num_particles) + total
+            total = self._per_datum(site_log_prob(site), site, num_draws) + total
         return total
 
     def points(self) -> list[str]:
-        """The continuous latent sites that the guide puts at one value each, where it has no density."""
+        """Return the names of the continuous latent sites that the guide puts at one value, where it has no density."""
         before: dict[str, Any] = {}
         for name in self.latent_sites:
             own: Any = self.guide_trace.nodes[name]["fn"]
@@ -92,12 +93,12 @@ class Batch:
                 before[name] = self.guide_trace.nodes[name]["value"]
         if not before:
             return []
-        # The Deltas of most AutoGuides pass on what was drawn at an auxiliary site.
+        # A second run tells a point from the Deltas of most AutoGuides, which pass on draws of an auxiliary site.
         again: Any = self.traces(1)[0].nodes
         return [name for name, value in before.items() if torch.equal(value, again[name]["value"])]
 
     def in_model_order(self, name: str) -> bool:
-        """Whether the guide draws before the site all that the model draws before it."""
+        """Whether the guide draws all sites before this site that the model draws before it."""
         drawn = self.drawn_sites
         before = self.latent_sites[: self.latent_sites.index(name)]
         return set(before) <= set(drawn[: drawn.index(name)])
@@ -123,7 +124,7 @@ class Batch:
         return trace.nodes[name]
 
     def data_first(self, value: Tensor, site: Any, event_dim: int) -> Tensor:
-        """A value of the site with particles and data in front: (particles, N, other plates, event).
+        """Return a value of the site with draws and data in front: (draws, N, other plates, event).
 
         A global site has N = 1.
         """
@@ -138,7 +139,7 @@ class Batch:
             value = value.squeeze(position)
         return value
 
-    def _per_datum(self, log_prob: Tensor, site: Any, num_particles: int) -> Tensor:
+    def _per_datum(self, log_prob: Tensor, site: Any, num_draws: int) -> Tensor:
         log_prob = self.runs.padded(log_prob, 0)
         lead = log_prob.shape[: -self.nesting - 1]
         dim = self.data_dim(site)
@@ -147,7 +148,7 @@ class Batch:
             log_prob = log_prob.sum(others, keepdim=True)
         # A sum over the data's dimension would count a global site once for each datum.
         num_data = 1 if dim is None else self.num_data
-        return log_prob.reshape(*lead, -1, num_data).expand(*lead, num_particles, num_data)
+        return log_prob.reshape(*lead, -1, num_data).expand(*lead, num_draws, num_data)
 
     def _data_plate(self, frames: set[Any]) -> str | None:
         sizes = {frame.name: frame.size for frame in frames}
@@ -169,7 +170,7 @@ class Batch:
         if not found and drawn:
             raise ValueError(
                 f"Expected all data of the batch in the plate '{drawn[0].name}', got {drawn[0].size} of the "
-                f"{self.num_data} data: batches are made here, by batch_size"
+                f"{self.num_data} data: the argument batch_size makes batches, rather than the model"
             )
         return found[0] if found else None
 
@@ -207,11 +208,11 @@ class Batch:
 def batches(
     model: Program, guide: Program, arguments: Arguments, batch_size: int | None, plate: str | None = None
 ) -> Iterator[Batch]:
-    """Model and guide on the data, ``batch_size`` at a time."""
+    """Yield model and guide on ``batch_size`` data at a time."""
     vectorizes: dict[int, bool | None] = {}
     for part in arguments.batches(batch_size):
         batch = Batch(model, guide, part, plate)
-        # A last batch can be as small as another plate.
+        # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
         batch.runs.known_to_vectorize = vectorizes.get(batch.num_data)
         yield batch

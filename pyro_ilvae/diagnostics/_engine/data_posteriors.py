@@ -13,16 +13,19 @@ from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlat
 from pyro_ilvae.diagnostics._engine.sites import local_dim
 from pyro_ilvae.distributions import innermost, without_event
 
-_MOST_NUMBERS = 300_000  # in the pairs of a draw and a posterior at a time: what a cache holds
-
-
+_MOST_NUMBERS = 300_000  # in the pairs of a row and a posterior at a time: what a cache holds
 _MOST_VALUES = 256  # of a discrete site that are enumerated
 
 
 class DataPosterior(NamedTuple):
-    """A batch's posteriors of the site, and the dimension of the data in their batch shape, from the right.
+    """The posteriors of a site for a batch of data, as one distribution.
 
-    Rows are values with the batch shape's other dimensions, which belong to one datum, and the event behind.
+    A row is a value of the site for one datum, of shape (*others, *event): the batch dimensions other than the
+    dimension of the data, and the event.
+
+    Attributes:
+        fn: the distribution, with the data along one of its batch dimensions.
+        dim: that dimension, from the right of the batch shape.
     """
 
     fn: Any
@@ -46,20 +49,20 @@ class DataPosterior(NamedTuple):
         """The log density of each row under each datum's posterior: (R, N)."""
         try:
             return self.by_datum(log_density_anywhere(self.fn, self.at_each_datum(rows)))
-        except (NotImplementedError, KeyError) as error:  # the latter from transforms that only know their own draws
+        except (NotImplementedError, KeyError) as error:  # KeyError: of transforms that only know their own draws
             raise UnavailableError(
                 "Expected a guide with densities at draws of other data's posteriors, got a "
                 f"{type(self.fn).__name__} that has none: {error}"
             ) from error
 
     def passes(self, rows: Tensor, rows_per_pass: int | None) -> Iterator[slice]:
-        """Parts of the rows whose pairs with the posteriors fit in the memory."""
+        """Yield parts of the rows whose pairs with the posteriors fit in memory."""
         step = rows_per_pass or max(1, _MOST_NUMBERS // self.at_each_datum(rows[:1]).numel())
         for start in range(0, len(rows), step):
             yield slice(start, start + step)
 
     def all_values(self) -> Tensor | None:
-        """All values of a datum as rows, if there are few."""
+        """Return all values of one datum as rows if they are few, and None otherwise."""
         base = without_event(self.fn)
         if not base.has_enumerate_support:
             return None
@@ -103,7 +106,7 @@ def data_posterior(batch: Batch, name: str) -> DataPosterior:
 
 
 def log_density_anywhere(fn: Any, values: Tensor) -> Tensor:
-    """The log density, also outside of the support, for validation that is off."""
+    """Return the log density, which is -inf outside of the support also where validation is off."""
     log_prob: Tensor = fn.log_prob(values)
     if innermost(fn).support is constraints.real:
         return log_prob
@@ -114,7 +117,7 @@ def _in_support(fn: Any, values: Tensor) -> Tensor:
     if isinstance(fn, torch.distributions.Independent):
         return _in_support(fn.base_dist, values).flatten(-fn.reinterpreted_batch_ndims).all(-1)
     if isinstance(fn, torch.distributions.TransformedDistribution):
-        # The support that it names itself is that of the transforms alone.
+        # Its attribute names the support of the transforms alone.
         for transform in reversed(fn.transforms):
             values = transform.inv(values)
         return _in_support(fn.base_dist, values)

@@ -28,7 +28,7 @@ class UnavailableError(ValueError):
 
 
 def site_posterior(batch: Batch, guide_trace: Trace, model_trace: Trace, name: str) -> Any:
-    """The guide's distribution of a site, with the site's own event and batch shape.
+    """Return the guide's distribution of a site, with the event and batch shape of the site.
 
     Raises:
         UnavailableError: for a point estimate, and for auxiliary draws that are neither Gaussian nor the site's own.
@@ -56,7 +56,7 @@ def site_posterior(batch: Batch, guide_trace: Trace, model_trace: Trace, name: s
 
 
 def correlated(batch: Batch, name: str) -> bool:
-    """Whether the guide draws a site jointly with others, or its entries with those of other data."""
+    """Whether the guide draws a site jointly with other sites, or jointly for several data."""
     part = _joint_guide(batch, name)
     return part is not None and not isinstance(
         without_event(_joint_draw(part, batch.guide_trace)), torch.distributions.Normal
@@ -64,7 +64,7 @@ def correlated(batch: Batch, name: str) -> bool:
 
 
 def factors(fn: Any, name: str) -> Any:
-    """A site's distribution with its dimensions as batch dimensions.
+    """Return a site's distribution with its event dimensions as batch dimensions.
 
     A multivariate Normal gives its marginals.
 
@@ -73,7 +73,7 @@ def factors(fn: Any, name: str) -> Any:
     """
     shape = fn.batch_shape + fn.event_shape
     base = without_event(fn)
-    # Not its subclasses, such as HalfCauchy, which know their density better than their transform does.
+    # Subclasses such as HalfCauchy stay as they are: they know their density better than their transform does.
     if type(base) in _TRANSFORMED:
         transforms = [part for transform in base.transforms for part in _parts(transform)]
         if all(transform.domain.event_dim == 0 for transform in transforms):
@@ -92,7 +92,7 @@ def factors(fn: Any, name: str) -> Any:
 
 def depends_on_draws(batch: Batch, name: str, posterior: Any) -> bool:
     """Whether the guide's distribution of a site changes with its draws of other sites."""
-    # Auxiliary draws count too; an AutoGuide's own have their distribution in ``posterior``.
+    # Auxiliary draws count too. The auxiliary draw of an AutoGuide is all there is: ``posterior`` is its distribution.
     if sum(site["type"] == "sample" for site in batch.guide_trace.nodes.values()) < 2:
         return False
     value = posterior.sample()
@@ -132,7 +132,7 @@ def _marginal(part: AutoContinuous, batch: Batch, guide_trace: Trace, name: str)
     positions = torch.arange(joint.mean.shape[-1], device=joint.mean.device)
     index = next(own for other, own in part._unpack_latent(positions) if other["name"] == name)
     event_dim = site["fn"].event_dim + index.dim() - site["value"].dim()
-    # Each particle has the same one.
+    # Every draw has the same distribution.
     lead = (0,) * (joint.mean.dim() - 1)
     loc, scale = joint.mean[lead][index], joint.stddev[lead][index]
     if event_dim == 0 or isinstance(joint, torch.distributions.Normal):
@@ -156,7 +156,7 @@ def _kind(batch: Batch) -> str:
 
 
 def _transformed(base: Any, transforms: list[Any], event_dim: int) -> Any:
-    """The distribution of a transformed draw, written as priors are where that is possible, for the formulas."""
+    """Return the distribution of a transformed draw, written as priors are written if possible, which formulas know."""
     parts = [part for transform in transforms for part in _parts(transform)]
     if any(part.domain.event_dim > 0 for part in parts):
         return dist.TransformedDistribution(base, transforms)
@@ -166,7 +166,7 @@ def _transformed(base: Any, transforms: list[Any], event_dim: int) -> Any:
 
 
 def _parts(transform: Any) -> list[Any]:
-    """The parts of a transform that do something, without the dimensions that they only count as their event."""
+    """Return the parts of a transform that do something, without wrappers that only declare event dimensions."""
     while isinstance(transform, torch.distributions.transforms.IndependentTransform):
         transform = transform.base_transform
     if isinstance(transform, torch.distributions.transforms.ComposeTransform):

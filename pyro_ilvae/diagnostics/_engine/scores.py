@@ -66,12 +66,13 @@ def squared_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     r"""log p(x, z), and squared norms of gradients of log p(x | z), at ``count`` draws of all sites.
 
-    The first gradient is by the sites called ``names``. A ``watched`` module, which the model calls once with the value
-    of the first of them, adds the gradient by its output. Discrete sites without draws are summed over. Each is of
-    shape (count, N); the density is of shape (count, 1) if that of all data together is asked for.
+    The first gradient is with respect to the sites called ``names``. If a module is ``watched``, which the model has to
+    call once with the value of the site ``names[0]``, the second gradient is with respect to the module's output.
+    Discrete sites without draws are summed over. Squared norms have shape (count, N). The density has shape (count, N),
+    or (count, 1) if all data are taken ``together``.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        # Cloned, because a draw of inference mode would take no gradient.
+        # Clones, because values drawn in inference mode take no gradient.
         leaves = {name: value.detach().clone().requires_grad_(name in names) for name, value in draws.items()}
         with _calls(watched) as calls:
             _, trace = batch.traces(count, conditioned=leaves, guide=placeholders(leaves))
@@ -88,8 +89,8 @@ def squared_gradients(
         if watched is not None:
             by.append(_only_output(calls, names[0], by[0]))
         gradients = [torch.zeros_like(value) for value in by]
-        if log_likelihood.requires_grad:  # which it does not where nothing is observed
-            # Data are independent given the latent sites, so that each has its own gradient in that of the sum.
+        if log_likelihood.requires_grad:  # It does not where nothing is observed.
+            # Data are independent given the latent sites: the gradient of the sum holds the gradient of each datum.
             found = torch.autograd.grad(log_likelihood.sum(), by, allow_unused=True)
             gradients = [zero if part is None else part for zero, part in zip(gradients, found, strict=True)]
     sites: list[Any] = [trace.nodes[name] for name in names]
@@ -103,7 +104,7 @@ def squared_gradients(
 
 
 def passes(batch: Batch, num_samples: int, samples_per_pass: int | None) -> list[int]:
-    """The numbers of draws to make at a time."""
+    """Return how many draws to make in each pass."""
     return batch.passes(num_samples, samples_per_pass, _MOST_PAIRS)
 
 
@@ -113,7 +114,7 @@ def _square(batch: Batch, gradient: Tensor, site: Any, event_dim: int, count: in
 
 
 def placeholders(names: Iterable[str]) -> Callable[..., None]:
-    """A guide for values that are given: it names their sites, and need not draw."""
+    """Return a guide for values that are given, which names their sites and draws nothing."""
 
     def guide(*_: Any) -> None:
         for name in names:
