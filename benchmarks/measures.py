@@ -27,10 +27,10 @@ def measures(row: str) -> list[Line]:
         "guide_fisher_divergence": lambda: diagnostics.guide_fisher_divergence(*pair, **options),
         "posterior_fisher_divergence": lambda: diagnostics.posterior_fisher_divergence(*pair, **options),
         "mean_fisher_divergence, 1,000 draws of z": lambda: diagnostics.mean_fisher_divergence(
-            vae.decoder, vae.likelihood, num_samples=10 * num_samples, batch_size=100
+            vae.decoder, vae.likelihood, num_samples=10 * num_samples, samples_per_pass=100
         ),
         "lipschitz_audit, 1,000 draws of z": lambda: diagnostics.lipschitz_audit(
-            vae.decoder, num_samples=10 * num_samples, batch_size=100
+            vae.decoder, num_samples=10 * num_samples, samples_per_pass=100
         ),
     }
     lines = []
