@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from decoders import BATCH
+from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.nn import PyroModule
 from timing import Line, Step, compare, faster
@@ -22,16 +23,9 @@ models = PyroModule("mixtures")
 count = itertools.count()
 
 
-class SequentialMixtureVAE(MixtureVAE):
-    """Pyro's own loop: the whole model and guide once for each component."""
-
-    def _enumeration(self, where: str) -> Any:
-        return {"enumerate": "sequential"} if where == "guide" else {}
-
-
-def build(kind: type[MixtureVAE], latent_dim: int, features: int, enumerate_in: Any = "guide") -> MixtureVAE:
+def build(latent_dim: int, features: int, enumerate_in: Any = "guide") -> MixtureVAE:
     width = 512 if features > 100 else 32
-    mixture = kind(
+    mixture = MixtureVAE(
         ProjectedDecoder(mlp(latent_dim, (width, width), features), latent_dim=latent_dim, event_shape=features),
         MLPEncoder(
             event_shape=features,
@@ -49,8 +43,12 @@ def build(kind: type[MixtureVAE], latent_dim: int, features: int, enumerate_in: 
     return mixture
 
 
-def by_svi(mixture: MixtureVAE, x: torch.Tensor) -> Step:
-    svi = SVI(mixture.model, mixture.guide, JointOptim(torch.optim.Adam, ADAM), TraceEnum_ELBO(max_plate_nesting=1))
+def by_svi(mixture: MixtureVAE, x: torch.Tensor, sequential: bool = False) -> Step:
+    guide = mixture.guide
+    if sequential:
+        # Pyro's own loop: the whole model and guide once for each component.
+        guide = poutine.infer_config(guide, lambda site: {"enumerate": "sequential"} if site["name"] == "y" else {})
+    svi = SVI(mixture.model, guide, JointOptim(torch.optim.Adam, ADAM), TraceEnum_ELBO(max_plate_nesting=1))
     return lambda: svi.step(x)
 
 
@@ -84,10 +82,10 @@ def by_hand(mixture: MixtureVAE, x: torch.Tensor) -> Step:
 def mixture(row: str, latent_dim: int, features: int) -> list[Line]:
     x = torch.randn(BATCH, features)
     steps = {
-        "all components at once": by_svi(build(MixtureVAE, latent_dim, features), x),
-        "one after the other": by_svi(build(SequentialMixtureVAE, latent_dim, features), x),
-        "a loop by hand": by_hand(build(MixtureVAE, latent_dim, features), x),
-        "summed out of the model": by_svi(build(MixtureVAE, latent_dim, features, "model"), x),
+        "all components at once": by_svi(build(latent_dim, features), x),
+        "one after the other": by_svi(build(latent_dim, features), x, sequential=True),
+        "a loop by hand": by_hand(build(latent_dim, features), x),
+        "summed out of the model": by_svi(build(latent_dim, features, "model"), x),
     }
     at_once = compare(steps, "all components at once")
     lines = [
