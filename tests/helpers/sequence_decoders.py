@@ -1,5 +1,6 @@
 """The decoders of sequences over which the laws are parametrized, and random tokens."""
 
+import pytest
 import torch
 
 from pyro_ilvae import (
@@ -46,6 +47,9 @@ INVERSE_LIPSCHITZ_DECODERS = {
 DECODERS = {
     f"plain-{name}": lambda history=history, **options: plain(history, **options) for name, history in HISTORIES.items()
 } | INVERSE_LIPSCHITZ_DECODERS
+
+# All of them, and in a fast run those with one kind of history.
+EVERY_DECODER = [name if "gru" in name else pytest.param(name, marks=pytest.mark.slow) for name in DECODERS]
 
 
 def tokens(num_sequences, length, seed=0):
