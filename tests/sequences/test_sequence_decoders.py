@@ -9,6 +9,7 @@ from helpers.decoders import perturb
 from helpers.sequence_decoders import (
     DECODERS,
     EVERY_DECODER,
+    EVERY_INVERSE_LIPSCHITZ_DECODER,
     HISTORIES,
     INVERSE_LIPSCHITZ_DECODERS,
     LATENT,
@@ -54,7 +55,7 @@ def smallest_ratio(decoder, x, distance, num_pairs=64):
     return float((centered(difference).norm(dim=-1) / length).min())
 
 
-@pytest.mark.parametrize("name", INVERSE_LIPSCHITZ_DECODERS)
+@pytest.mark.parametrize("name", EVERY_INVERSE_LIPSCHITZ_DECODER)
 @pytest.mark.parametrize("constant", [0.0, 0.7, 5.0])
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10_000), distance=st.sampled_from([1e-3, 1.0, 30.0]))
@@ -162,7 +163,7 @@ def test_ordinary_decoders_take_centered_frames(event_shape):
 @pytest.mark.parametrize(("event_shape", "columns"), [((2,), 1), ((2, 2), 2)])
 def test_centered_frames_are_centered_to_rounding(event_shape, columns):
     """Also where the draws are almost equal, so that little is left of them when they are centered."""
-    for seed in range(500):
+    for seed in range(200):
         torch.manual_seed(seed)
         frame = make_frame("centered", torch.Size(event_shape), columns).matrix
         assert frame.reshape(*event_shape, columns).sum(-2).abs().max() < 1e-5
