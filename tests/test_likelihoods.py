@@ -293,6 +293,7 @@ def fit_noise(estimate, steps=300, batch_size=20):
     return vae, svi, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", ["learned", "optimal"])
 def test_scale_finds_the_noise(estimate):
     vae, _, _ = fit_noise(estimate)

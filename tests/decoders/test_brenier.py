@@ -155,6 +155,7 @@ def test_transformed_distribution_is_a_density():
     torch.testing.assert_close(mass, torch.tensor(1.0, dtype=torch.float64), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("register", ["pyro.module", "attribute"])
 def test_transform_is_trained_by_svi(register):
     transform = BrenierTransform(BrenierMap(2, 0.2, (8,)))

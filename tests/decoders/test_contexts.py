@@ -14,7 +14,7 @@ from helpers.context_decoders import (
     matrix,
 )
 from helpers.decoders import DECODERS, EVENT, LATENT, jacobian, perturb
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_ilvae import InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder
@@ -143,6 +143,7 @@ def test_without_weight_on_the_context_is_the_decoder_without_context(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CONTEXT_DECODERS if "composition" in name])
+@settings(max_examples=5)
 @given(SEEDS)
 def test_composition_is_the_one_without_context_at_both_side_by_side(name, seed):
     decoder = build(name, seed=seed)

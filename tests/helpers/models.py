@@ -113,15 +113,17 @@ def _sequential(name):
     )
 
 
-ONE_OF_EACH = {
-    "vae": _vae("projected-mlp"),
-    **{f"mixture-{form}": _mixture(form) for form in FORMS},
-    "sequential": _sequential("plain-gru"),
-}
 # With every decoder, for laws that a decoder could break.
 MODELS = {
     **{f"vae-{name}": _vae(name) for name in DECODERS},
     **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS},
     **{f"mixture-{form}": _mixture(form) for form in FORMS[1:]},
     **{f"sequential-{name}": _sequential(name) for name in sequence_decoders.DECODERS},
+}
+ONE_OF_EACH = {
+    "vae": MODELS["vae-projected-mlp"],
+    "mixture-factor": MODELS["mixture-factor-projected-mlp"],
+    "mixture-components": MODELS["mixture-components"],
+    "mixture-summed-out": MODELS["mixture-summed-out"],
+    "sequential": MODELS["sequential-plain-gru"],
 }

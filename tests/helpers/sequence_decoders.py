@@ -1,5 +1,6 @@
 """The decoders of sequences over which the laws are parametrized, and random tokens."""
 
+import pytest
 import torch
 
 from pyro_ilvae import (
@@ -46,6 +47,12 @@ INVERSE_LIPSCHITZ_DECODERS = {
 DECODERS = {
     f"plain-{name}": lambda history=history, **options: plain(history, **options) for name, history in HISTORIES.items()
 } | INVERSE_LIPSCHITZ_DECODERS
+
+# For parametrized tests: all of them, and in a fast run the ones with a GRU.
+EVERY_DECODER, EVERY_INVERSE_LIPSCHITZ_DECODER = (
+    [name if "gru" in name else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    for names in (DECODERS, INVERSE_LIPSCHITZ_DECODERS)
+)
 
 
 def tokens(num_sequences, length, seed=0):

@@ -154,6 +154,7 @@ def gradients(mixture):
     return torch.cat([parameter.grad.flatten() for parameter in mixture.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "elbo"),
     [*((form, TraceEnum_ELBO) for form in FORMS), *((form, Trace_ELBO) for form in ENUMERATED)],

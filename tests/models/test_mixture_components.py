@@ -156,6 +156,7 @@ def test_divergence_of_the_components(form):
     torch.testing.assert_close(kl.values, exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_summary_of_collapse(form):
     mixture = mixture_with(form)

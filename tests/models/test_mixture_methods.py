@@ -56,6 +56,7 @@ def test_draws_of_the_prior_and_of_a_component():
         assert_same_moments(mixture.sample_prior(count, mean=mean), every[range(count), y])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_probabilities_do_not_depend_on_the_batch_size(form, batch_size):

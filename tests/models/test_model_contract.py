@@ -21,7 +21,12 @@ ADAM = {"lr": 1e-2}
 
 
 def every_model():
-    return pytest.mark.parametrize("case", MODELS.values(), ids=MODELS.keys())
+    """All of them, and in a fast run one of each."""
+    fast = ONE_OF_EACH.values()
+    cases = [
+        pytest.param(case, id=name, marks=() if case in fast else pytest.mark.slow) for name, case in MODELS.items()
+    ]
+    return pytest.mark.parametrize("case", cases)
 
 
 def one_of_each(*only):
@@ -110,7 +115,7 @@ def test_torch_optimizer_trains_with_global_and_local_parameters(case, local_par
     assert bool(pyro.get_param_store()) != local_params
 
 
-@every_model()
+@one_of_each()
 def test_vectorized_particles_agree_with_a_loop(case):
     model, losses = case.build(), {}
     for vectorize in (True, False):
@@ -119,6 +124,34 @@ def test_vectorized_particles_agree_with_a_loop(case):
         losses[vectorize] = draws.mean(), draws.var() / 8
     difference = abs(losses[True][0] - losses[False][0])
     assert difference < 5 * (losses[True][1] + losses[False][1]).sqrt()
+
+
+def site_densities(function, values, **arguments):
+    """The log density of each datum at each site, at latent values that are given."""
+    trace = poutine.trace(poutine.condition(function, data=values)).get_trace(**arguments)
+    trace.compute_log_prob()
+    return {name: trace.nodes[name]["log_prob"] for name in ("y", "z", "x") if name in trace.nodes}
+
+
+@every_model()
+@torch.no_grad()
+def test_particles_on_the_left_are_a_loop_over_them(case):
+    model, x = case.build().double(), case.data(torch.float64)
+    values = {"y": torch.randint(3, (4, NUM_DATA)), "z": torch.randn(4, NUM_DATA, LATENT, dtype=torch.float64)}
+
+    def plated(function):
+        def of_particles(x):
+            with pyro.plate("particles", 4, dim=-2):
+                return function(x)
+
+        return of_particles
+
+    for function, sites in ((model.model, case.sites), (model.guide, case.guide_sites)):
+        together = site_densities(plated(function), values, x=x)
+        alone = [site_densities(function, {name: value[i] for name, value in values.items()}, x=x) for i in range(4)]
+        assert together.keys() == alone[0].keys() == set(sites)
+        for name, value in together.items():
+            torch.testing.assert_close(value.expand(4, NUM_DATA), torch.stack([each[name] for each in alone]))
 
 
 @every_model()
@@ -134,25 +167,21 @@ def test_predictive(case, parallel):
         assert shapes == {name: (7, 5, *event_shape) for name, event_shape in case.sites.items()}
 
 
-def densities(function, case, values, **arguments):
-    """The log density of each datum at each latent site of a function, at values that may lack y."""
-    trace = poutine.trace(poutine.condition(function, data=values)).get_trace(**arguments)
-    trace.compute_log_prob()
-    return sum(trace.nodes[name]["log_prob"] for name in ("y", "z") if name in trace.nodes)
-
-
 @one_of_each()
 @torch.no_grad()
 def test_without_data_guide_is_the_prior(case):
     model = perturb(case.build())
     values = {"z": torch.randn(4, LATENT), "y": torch.tensor([0, 2, 1, 2])}
-    guide = densities(model.guide, case, values, num_data=4)
+
+    def joint(function, y=values["y"]):
+        found = site_densities(function, values | {"y": y}, num_data=4)
+        return sum(found[name] for name in ("y", "z") if name in found)
+
     if "y" in set(case.sites) - set(case.guide_sites):
-        each = [densities(model.model, case, values | {"y": torch.full((4,), y)}, num_data=4) for y in range(3)]
-        prior = torch.stack(each).logsumexp(0)
+        prior = torch.stack([joint(model.model, torch.full((4,), y)) for y in range(3)]).logsumexp(0)
     else:
-        prior = densities(model.model, case, values, num_data=4)
-    torch.testing.assert_close(guide, prior)
+        prior = joint(model.model)
+    torch.testing.assert_close(joint(model.guide), prior)
     assert model.model().shape == (1, *case.sites["x"])
     assert model.guide().shape == (1, LATENT)
 

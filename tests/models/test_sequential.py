@@ -7,7 +7,7 @@ import torch
 from helpers.decoders import perturb
 from helpers.models import LENGTH, sequential_with
 from helpers.models import TOKENS as X
-from helpers.sequence_decoders import DECODERS, INVERSE_LIPSCHITZ_DECODERS, LATENT, VOCAB
+from helpers.sequence_decoders import DECODERS, EVERY_DECODER, INVERSE_LIPSCHITZ_DECODERS, LATENT, VOCAB
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -37,7 +37,8 @@ def test_constant_and_kl_are_annealed_in_training(name):
     assert (beta.value, round(vae.decoder.inverse_lipschitz, 9)) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @pytest.mark.parametrize("parallel", [False, True])
 def test_given_codes_and_densities_of_draws(name, parallel):
     vae = sequential_with(name)
@@ -52,6 +53,7 @@ def test_given_codes_and_densities_of_draws(name, parallel):
         assert trace.log_prob_sum().isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRU)
 @pytest.mark.parametrize("parallel", [False, True])
 def test_draws_are_those_of_the_given_z(name, parallel):
@@ -65,7 +67,7 @@ def test_draws_are_those_of_the_given_z(name, parallel):
     assert ((frequencies - probs).abs() < 5 * (probs * (1 - probs) / num_samples).sqrt() + 1 / num_samples).all()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EVERY_DECODER)
 def test_draws_in_place_of_data(name):
     vae, x = perturb(sequential_with(name)), X.repeat(20, 1)
     trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x)
@@ -79,7 +81,7 @@ def test_draws_in_place_of_data(name):
         assert draws.reshape(3, *X.shape).float().std(0).max() > 0
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @torch.no_grad()
 def test_data_from_a_handler_are_data(name):
     vae, z = sequential_with(name).double(), torch.randn(12, LATENT, dtype=torch.float64)
@@ -152,7 +154,7 @@ def elbo_at(vae, x, z):
     return model_trace.log_prob_sum() - guide_trace.log_prob_sum()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @torch.no_grad()
 def test_more_padding_changes_nothing(name):
     vae = sequential_with(name).double()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.decoders import perturb
 from helpers.models import sequence_encoder, sequential_with
-from helpers.sequence_decoders import DECODERS, LATENT, VOCAB, WIDTH, projected, tokens
+from helpers.sequence_decoders import DECODERS, EVERY_DECODER, LATENT, VOCAB, WIDTH, projected, tokens
 
 from pyro_ilvae import SequentialVAE, TransformerHistory
 from pyro_ilvae.distributions import PADDING
@@ -36,7 +36,7 @@ IN_BATCHES = [name for name in METHODS if name != "interpolate"]
 SEARCHES = ["search", "reconstruct", "interpolate"]
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_returned_are_sequences_of_at_most_max_length(name, method):
     vae = vae_with(name)
@@ -53,7 +53,8 @@ def test_what_is_returned_are_sequences_of_at_most_max_length(name, method):
         assert vae.encode(x)[0].shape == (5, LATENT)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("end_token", [None, 0])
 def test_searches_do_not_depend_on_the_batch(name, num_beams, end_token):
@@ -87,6 +88,7 @@ def frequencies(x):
     return torch.nn.functional.one_hot(x[:, 0], VOCAB).double().mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRU)
 @pytest.mark.parametrize("batch_size", [None, 700])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -106,7 +108,8 @@ def test_draws_have_the_probabilities_of_the_model(name, batch_size, temperature
         assert ((frequencies(draws) - exact).abs() < 5 * variance.sqrt()).all()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("num_steps", [2, 5])
 def test_interpolation_is_a_search_along_a_line_between_two_reconstructions(name, num_beams, num_steps):
@@ -161,7 +164,7 @@ def test_dropout_is_off_and_training_goes_on_as_before(method):
     assert all(module.training for module in vae.modules())
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EVERY_DECODER)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_gradients_are_recorded(name, method):
     vae, enabled = vae_with(name), []
@@ -237,7 +240,7 @@ def test_refuses_arguments(call, message):
         call(vae_with())
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", EVERY_DECODER)
 def test_z_may_have_any_left_dimensions_and_a_length_of_its_own(name):
     vae, z = vae_with(name), codes(6)
     found = vae.search(z, num_beams=2, max_length=4)

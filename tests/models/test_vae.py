@@ -22,6 +22,7 @@ from pyro_ilvae import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
 def test_parts_may_have_been_tried_out_before(name, local_params):
     backbone = mlp(LATENT, (4,), 8)
@@ -69,6 +70,7 @@ def parameter_of(decoder, name):
     return (icnn.hidden_weights[0], "raw") if name == "raw" else (icnn, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["composition-identity", "composition-random", "projected-mlp", "projected-conv"])
 @pytest.mark.parametrize("weight", ["input_weight", "bias", "raw", "output_weight_raw", "slope"])
 def test_prior_on_a_decoder_weight(name, weight):
@@ -164,6 +166,7 @@ def test_refuses(build, message):
         build()
 
 
+@pytest.mark.slow
 def test_large_counts_train():
     x = torch.distributions.NegativeBinomial(0.2, logits=torch.tensor(9.0)).sample((12, *EVENT))
     for likelihood in (likelihoods.Poisson(), likelihoods.NegativeBinomial()):

@@ -70,6 +70,7 @@ def test_probabilities_of_all_sequences_sum_to_one(decoder_and_end, max_length):
         torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("end_token", [None, 0, 1])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -124,6 +125,7 @@ def greedy(decoder, z, max_length, end_token):
     return row + [PADDING] * (max_length - len(row))
 
 
+@pytest.mark.slow
 @given(decoders(), st.integers(1, 5))
 @torch.no_grad()
 def test_one_beam_is_greedy(decoder_and_end, max_length):
@@ -209,6 +211,7 @@ def plain_beam_search(decoder, z, max_length, end_token, num_beams):
     return beams[0] + [PADDING] * (max_length - len(beams[0]))
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(decoders(), st.integers(2, 5))
 @torch.no_grad()
@@ -219,6 +222,7 @@ def test_some_beams_are_those_of_a_search_over_lists(decoder_and_end, num_beams)
     assert found.tolist() == [plain_beam_search(decoder, point, 4, end_token, num_beams) for point in z]
 
 
+@pytest.mark.slow
 @given(decoders(), st.sampled_from([1, 2, 5, 100]))
 @torch.no_grad()
 def test_each_z_is_searched_for_by_itself(decoder_and_end, num_beams):
