@@ -1,9 +1,10 @@
 """The plain decoder, which has no guarantee."""
 
+import math
 from collections.abc import Sequence
 
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.networks import Linear, mlp
@@ -49,6 +50,9 @@ class MLPDecoder(PyroModule):
         self.network = mlp(self.latent_dim, self.hidden_features, self.event_shape.numel())
         if self.context_dim is not None:
             self.from_context = Linear(self.context_dim, self.hidden_features[0], bias=False)
+            # The bias of the first layer starts as small as a layer over the context would have it.
+            bound = 1 / math.sqrt(self.context_dim)
+            nn.init.uniform_(self.network[0].bias, -bound, bound)
 
     def extra_repr(self) -> str:
         """The sizes, for ``print``."""
