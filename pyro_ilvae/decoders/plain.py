@@ -52,7 +52,7 @@ class MLPDecoder(PyroModule):
             self.from_context = Linear(self.context_dim, self.hidden_features[0], bias=False)
             # The bias of the first layer starts as small as a layer over the context would have it.
             bound = 1 / math.sqrt(self.context_dim)
-            nn.init.uniform_(self.network[0].bias, -bound, bound)
+            nn.init.uniform_(self.network[0].bias, -bound, bound)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """The sizes, for ``print``."""
