@@ -3,8 +3,6 @@
 import importlib
 import pickle
 import pkgutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -156,10 +154,3 @@ def test_public_modules_say_what_they_export(name):
 def test_dir_shows_what_a_module_exports(module):
     assert dir(module) == sorted(module.__all__)
     assert "math" not in dir(module)
-
-
-def test_what_takes_long_is_imported_where_it_is_used():
-    slow = {"arviz", "matplotlib", "sklearn"}
-    command = f"import pyro_ilvae, sys; print(*sorted({slow} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == ""

@@ -90,6 +90,7 @@ def test_units_of_draws_are_those_of_the_guide():
     assert abs(of_draws.variances - of_guide.variances) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [chain_guide, reversed_chain_guide])
 def test_standard_errors_of_active_units(guide):
     def call(seed):

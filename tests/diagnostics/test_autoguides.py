@@ -202,6 +202,7 @@ BUILDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [hierarchical, with_shared])
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_joint_kl_is_that_of_pyro(build, model):
@@ -348,6 +349,7 @@ def test_autoguide_inside_a_module():
     torch.testing.assert_close(kl.values, exact_kl(Normal(loc, 0.5), Normal(0.2, 0.7)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fresh_guide_can_be_trained_after_it_was_looked_at(local_params):
     x = torch.randn(5) + 3
     model = one_site(PRIORS["normal"])

@@ -43,6 +43,7 @@ def test_evidence_is_exact_at_the_exact_posterior(data_size, batch_size, samples
     torch.testing.assert_close(bounds.elbo, marginal, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_standard_errors_of_the_evidence():
     x = torch.randn(8, 3)
     repeats = [evidence(linear_model, prior_guide, x, num_samples=400) for _ in range(200)]

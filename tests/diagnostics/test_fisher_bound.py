@@ -82,6 +82,7 @@ def vae_of(decoder, likelihood, shape):
     ).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("kind", BOUNDED)
 def test_divergence_exceeds_its_bound_at_every_draw(kind, name):

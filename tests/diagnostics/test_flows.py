@@ -29,6 +29,7 @@ def flow_guide(*parts):
     return guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_dim", [0, 1])
 def test_affine_flow(event_dim):
     x = torch.randn(5, 2)

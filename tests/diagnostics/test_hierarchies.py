@@ -49,6 +49,7 @@ def test_kl_of_a_site_that_the_guide_draws_in_another_order():
     assert_within(*compared(kl, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [chain_guide, reversed_chain_guide])
 def test_standard_errors_of_divergences(guide):
     x = torch.randn(6)

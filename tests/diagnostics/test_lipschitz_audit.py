@@ -13,6 +13,7 @@ NAMES = list(INVERSE_LIPSCHITZ_DECODERS)
 QUICK = {"num_samples": 60, "num_worst": 5, "steps": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("perturbation", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_measured_is_below_the_certificate(name, perturbation):
@@ -22,6 +23,7 @@ def test_nothing_measured_is_below_the_certificate(name, perturbation):
     assert audit.smallest >= 0.7 * (1 - 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_measured_is_below_the_certificate_in_single_precision(name):
     decoder = perturb(INVERSE_LIPSCHITZ_DECODERS[name]())
@@ -39,6 +41,7 @@ def test_a_false_certificate_is_refuted():
     assert audit.smallest < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", DECODERS)
 def test_values_are_those_of_the_places_reported(name, dtype):
@@ -220,6 +223,7 @@ def test_modules_are_audited_in_evaluation_mode_and_left_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_pass", [1, 7, 1000])
 def test_batches_bound_the_memory_and_change_nothing(samples_per_pass):
     decoder, most = DECODERS["projected-conv"]().double(), []

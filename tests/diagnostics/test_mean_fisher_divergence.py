@@ -138,6 +138,7 @@ def test_other_priors():
     assert_same(wide, same, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("name", INVERSE_LIPSCHITZ_DECODERS)

@@ -159,6 +159,7 @@ def test_between_zero_and_the_limit(parameters, aggregate_size, num_samples):
         assert_near(result.mutual_information, 1.2 * result.mutual_information_se, quadrature(*x.unbind(1))[0], 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_subsamples_underestimate_by_a_known_amount(size):
     subsets = [list(subset) for subset in itertools.combinations(range(len(SMALL)), size)]
@@ -255,6 +256,7 @@ def test_batches_change_nothing_but_the_draws(batch_size, aggregate_size):
     assert result.mutual_information <= result.limit
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(monkeypatch):
     most = []
 

@@ -4,6 +4,7 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from helpers.estimates import assert_within
 from helpers.latent_structures import data_plate
@@ -37,6 +38,7 @@ def test_vae_of_the_package():
     )
 
 
+@pytest.mark.slow
 def test_random_weights():
     class Regression(PyroModule):
         def __init__(self):

@@ -75,6 +75,7 @@ def test_sizes_do_not_change_exact_results(batch_size, samples_per_pass):
     torch.testing.assert_close(variance, 0.16 * x.var())
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(monkeypatch):
     x = torch.randn(10)
     seen = []
@@ -103,6 +104,7 @@ def test_memory_is_bounded(monkeypatch):
     assert max(seen) == 20
 
 
+@pytest.mark.slow
 def test_draws_in_passes_make_one_estimate():
     x = torch.randn(4)
 

@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal
 from pyro_ilvae.diagnostics import active_units, evidence, kl_divergence, kl_per_dimension
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_dim", [-1, -2])
 @pytest.mark.parametrize("full_size", [None, 1000])
 def test_nested_plates(data_dim, full_size):

@@ -146,6 +146,7 @@ def test_draws_without_the_discrete_site():
     within(result.values, torch.tensor([exact]), result.standard_errors)
 
 
+@pytest.mark.slow
 def test_draws_of_nuts_agree_with_the_guide():
     x = torch.tensor([0.5, 2.0])
     mcmc = MCMC(NUTS(scalar_model), num_samples=100, warmup_steps=40, disable_progbar=True)

@@ -20,6 +20,7 @@ def test_evidence_of_all_data_together():
     assert_within(rough.log_likelihood, shared_log_marginal(x)[None], rough.log_likelihood_standard_errors)
 
 
+@pytest.mark.slow
 def test_kl_of_shared_and_local_sites():
     x = torch.randn(6)
     shared = exact_kl(Normal(0.4, 0.6), Normal(0.0, 1.0))[None]

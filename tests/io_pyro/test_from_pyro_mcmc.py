@@ -152,6 +152,7 @@ def test_dims_and_deterministic_sites(sizes, samples_per_pass):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_pass", PASSES)
 def test_discrete_sites_are_drawn_given_the_chains_and_the_data(mixture, samples_per_pass):
     fit = from_pyro_mcmc(mixture, samples_per_pass=samples_per_pass)
@@ -410,6 +411,7 @@ def test_loo(fits, kind):
     assert 0.1 < in_sample - elpd < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.filterwarnings("ignore::matplotlib.MatplotlibDeprecationWarning")  # ArviZ 0.23 with Matplotlib 3.11

@@ -75,6 +75,7 @@ def test_an_explicit_number_is_honored():
     assert max(seen) == 4
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr("pyro_ilvae.io_pyro._sampler.MOST_PAIRS", 20)
     seen = []

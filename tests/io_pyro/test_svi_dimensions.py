@@ -21,6 +21,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro_ilvae.io_pyro import from_pyro_svi
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 3), (3, 3), (2, 2), (1, 3), (3, 1)])
 @pytest.mark.parametrize("samples_per_pass", [1, 4])
 @pytest.mark.parametrize("make_guide", [AutoNormal, AutoMultivariateNormal, AutoNormalMessenger])

@@ -33,6 +33,7 @@ def mixture_guide(x):
     pyro.sample("shift", dist.Normal(0.5, 1.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_pass", [1, 60, 1500, None])
 def test_enumerated_sites_are_drawn_given_the_draw_of_the_guide_and_the_data(samples_per_pass):
     x = torch.tensor([0.0, 1.0, 4.0])
@@ -82,6 +83,7 @@ def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(samples_p
     assert_same(fit, from_pyro_svi((model, lambda x: None), **arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_pass", [1, 500, None])
 def test_paths_of_a_hidden_markov_model_have_their_posterior(samples_per_pass):
     step = torch.tensor([[0.8, 0.2], [0.3, 0.7]])

@@ -21,6 +21,7 @@ from pyro.infer.autoguide import (
 from pyro_ilvae.io_pyro import from_pyro_svi
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_pass", [1, 300, None])
 def test_draws_have_the_law_of_the_guide_and_of_the_model(samples_per_pass):
     x = torch.tensor([1.0, 2.0, 4.0])
