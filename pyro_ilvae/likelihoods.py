@@ -32,8 +32,12 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class _Entrywise(PyroModule):
-    """Likelihoods with one natural parameter for each entry of a datum, and so a diagonal Fisher information."""
+class _ExponentialFamily(PyroModule):
+    """Likelihoods of independent entries, each an exponential family whose natural parameter is linear in eta.
+
+    The divergence and the Fisher information rest on that, so a likelihood that overrides ``forward`` with any other
+    density has to override ``divergence``, ``information_product`` and ``smallest_information`` too.
+    """
 
     support_hint = ""
     integer_data = False
@@ -63,7 +67,7 @@ class _Entrywise(PyroModule):
         return self.smallest_information(eta) * tangent
 
 
-class Normal(_Entrywise):
+class Normal(_ExponentialFamily):
     r"""Independent Normal noise around the decoder's output.
 
     .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
@@ -148,7 +152,7 @@ class Normal(_Entrywise):
         return torch.ones_like(eta) / self.scale.square()
 
 
-class Bernoulli(_Entrywise):
+class Bernoulli(_ExponentialFamily):
     r"""Binary data, :math:`p(x_d = 1 \mid \eta) = 1 / (1 + e^{-\eta_d})`.
 
     Example:
@@ -168,7 +172,7 @@ class Bernoulli(_Entrywise):
         return torch.sigmoid(eta) * torch.sigmoid(-eta)
 
 
-class ContinuousBernoulli(_Entrywise):
+class ContinuousBernoulli(_ExponentialFamily):
     r"""Intensities in [0, 1], :math:`p(x_d \mid \eta) \propto e^{\eta_d x_d}`.
 
     References:
@@ -253,7 +257,7 @@ class Categorical(PyroModule):
         return torch.zeros_like(eta[..., 0])
 
 
-class Poisson(_Entrywise):
+class Poisson(_ExponentialFamily):
     r"""Counts with rate :math:`e^{\eta_d}`.
 
     Example:
@@ -272,7 +276,7 @@ class Poisson(_Entrywise):
         return eta.exp()
 
 
-class NegativeBinomial(_Entrywise):
+class NegativeBinomial(_ExponentialFamily):
     r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
 
     Args:

@@ -17,7 +17,12 @@ class Decoder(Protocol):
 
     How to write one: derive from ``PyroModule``, set ``latent_dim`` and ``event_shape``, and let ``forward`` treat all
     dimensions of z but the last as batch dimensions, from the right. With nothing else it is a plain decoder. A decoder
-    with an ``inverse_lipschitz`` that holds by construction is audited, bounded and scheduled as ours are.
+    with an ``inverse_lipschitz`` that holds by construction is audited, bounded and scheduled as ours are. Save the
+    constant with the module (``get_extra_state`` and ``set_extra_state`` do). A parameter drawn from a prior may have
+    more dimensions on the left: index it from the right, and give a scalar the shape (1,).
+
+    In a :class:`~pyro_ilvae.SequenceDecoder` the guarantee has to hold for C f too, with C f the logits without their
+    mean. Our decoders do that by a centered frame; a decoder of yours has to see to it by itself.
     """
 
     latent_dim: int  #: the dimension K of z
@@ -25,6 +30,7 @@ class Decoder(Protocol):
     context_dim: int | None  #: optional: the width of a context, if ``forward`` takes one
     conditional: bool  #: optional: True if ``forward`` needs more than z, so that f is no function of z alone
     inverse_lipschitz: float  #: optional: the constant L of the whole map, with a setter if L may change
+    frame: Any  #: optional: has ``coordinates(y)``, Q^T y; a ``SequenceDecoder`` checks by it that Q is centered
     #: optional: a part g of f = h(g(z)), g from R^K to itself, and a constant :math:`L_1` with
     #: :math:`\|J_g^\top v\| \ge L_1 \|v\|`: it bounds the Fisher divergence of each datum. f itself counts if K = D.
     bounded_part: tuple[nn.Module, float] | None
@@ -51,7 +57,10 @@ class Likelihood(Protocol):
     r"""A family of distributions over data, indexed by natural parameters.
 
     How to write one: any callable that returns a Pyro distribution will do, a lambda too. Each optional attribute adds
-    something: data checked on entry (``support``), guarantees and exact numbers in place of draws (the rest).
+    something: data checked on entry (``support``), guarantees and exact numbers in place of draws (the rest). Mark
+    methods that read a parameter with ``pyro_method``, so that a prior on the parameter is seen. A class that derives
+    from one of our likelihoods and overrides ``forward`` has to override ``mean``, ``divergence``,
+    ``information_product`` and ``smallest_information`` too, because these are formulas for our density.
     """
 
     support: Any  #: optional: the constraint that data must meet; finite numbers if left out

@@ -5,7 +5,7 @@ from typing import Any, Self, TypeAlias
 
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Frame", "IdentityFrame", "OrthonormalFrame"]
 
@@ -131,7 +131,9 @@ def num_directions(frame: str | Tensor, event_shape: torch.Size) -> int:
 
 def check_centered(frame: Frame, vocab_size: int) -> None:
     """Raise unless the columns are orthogonal to the all-ones vector, along which the softmax ignores a decoder."""
-    state = next(frame.buffers(), torch.empty(0))
+    if not hasattr(frame, "coordinates"):
+        raise ValueError(f"Expected decoder with a frame that has the method coordinates, got {type(frame).__name__}")
+    state = next(frame.buffers(), torch.empty(0)) if isinstance(frame, nn.Module) else torch.empty(0)
     largest_sum = frame.coordinates(torch.ones(vocab_size, dtype=state.dtype, device=state.device)).abs().max()
     if not largest_sum <= 1e-4:
         raise ValueError(

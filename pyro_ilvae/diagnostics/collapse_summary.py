@@ -172,7 +172,11 @@ def _of_site(call: Call, name: str, measures: Collection[str]) -> tuple[list[str
     found: dict[str, Any] = {}
     for measure, part in _OF_SITES:
         if measure in measures:
-            found |= _attempt(call, part.label, part.compute, name)
+            own = _attempt(call, part.label, part.compute, name)
+            # A misspelled column would be NaN without a reason, and a column of another measure would replace it.
+            known = {*part.units, *part.missing, "collapsed", "active", "shared"} - found.keys()
+            assert own.keys() <= known, f"Expected columns among {sorted(known)} from {part.label}, got {sorted(own)}"
+            found |= own
     columns = [column for _, part in _OF_SITES for column in part.units]
     shape = next((tuple(found[column].shape) for column in columns if column in found), ())
     labels = [f"{name}{list(index)}" if index else name for index in np.ndindex(*shape)]

@@ -38,9 +38,10 @@ class Autoencoder(PyroModule):
             "encoder.latent_dim": getattr(encoder, "latent_dim", None),
         }
         self.latent_dim: int = agreed("latent_dim", dims)
+        own_shape = getattr(decoder, "event_shape", None)
         shapes = {
             "the argument event_shape": None if event_shape is None else _checks.event_shape(event_shape),
-            "decoder.event_shape": getattr(decoder, "event_shape", None),
+            "decoder.event_shape": None if own_shape is None else _checks.event_shape(own_shape),
         }
         self.event_shape: torch.Size = agreed("event_shape", shapes)
         self.data_size = None if data_size is None else _checks.positive_int("data_size", data_size)

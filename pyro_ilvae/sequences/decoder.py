@@ -25,8 +25,8 @@ class SequenceDecoder(PyroModule):
 
     .. math:: \|C f(z; h) - C f(z'; h)\| \ge L \|z - z'\|, \qquad C = I - \tfrac1V 1 1^\top,
 
-    because the columns of its frame are orthogonal to the all-ones vector. The composition is the decoder of LIDSVAE
-    [2] at L = 0, and of IL-LIDSVAE [3] above.
+    where the projected decoder and the composition have a centered frame, with columns orthogonal to the all-ones
+    vector. The composition is the decoder of LIDSVAE [2] at L = 0, and of IL-LIDSVAE [3] above.
 
     Args:
         history: "gru", "lstm" or "transformer", of the width that the decoder's context has; or a module such as

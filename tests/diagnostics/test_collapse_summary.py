@@ -1,6 +1,7 @@
 """The summary says of every site what the single measures say, or why it cannot."""
 
 import math
+import sys
 
 import numpy as np
 import pyro
@@ -23,6 +24,7 @@ from pyro_ilvae import (
     mlp,
 )
 from pyro_ilvae.diagnostics import collapse_summary
+from pyro_ilvae.diagnostics._engine.summaries import OfSite
 
 N, K, D = 40, 3, 6
 
@@ -215,3 +217,11 @@ X = torch.linspace(-1.0, 1.0, 5)
 def test_refuses_limits(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_columns_of_a_measure_have_names_that_the_summary_knows(monkeypatch):
+    misspelled = OfSite("kl", lambda call, site: {"kl_totl": 1.0}, missing={"kl_total": math.nan})
+    module = sys.modules["pyro_ilvae.diagnostics.collapse_summary"]  # the function has its name in the package
+    monkeypatch.setattr(module, "_OF_SITES", (("kl", misspelled),))
+    with pytest.raises(AssertionError, match="from kl, got .'kl_totl'."):
+        collapse_summary(sum_model, mean_field_guide, torch.randn(5), measures=("kl",))

@@ -129,6 +129,14 @@ def test_refuses_data(x, message):
         Trace_ELBO().loss(vae.model, vae.guide, x)
 
 
+def test_event_shape_of_a_decoder_may_be_a_number():
+    decoder = torch.nn.Linear(LATENT, 8)
+    decoder.latent_dim, decoder.event_shape = LATENT, 8
+    vae = VAE(decoder, MLPEncoder(event_shape=8, latent_dim=LATENT, hidden_features=(4,)), likelihoods.Normal())
+    assert vae.event_shape == (8,)
+    assert vae.reconstruct(torch.randn(3, 8)).shape == (3, 8)
+
+
 def test_model_names_the_shape_that_its_likelihood_expects():
     vae = vae_with(encoder=MLPEncoder(event_shape=(3, 2), latent_dim=LATENT, hidden_features=(4,)))
     with pytest.raises(ValueError, match=r"Expected data at site 'x' of shape \(N, 4, 2\), got \(12, 3, 2\)"):

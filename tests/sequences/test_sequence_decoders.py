@@ -131,6 +131,13 @@ def test_a_decoder_at_one_history_is_a_function_of_z(name):
     assert audit.smallest >= audit.certified * (1 - 1e-6)
 
 
+def test_frame_has_to_say_whether_it_is_centered():
+    decoder = DECODERS["plain-gru"]().decoder
+    decoder.frame = torch.eye(VOCAB)[:, :LATENT]
+    with pytest.raises(ValueError, match="frame that has the method coordinates, got Tensor"):
+        SequenceDecoder("gru", decoder)
+
+
 @pytest.mark.parametrize("event_shape", [(5,), (2, 4)])
 def test_ordinary_decoders_take_centered_frames(event_shape):
     features = torch.Size(event_shape).numel()

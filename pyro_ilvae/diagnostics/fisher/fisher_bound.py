@@ -184,7 +184,8 @@ def _uncompiled(decoder: nn.Module) -> Iterator[None]:
 def _variables(call: Call) -> dict[str, Any]:
     """The true posterior's divergence from the prior, and the decoder's bound if there is one."""
     bound = None
-    if certified_constant(part_of(call.model, "decoder")) is not None:
+    decoder = part_of(call.model, "decoder")
+    if certified_constant(decoder) is not None or getattr(decoder, "bounded_part", None) is not None:
         try:
             bound = call(fisher_bound)
         except ValueError as reason:
