@@ -69,7 +69,8 @@ def test_draws_are_those_of_the_given_z(name, parallel):
 
 @pytest.mark.parametrize("name", EVERY_DECODER)
 def test_draws_in_place_of_data(name):
-    vae, x = perturb(sequential_with(name)), X.repeat(20, 1)
+    # Perturbed less than elsewhere: with saturated logits all draws may be equal.
+    vae, x = perturb(sequential_with(name), 0.3), X.repeat(20, 1)
     trace = poutine.trace(poutine.uncondition(vae.model)).get_trace(x)
     drawn = trace.nodes["x"]["value"]
     assert drawn.shape == x.shape
