@@ -61,7 +61,7 @@ def _psis(log_weights: np.ndarray) -> tuple[Any, float]:
     if arviz.__version__.startswith("0."):
         smoothed, k = arviz.psislw(log_weights)
     else:
-        from arviz_stats.base import array_stats  # type: ignore[import-not-found, unused-ignore]
+        from arviz_stats.base import array_stats  # type: ignore[import-not-found, attr-defined, unused-ignore]
 
         # ArviZ 1 takes log densities of the data that are left out, whose negatives are the log weights.
         smoothed, k = array_stats.psislw(-log_weights)
