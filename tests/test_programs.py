@@ -59,7 +59,7 @@ def test_what_all_data_share_is_passed_as_it_is(shared):
 
 
 def test_a_tensor_is_short_for_a_tuple():
-    assert Arguments.of(X, None) == Arguments.of((X,), {}) == ((X,), {})
+    assert Arguments.of(X, None) == Arguments.of((X,), {}) == ((X,), {}, None)
     assert Arguments.of((), {"x": X}).num_data == 5
 
 
@@ -67,6 +67,7 @@ def test_a_tensor_is_short_for_a_tuple():
     "index", [slice(1, 3), torch.tensor([4, 0, 4]), torch.tensor([True, False, True, False, False])]
 )
 def test_selected_data(index):
+    assert Arguments.of((X,), {})._replace(size=5).select(index).num_data == len(X[index])
     selected = some_arguments().select(index)
     assert torch.equal(selected.args[0], X[index])
     assert torch.equal(selected.kwargs["y"], -X[index])
@@ -88,10 +89,22 @@ def test_values_of_the_data_that_are_no_tensor_are_named(value):
         match = rf"Expected {name} to be a tensor over the 5 data .*got {kind} of 5 values"
         with pytest.raises(TypeError, match=match):
             list(arguments.batches(2))
-        with pytest.raises(TypeError, match=match):
-            list(arguments.batches(None))
+        if value is PACKED:
+            with pytest.raises(TypeError, match=match):
+                list(arguments.batches(None))
+        else:
+            assert list(arguments.batches(None)) == [arguments]
     with pytest.raises(TypeError, match=rf"Expected model_args\[0\] to be a tensor over the data .*got {kind} of 5"):
         list(Arguments.of((value,), None).batches(2))
+
+
+def test_data_outside_of_the_arguments_are_in_no_part():
+    outside = Arguments.of((torch.zeros(2), 0.5), None)._replace(size=5)
+    assert list(outside.batches(None)) == [outside]
+    with pytest.raises(
+        ValueError, match=r"Expected the 5 data in model_args .* got tensors with first dimensions \[2\]"
+    ):
+        list(outside.batches(2))
 
 
 def test_sequences_of_another_length_are_passed_as_they_are():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -14,12 +15,13 @@ ModelArgs: TypeAlias = Tensor | tuple[Any, ...]
 class Arguments(NamedTuple):
     """What a model and its guide are called with.
 
-    The number N of data is the first dimension of the first tensor that has one. Batches hold parts of the tensors
-    whose first dimension is N, and everything else as it is.
+    The number N of data is ``size``, or else the first dimension of the first tensor that has one. Batches hold parts
+    of the tensors whose first dimension is N, and everything else as it is.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    size: int | None = None  #: the number N of data where it is known otherwise
 
     @classmethod
     def of(cls, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None) -> Self:
@@ -35,26 +37,41 @@ class Arguments(NamedTuple):
     @property
     def num_data(self) -> int:
         """The number N of data."""
-        size = next((len(value) for _, value in self._named() if _has_rows(value)), None)
+        size = self.size if self.size is not None else next(iter(self.sizes), None)
         if size is None:
-            self._check_others(None)
+            self.check_others(None)
             got = ", ".join(f"{name} = {_kind(value)}" for name, value in self._named()) or "no arguments"
             raise TypeError(f"Expected a tensor with data along its first dimension in model_args, got {got}")
         if size == 0:
             raise ValueError("Expected at least one datum in model_args, got none")
         return size
 
+    @property
+    def sizes(self) -> list[int]:
+        """The first dimensions of the tensors, each once."""
+        return list(dict.fromkeys(len(value) for _, value in self._named() if _has_rows(value)))
+
     def batches(self, batch_size: int | None) -> Iterator[Self]:
         """Yield the arguments for ``batch_size`` data at a time, or for all data if that is None."""
         num_data = self.num_data
-        self._check_others(num_data)
         size = num_data if batch_size is None else _checks.positive_int("batch_size", batch_size)
+        if size >= num_data:
+            self._refuse_packed()
+            yield self
+            return
         for start in range(0, num_data, size):
-            yield self.select(slice(start, start + size)) if size < num_data else self
+            yield self.select(slice(start, start + size))
 
     def select(self, index: slice | Tensor) -> Self:
         """Return the arguments for some of the data."""
         num_data = self.num_data
+        self.check_others(num_data)
+        if num_data not in self.sizes:
+            raise ValueError(
+                f"Expected the {num_data} data in model_args where a part of them is asked for, as by batch_size, got "
+                f"tensors with first dimensions {self.sizes}"
+            )
+        positions = torch.arange(num_data)[index.cpu() if isinstance(index, Tensor) else index]
 
         def selected(value: Any) -> Any:
             if not _has_rows(value) or len(value) != num_data:
@@ -64,18 +81,28 @@ class Arguments(NamedTuple):
         return type(self)(
             tuple(selected(value) for value in self.args),
             {name: selected(value) for name, value in self.kwargs.items()},
+            None if self.size is None else len(positions),
         )
 
     def _named(self) -> list[tuple[str, Any]]:
         positional = [(f"model_args[{i}]", value) for i, value in enumerate(self.args)]
         return positional + [(f"model_kwargs[{name!r}]", value) for name, value in self.kwargs.items()]
 
-    def _check_others(self, num_data: int | None) -> None:
+    def _refuse_packed(self) -> None:
+        for name, value in self._named():
+            if isinstance(value, PackedSequence):
+                raise TypeError(
+                    f"Expected {name} to be a tensor over the {self.num_data} data or something that all data share, "
+                    f"got PackedSequence of {_num_values(value)} values, whose order is its own"
+                )
+
+    def check_others(self, num_data: int | None) -> None:
         """Raise for an argument that seems to hold a value for each datum and is no tensor; None: of any number."""
+        if num_data is not None:
+            self._refuse_packed()
         for name, value in self._named():
             size = _num_values(value)
-            holds = size > 0 if num_data is None else size == num_data > 1
-            if holds or isinstance(value, PackedSequence):
+            if size > 0 if num_data is None else size == num_data > 1:
                 over = "the data" if num_data is None else f"the {num_data} data"
                 raise TypeError(
                     f"Expected {name} to be a tensor over {over} or something that all data share, got {_kind(value)} "

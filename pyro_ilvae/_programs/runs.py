@@ -132,11 +132,21 @@ class Runs:
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
         ``run(num_draws, given)`` makes the traces; the given values are those of one of the two draws.
         """
+        with seeded(0):
+            try:
+                return self.are_alone(run, run(2, {}), 2)
+            except Exception:
+                return False
+
+    def are_alone(
+        self, run: Callable[[int, Values], Sequence[Trace]], together: Sequence[Trace], num_draws: int
+    ) -> bool:
+        """Whether the first and the last of draws that were made together are what they are alone."""
         try:
-            with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
-                together = run(2, {})
-                alone = [run(1, self._one_draw(together, i)) for i in range(2)]
-                return all(map(self._alike, together, *alone))
+            with torch.no_grad(), pyro.validation_enabled(True):
+                draws = (0, num_draws - 1)
+                alone = [run(1, self._one_draw(together, i, num_draws)) for i in draws]
+                return all(self._alike(draws, num_draws, *traces) for traces in zip(together, *alone, strict=True))
         except Exception:
             return False
 
@@ -172,8 +182,8 @@ class Runs:
 
         return self._enum(poutine.infer_config(program, config))
 
-    def _one_draw(self, together: Sequence[Trace], i: int) -> dict[str, Tensor]:
-        """The values of draw i of two, shaped as the programs are written, at the sites that are free to vary."""
+    def _one_draw(self, together: Sequence[Trace], i: int, num_draws: int) -> dict[str, Tensor]:
+        """The values of draw i, shaped as the programs are written, at the sites that are free to vary."""
         values: dict[str, Tensor | None] = {}
         for site in (site for trace in together for site in sample_sites(trace)):
             name = site["name"]
@@ -184,23 +194,25 @@ class Runs:
                 values[name] = None
                 continue
             plain: Any = (self.guide_trace if name in self.guide_trace else self.model_trace).nodes[name]
-            value = site["value"].expand(2, *site["value"].shape[1:])[i]
+            value = site["value"].expand(num_draws, *site["value"].shape[1:])[i]
             values[name] = value.reshape(plain["fn"].shape())
         return {name: value for name, value in values.items() if value is not None}
 
-    def _alike(self, together: Trace, *alone: Trace) -> bool:
-        """Whether a trace of draws made together has in each draw what the trace of the draw alone has."""
+    def _alike(self, draws: Sequence[int], num_draws: int, together: Trace, *alone: Trace) -> bool:
+        """Whether a trace of draws made together has in some ``draws`` what the traces of these draws alone have."""
         sites = [sample_sites(trace) for trace in (together, *alone)]
         enumerates = any("_enumerate_dim" in site["infer"] for site in sites[0])
         for both, *each in zip(*sites, strict=True):
             if any(site["name"] != both["name"] for site in each):
                 return False
             log_probs = [self.padded(site_log_prob(site), 0).movedim(-self.nesting - 1, 0) for site in (both, *each)]
+            if len(log_probs[0]) == num_draws > 1:
+                log_probs[0] = log_probs[0][list(draws)]
             if not _close(log_probs[0], torch.cat(log_probs[1:])):
                 return False
             if is_variable(both) and not enumerates:
                 shape = site_shape(each[0])
-                value = self.spread(both["value"], shape, len(alone))
+                value = self.spread(both["value"], shape, num_draws)[list(draws)]
                 # Draws at other sites are the same as they were given. What follows from them need not be.
                 if is_delta(both) and not _close(value, torch.cat([self.spread(s["value"], shape, 1) for s in each])):
                     return False

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches
+from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, site_posterior
 from pyro_ilvae.diagnostics._engine.sites import local_dim, only_site
@@ -78,7 +78,8 @@ def active_units(
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where the mean has no formula.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The variances in squared units of z, the threshold, the active units, and the standard errors of the variances
@@ -110,7 +111,7 @@ def active_units(
         means, errors = zip(
             *(
                 _posterior_means(batch, only_site(batch, site), num_samples)
-                for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate)
+                for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate)
             ),
             strict=True,
         )

@@ -10,8 +10,8 @@ import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
-from pyro_ilvae.diagnostics._engine.batches import batches
+from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite, OfWhole
 from pyro_ilvae.diagnostics.active_units import SUMMARY as ACTIVE_UNITS
 from pyro_ilvae.diagnostics.evidence import SUMMARY as EVIDENCE
@@ -84,7 +84,8 @@ def collapse_summary(
         num_samples: the number of draws for each datum where there is no formula.
         batch_size: the number of data treated at a time; all at once if None, as sites that data share need.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         A data set with three kinds of variables.
@@ -130,7 +131,7 @@ def collapse_summary(
     _checks.fraction("delta", delta)
     if isinstance(measures, str) or not set(measures) <= set(MEASURES):
         raise ValueError(f"Expected measures among {list(MEASURES)}, got {measures!r}")
-    arguments = Arguments.of(model_args, model_kwargs)
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
     with seeded(seed):
         first = next(batches(model, guide, arguments, batch_size, plate))
     latent = [*first.latent_sites, *first.enumerated_sites]

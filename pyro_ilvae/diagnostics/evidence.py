@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
+from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.sites import check_no_points
@@ -76,7 +76,8 @@ def evidence(
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 100,000 combinations of a draw, a datum and a value of the summed sites.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The two bounds, their standard errors over the draws, and the effective sample size
@@ -109,7 +110,7 @@ def evidence(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
+        for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             check_no_points(batch, "the weights of a point bound nothing")
             log_weights = torch.cat(
                 [_log_weights(batch, count, batch_size) for count in batch.passes(num_samples, samples_per_pass)]

@@ -7,8 +7,8 @@ import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
-from pyro_ilvae.diagnostics._engine.batches import batches
+from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl, joint_kl
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -52,7 +52,8 @@ def kl_divergence(
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The divergences, of shape (N,); the estimator, "analytic" or "sampled"; and the Monte Carlo standard errors.
@@ -79,7 +80,7 @@ def kl_divergence(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
+        for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
             if (name := site or only) is None:
                 parts.append(joint_kl(batch, num_samples, batch_size))

@@ -7,8 +7,8 @@ import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
-from pyro_ilvae.diagnostics._engine.batches import batches
+from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.sites import only_site
@@ -49,7 +49,8 @@ def kl_per_dimension(
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where there is no formula, or where there are other latent sites.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The divergences, of shape (N, \*other plates, \*event shape); the estimator, "analytic" or "sampled"; and the
@@ -79,7 +80,7 @@ def kl_per_dimension(
     with seeded(seed), torch.no_grad():
         return KLDivergence.joined(
             expected_kl(batch, only_site(batch, site), num_samples, per_dimension=True, batch_size=batch_size)
-            for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate)
+            for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate)
         )
 
 

@@ -13,10 +13,10 @@ from torch.distributions import kl_divergence
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.aggregates import controlled, exact, log_sum, mean_and_error
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches, data_arguments
 from pyro_ilvae.diagnostics._engine.data_posteriors import DataPosterior, data_posterior, log_density_anywhere
 from pyro_ilvae.diagnostics._engine.densities import marginal
 from pyro_ilvae.diagnostics._engine.sites import only_site
@@ -102,7 +102,8 @@ def mutual_information(
         samples_per_pass: the number of draws compared with a batch of posteriors at a time, which bounds the memory
             and changes nothing else; if None, as many as make pairs of at most 300,000 numbers.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The mutual information, ``aggregate_kl`` = KL(q(z) || p(z)) and ``mean_kl``, each with its standard error; the
@@ -135,7 +136,7 @@ def mutual_information(
         (1.0986, 1.0986, 'sampled, analytic mean KL')
     """
     _checks.positive_int("num_samples", num_samples)
-    arguments = Arguments.of(model_args, model_kwargs)
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
     size = arguments.num_data
     components = size if aggregate_size is None else _checks.positive_int("aggregate_size", aggregate_size)
     if components > size:

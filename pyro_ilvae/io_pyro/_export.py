@@ -9,7 +9,7 @@ import torch
 
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program, Values
-from pyro_ilvae.io_pyro._sampler import Arrays, Sampler, finite
+from pyro_ilvae.io_pyro._sampler import Arrays, MixedDrawsError, Sampler, finite
 
 
 def convert(
@@ -40,7 +40,11 @@ def convert(
     with torch.no_grad(), seeded(seed):
         sampler = Sampler(model, guide, arguments, given=given, source=source, **groups)
         names = _dims(sampler, constants, dims or {})
-        result = _collect(sampler, shape, samples_per_pass)
+        try:
+            result = _collect(sampler, shape, samples_per_pass)
+        except MixedDrawsError:
+            sampler.runs.known_to_vectorize = False
+            result = _collect(sampler, shape, samples_per_pass)
     if sampler.observed:
         result["observed_data"] = sampler.observed
     if sample_stats:

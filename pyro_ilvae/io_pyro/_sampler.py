@@ -1,6 +1,6 @@
 """Draws of all groups from a model, given posterior draws of the sites that inference did not sum out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -27,6 +27,10 @@ from pyro_ilvae._programs import (
 )
 
 Arrays: TypeAlias = dict[str, np.ndarray]
+
+
+class MixedDrawsError(Exception):
+    """Draws that were made together are not what they are alone, as where a model branches on all values at once."""
 
 
 class Sampler:
@@ -103,13 +107,15 @@ class Sampler:
 
     def draw(self, start: int, size: int) -> Iterator[tuple[str, Arrays]]:
         """Yield the groups of draws from ``start`` on, their arrays of shape (size, *plates, *event)."""
-        _, latents = self.runs.draw(size, self._given(start, size))
+        guide_trace, latents = self.runs.draw(size, self._given(start, size))
         latents |= self._enumerated(latents, size)
         trace = self.runs.trace(Replay(latents)(self.model), size)
         self._check_left_out(trace, [name for name in drawn(trace) if name not in latents])
+        self._check_alone(self._replayed, [guide_trace, trace], size)
         yield "posterior", self._values(self.variables, trace, size)
         if self.posterior_predictive:
             released = self.runs.trace(Release()(Replay(latents)(self.model)), size)
+            self._check_alone(self._prior_runs, [released], size)
             yield "posterior_predictive", self._values(self.data, released, size)
         if self.log_likelihood:
             yield "log_likelihood", {name: self._log_prob(name, trace.nodes[name], size) for name in self.data}
@@ -120,8 +126,20 @@ class Sampler:
                 raise ValueError(
                     f"Expected a model whose sites can be sampled, or prior=False, got: {error}"
                 ) from error
+            self._check_alone(self._prior_runs, [released], size)
             yield "prior", self._values(self.variables, released, size)
             yield "prior_predictive", self._values(self.data, released, size)
+
+    def _check_alone(self, run: Callable[[int, Values], list[Trace]], together: list[Trace], size: int) -> None:
+        # A branch that few draws take shows in a pass of many, and seldom in the two draws that are compared first.
+        if size > 1 and not self.runs.are_alone(run, together, size):
+            raise MixedDrawsError
+
+    def _replayed(self, size: int, one: Values) -> list[Trace]:
+        """Runs of guide and model at the one draw whose values are given."""
+        own = {name: value for name, value in one.items() if name not in self.data}
+        guide_trace, latents = self.runs.draw(size, self._given(0, size) | own)
+        return [guide_trace, self.runs.trace(Replay(latents)(self.model), size)]
 
     def _posterior_runs(self, size: int, one: Values) -> list[Trace]:
         """Runs as in :meth:`draw`, of the first draws or of the one draw whose values are given."""

@@ -20,10 +20,13 @@ from pyro_ilvae.diagnostics import (
     UnavailableError,
     active_units,
     collapse_summary,
+    evidence,
     fisher_bound,
     guide_fisher_divergence,
+    kl_divergence,
     kl_per_dimension,
     mutual_information,
+    posterior_fisher_divergence,
 )
 
 
@@ -56,7 +59,59 @@ X = torch.linspace(-1.0, 1.0, 5)
 )
 def test_refuses_arguments_of_another_kind(model_args, message):
     with pytest.raises(TypeError, match=message):
-        kl_per_dimension(sum_model, mean_field_guide, model_args)
+        kl_per_dimension(sum_model, mean_field_guide, model_args, batch_size=2)
+
+
+def weighted_model(weights, x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1) + weights.mean(), 1.0), obs=x)
+
+
+def weighted_guide(weights, x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, None] * torch.tensor([0.4, 0.1]), 0.7).to_event(1))
+
+
+CALLS = {
+    "kl_divergence": lambda *call, **more: kl_divergence(*call, **more).values,
+    "kl_per_dimension": lambda *call, **more: kl_per_dimension(*call, **more).values,
+    "active_units": lambda *call, **more: active_units(*call, **more).variances,
+    "evidence": lambda *call, **more: evidence(*call, seed=0, **more).log_likelihood,
+    "guide_fisher_divergence": lambda *call, **more: guide_fisher_divergence(*call, **more).values,
+    "posterior_fisher_divergence": lambda *call, **more: posterior_fisher_divergence(*call, seed=0, **more).values,
+    "mutual_information": lambda *call, **more: torch.tensor(mutual_information(*call, seed=0, **more)[0]),
+    "collapse_summary": lambda *call, **more: torch.tensor(collapse_summary(*call, seed=0, **more).kl.values),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_number_of_data_is_that_of_a_plate_where_tensors_differ(name):
+    call, weights = CALLS[name], torch.tensor([1.0, 3.0])
+    expected = call(weighted_model, weighted_guide, (torch.tensor(2.0), X))
+    torch.testing.assert_close(call(weighted_model, weighted_guide, (weights, X)), expected)
+    torch.testing.assert_close(call(weighted_model, weighted_guide, (weights,), model_kwargs={"x": X}), expected)
+    torch.testing.assert_close(call(weighted_model, weighted_guide, (torch.full((5,), 2.0), X)), expected)
+    torch.testing.assert_close(call(lambda: weighted_model(weights, X), lambda: weighted_guide(weights, X)), expected)
+
+
+def test_the_plate_is_named_where_tensors_fit_several():
+    def model(weights, x):
+        with pyro.plate("features", len(weights)):
+            pyro.sample("w", dist.Normal(weights, 1.0))
+        weighted_model(weights, x)
+
+    def guide(weights, x):
+        with pyro.plate("features", len(weights)):
+            pyro.sample("w", dist.Normal(weights, 0.5))
+        weighted_guide(weights, x)
+
+    with pytest.raises(ValueError, match="name the plate over the data with plate="):
+        kl_divergence(model, guide, (torch.zeros(2), X), site="z")
+    named = kl_divergence(model, guide, (torch.zeros(2), X), site="z", plate="data")
+    torch.testing.assert_close(named.values, kl_divergence(weighted_model, weighted_guide, (torch.zeros(2), X)).values)
+    with pytest.raises(ValueError, match=r"Expected plate to be one of \['data', 'features'\], got 'rows'"):
+        kl_divergence(model, guide, (torch.zeros(2), X), site="z", plate="rows")
 
 
 ONE_SITE = (kl_per_dimension, active_units, mutual_information, guide_fisher_divergence)

@@ -71,8 +71,28 @@ def test_log_densities_together_and_alone_agree_at_the_same_draws(model):
 def test_an_explicit_number_is_honored():
     seen = []
     from_pyro_svi((watched(conjugate_model, seen), conjugate_guide), torch.zeros(3), num_samples=11, samples_per_pass=4)
-    assert set(seen[-9:]) == {4, 3}
-    assert max(seen) == 4
+    # In each of three passes: the posterior, its predictions and the prior, beside runs of one draw to compare with.
+    assert [size for size in seen if size > 2] == [4] * 3 + [4] * 3 + [3] * 3
+
+
+@pytest.mark.parametrize("branch", [lambda z: (z > 2.3).any(), lambda z: z.numel() > 500], ids=["rare", "many"])
+@pytest.mark.parametrize("samples_per_pass", [None, 1000])
+def test_a_branch_that_two_draws_do_not_show_is_found_in_the_pass(branch, samples_per_pass):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        scale = 10.0 if branch(z) else 1.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(scale * z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.randn(4)
+    fit = from_pyro_svi((model, guide), x, num_samples=1000, samples_per_pass=samples_per_pass, prior=False, seed=0)
+    z = torch.tensor(values(fit, "posterior")["z"])
+    scale = torch.tensor([10.0 if branch(one) else 1.0 for one in z])
+    expected = dist.Normal((scale * z)[:, None], 1.0).log_prob(x)
+    np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -8,9 +8,11 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import (
     MOST_PAIRS,
     Arguments,
+    ModelArgs,
     Program,
     Runs,
     Values,
@@ -21,7 +23,7 @@ from pyro_ilvae._programs import (
 )
 from pyro_ilvae.distributions import innermost
 
-__all__ = ["Batch", "batches", "sample_sites", "site_log_prob"]
+__all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites", "site_log_prob"]
 
 _MOST_PAIRS = MOST_PAIRS  # of a draw and a datum in memory at a time, unless a caller says otherwise
 
@@ -203,6 +205,50 @@ class Batch:
                     f"{self.enumerated_sites}, got more: they are summed over together"
                 )
         return assignments
+
+
+def data_arguments(
+    model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
+) -> Arguments:
+    """Return what model and guide are called with, and the number of data.
+
+    If all tensors have the same first dimension, that is the number. Otherwise it is the size of a plate: of the one
+    that is named, or of the only one that a tensor fits, or of the only one if there are no tensors.
+    """
+    arguments = Arguments.of(model_args, model_kwargs)
+    sizes = arguments.sizes
+    if len(sizes) == 1:
+        return arguments
+    if not sizes:
+        arguments.check_others(None)
+    with seeded(0):  # so that no draw of the caller's is used up
+        runs = Runs(model, guide, arguments)
+    sites = [site for trace in (runs.guide_trace, runs.model_trace) for site in sample_sites(trace)]
+    plates = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
+    if plate is not None:
+        if plate not in plates:
+            raise ValueError(f"Expected plate to be one of {sorted(plates)}, got {plate!r}")
+        return arguments._replace(size=plates[plate])
+    found = {size for size in plates.values() if size in sizes or not sizes}
+    if len(found) > 1:
+        raise ValueError(
+            f"Expected one plate that tells the number of data, got {plates} and tensors with first dimensions {sizes} "
+            "in model_args; name the plate over the data with plate=..."
+        )
+    return arguments._replace(size=next(iter(found), None))
+
+
+def data_batches(
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs,
+    model_kwargs: Mapping[str, Any] | None,
+    batch_size: int | None,
+    plate: str | None,
+) -> Iterator[Batch]:
+    """Yield model and guide on the data, ``batch_size`` at a time, from what they are called with."""
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    yield from batches(model, guide, arguments, batch_size, plate)
 
 
 def batches(

@@ -116,7 +116,7 @@ def _square(batch: Batch, gradient: Tensor, site: Any, event_dim: int, count: in
 def placeholders(names: Iterable[str]) -> Callable[..., None]:
     """Return a guide for values that are given, which names their sites and draws nothing."""
 
-    def guide(*_: Any) -> None:
+    def guide(*_: Any, **__: Any) -> None:
         for name in names:
             pyro.sample(name, dist.Delta(torch.zeros(())))
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import batches
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, part_of
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
@@ -95,7 +95,8 @@ def fisher_bound(
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         What :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence` returns for this site; the bound; and the
@@ -128,7 +129,7 @@ def fisher_bound(
     part, constant = _bounding_part(decoder)
     results = []
     with seeded(seed), _uncompiled(decoder):
-        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
+        for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             names = differentiable_sites(batch, None if site is None else [site])
             if len(names) > 1:
                 raise ValueError(f"Expected the argument site to name one of several latent sites, {names}, got None")

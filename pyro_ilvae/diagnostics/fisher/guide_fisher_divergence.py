@@ -10,9 +10,9 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, N
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
+from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior
@@ -73,7 +73,8 @@ def guide_fisher_divergence(
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where there is no formula, or where there are other latent sites.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The divergences, of shape (N,); the estimator, "analytic" or "sampled"; the Monte Carlo standard errors, 0
@@ -107,7 +108,7 @@ def guide_fisher_divergence(
     _checks.positive_int("num_samples", num_samples)
     parts, estimators = [], set()
     with seeded(seed), torch.no_grad():
-        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
+        for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             name = only_site(batch, site, continuous=True)
             shared_sites(batch, [batch.site(batch.guide_trace, name, "guide")], batch_size)
             *part, estimator = _expected_squares(batch, name, num_samples)

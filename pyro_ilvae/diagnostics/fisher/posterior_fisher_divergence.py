@@ -7,8 +7,8 @@ import torch
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
-from pyro_ilvae.diagnostics._engine.batches import batches
+from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites
 from pyro_ilvae.diagnostics._engine.weighted_scores import (
     PosteriorFisherDivergence,
@@ -64,7 +64,8 @@ def posterior_fisher_divergence(
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The divergences; their standard errors by the delta method, NaN for one draw; the effective sample sizes
@@ -98,7 +99,7 @@ def posterior_fisher_divergence(
     _checks.positive_int("num_samples", num_samples)
     parts = []
     with seeded(seed):
-        for batch in batches(model, guide, Arguments.of(model_args, model_kwargs), batch_size, plate):
+        for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             names = differentiable_sites(batch, sites)
             weights, (squares,) = weighted_squares(
                 batch, names, num_samples, samples_per_pass=samples_per_pass, batch_size=batch_size

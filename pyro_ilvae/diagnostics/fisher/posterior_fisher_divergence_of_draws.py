@@ -9,10 +9,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae._programs import Arguments, ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
+from pyro_ilvae.diagnostics._engine.batches import Batch, batches, data_arguments, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import shared_sites
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites, passes, squared_gradients
 
@@ -68,7 +68,8 @@ def posterior_fisher_divergence_of_draws(
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
             None, as many as make at most 20,000 pairs of a draw and a datum.
-        plate: the name of the plate over the data; if None, the only plate whose size is the number of data.
+        plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
+            where tensors in ``model_args`` fit plates of different sizes.
 
     Returns:
         The divergences; their standard errors; and ArviZ's effective sample sizes for the mean, which account for
@@ -94,10 +95,10 @@ def posterior_fisher_divergence_of_draws(
         True
     """
     num_samples = _num_samples(draws, num_chains)
-    arguments = Arguments.of(model_args, model_kwargs)
-    num_data = arguments.num_data
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
+    arguments = data_arguments(model, prior, model_args, model_kwargs, plate)
+    num_data = arguments.num_data
     columns, start = [], 0
     for batch in batches(model, prior, arguments, batch_size, plate):
         names = differentiable_sites(batch, sites)
