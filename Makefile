@@ -23,7 +23,7 @@ help:
 	@echo "make check        lint, types and the fast tests"
 	@echo "make tutorials    execute the tutorials into notebooks under tutorials/output (about 5 minutes)"
 	@echo "make experiments  run the experiments in a short form; PYRO_ILVAE_FULL=1 for the README's numbers (hours)"
-	@echo "make bench        what the guarantee costs, against a plain decoder and a public one's way to write it"
+	@echo "make bench        measure what the guarantee costs, against plain decoders and other ways to write them"
 	@echo "make lint         ruff and mypy;  make format  ruff format;  make clean  remove what make made"
 	@echo "PYTHON=python3.12 selects the interpreter, VENV=DIR the virtual environment ($(VENV))"
 

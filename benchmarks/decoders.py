@@ -1,4 +1,4 @@
-"""Rows 1-4: a training step of the decoder alone, and decoding without gradients."""
+"""A training step of the decoder alone, and decoding without gradients."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Row 8: how time and memory of a training step grow with each size, and their picture on log-log axes."""
+"""How time and memory of a training step grow with each size, and their picture on log-log axes."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Row 7: the inverse of a Brenier map and its change of variables, 10,000 points at once."""
+"""The inverse of a Brenier map and its change of variables, 10,000 points at once."""
 
 from collections.abc import Callable
 from typing import Any

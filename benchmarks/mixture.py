@@ -1,4 +1,4 @@
-"""Row 9: a step on the mixture, with all components in one call, against a loop over the components."""
+"""A step on the mixture, with all components in one call, against a loop over the components."""
 
 import itertools
 import math

@@ -42,7 +42,7 @@ def composition(frame: Tensor, **arguments: Any) -> nn.Module:
 
 SMALL: dict[str, Any] = {"inner_map_features": (64, 64)}
 
-# The first is the one the others should not be worse than.
+# The first decoder is the reference for the others.
 DECODERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "composition": composition,
     "small-inner": lambda q: composition(q, **SMALL),

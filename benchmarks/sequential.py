@@ -1,4 +1,4 @@
-"""Row 10: a step of ``SVI`` on the sequential VAE, inverse Lipschitz decoders against the plain one."""
+"""A step of ``SVI`` on the sequential VAE, inverse Lipschitz decoders against the plain one."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Row 5: a step of ``SVI`` on the VAE against the same mathematics in a loop written by hand."""
+"""A step of ``SVI`` on the VAE against the same mathematics in a loop written by hand."""
 
 import itertools
 import math

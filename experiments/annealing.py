@@ -8,7 +8,7 @@ Three seeds, 80 epochs, about two minutes on two cores, with or without ``PYRO_I
 ``PYRO_ILVAE_SMOKE=1`` takes seconds, for tests. Results are kept in experiments/output/annealing.
 
 In each of the three seeds L from 0 fits a little better than the fixed constant and L from 2 a little worse, and the
-smallest KL comes out about the same: annealing from 0 helps a little, and none is needed.
+smallest KL comes out about the same: annealing from 0 helps a little, and is not necessary.
 """
 
 import time

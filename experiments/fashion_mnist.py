@@ -55,9 +55,9 @@ SWEEP = Sweep("fashion_mnist", f"{DATA.name}_{len(DATA.train)}_{len(DATA.test)}_
 print(f"{DATA.name}: {len(DATA.train)} training and {len(DATA.test)} test images of {IMAGE[0]} x {IMAGE[1]}")
 
 
-# The decoders. All but the convolutions have two hidden layers of 512, and all but the plain one the frame of the
-# leading principal directions. The composition is named by L1 = L2, as in the paper; its constant is the square. LIDVAE
-# is the composition with L = 0.
+# The decoders. All networks but the convolutions have two hidden layers of 512. All decoders but the plain one use the
+# leading principal directions as frame. The composition is named by L1 = L2, as in the paper; its constant is the
+# square. LIDVAE is the composition with L = 0.
 class ConvBackbone(nn.Module):
     """From z to images, by two transposed convolutions that double height and width."""
 

@@ -1,7 +1,7 @@
 """What information costs where the decoder could do without z: the README's tables and picture of sequences.
 
-An autoregressive decoder predicts each token from the tokens before it, and a good one needs no latent variable: of all
-decoders its posterior collapses most readily. Here the remedies stand side by side: annealing of the KL, a smaller
+An autoregressive decoder predicts each token from the tokens before it, and a good one needs no latent variable: no
+other decoder's posterior collapses as readily. Here the remedies stand side by side: annealing of the KL, a smaller
 weight of the KL, free bits, LIDSVAE, and decoders with an inverse Lipschitz constant L. The data are first names by
 letters, lines of Shakespeare by words, and sequences from languages whose latent variable is known.
 
@@ -77,8 +77,8 @@ for name, data in CORPORA.items():
     )
 
 
-# The decoders. The frame of the projected decoder is that of the leading principal directions of the tokens' counts in
-# a sequence: a step of z then moves the logits of tokens that occur together. The composition has to reduce the state
+# The decoders. The frame of the projected decoder holds the leading principal directions of token counts: a step of z
+# then moves the logits of tokens that occur together. The composition has to reduce the state
 # of the history to fit z beside it into the logits: to 19 numbers for 28 letters.
 def plain(vocab_size: int, latent_dim: int, width: int) -> MLPDecoder:
     return MLPDecoder(latent_dim=latent_dim, event_shape=vocab_size, context_dim=width, hidden_features=(width,))
@@ -417,7 +417,7 @@ def explained(z: Tensor, codes: Tensor) -> float:
 
 
 def fit_synthetic(seed: int) -> Run:
-    """Measures by recipe, and those of the truth."""
+    """Measures by recipe, and the true values."""
     x, z, language = random_language(seed)
     test, test_z = x[-len(x) // 10 :], z[-len(x) // 10 :]
     x = x[: -len(x) // 10]

@@ -92,9 +92,9 @@ def train(name: str, sigma: float, seed: int) -> tuple[VAE | MixtureVAE, Tensor,
 def fit(name: str, sigma: float, seed: int) -> Run:
     """Accuracy, divergences of the posterior from the prior, evidence.
 
-    The accuracy is that of the most probable component, matched to the clusters. A VAE has no components: k-means finds
-    two among its posterior means. The relative Fisher divergence is that of the *exact* posterior, by importance
-    sampling from the guide; ``trusted`` is the fraction of data whose Pareto k allows that.
+    The accuracy takes the most probable component of each datum, matched to the clusters. A VAE has no components:
+    k-means finds two among its posterior means. The relative Fisher divergence is estimated for the *exact* posterior,
+    by importance sampling from the guide; ``trusted`` is the fraction of data whose Pareto k allows that.
     """
     began = time.perf_counter()
     model, x, labels = train(name, sigma, seed)
@@ -141,8 +141,8 @@ for sigma in SIGMAS:
 
 
 # The claims, counted over all spreads and seeds: in how many sweeps over L the divergence rises with each step of L,
-# how many fits collapse at each L, and how many come within 0.03 of the accuracy on the same data of the best
-# classifier, which knows both clusters.
+# how many fits collapse at each L, and how many come within 0.03 of the best classifier's accuracy on the same data.
+# That classifier knows both clusters.
 def best_accuracy(sigma: float, seed: int) -> float:
     x, labels = datasets.gaussian_mixture(1000, sigma, seed=seed)
     return float(((x.sum(1) > 10).long() == labels).float().mean())

@@ -43,3 +43,17 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(int(seed))
         yield
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Runs a module without compilation, because compiled code does not report its parts."""
+    modules = list(module.modules())
+    calls = [part._compiled_call_impl for part in modules]
+    try:
+        for part in modules:
+            part._compiled_call_impl = None
+        yield
+    finally:
+        for part, call in zip(modules, calls, strict=True):
+            part._compiled_call_impl = call

@@ -5,16 +5,33 @@ from itertools import pairwise
 from typing import TypeVar
 
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["mlp"]
 
 T = TypeVar("T")
 
 # Type checkers cannot follow PyroModule[...], which makes classes at run time.
-Linear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
+_PyroLinear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
 _Softplus: type[nn.Softplus] = PyroModule[nn.Softplus]  # type: ignore[assignment]
 _Sequential: type[nn.Sequential] = PyroModule[nn.Sequential]  # type: ignore[assignment]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b; the batch dimensions of a weight drawn from a prior broadcast with the batch dimensions of x."""
+    if weight.dim() == 2 and (bias is None or bias.dim() == 1):
+        return F.linear(x, weight, bias)
+    product = (x.unsqueeze(-2) @ weight.mT).squeeze(-2)
+    return product if bias is None else product + bias
+
+
+class Linear(_PyroLinear):  # type: ignore[valid-type, misc]
+    """PyTorch's layer, which also takes draws of a weight or bias from a prior, with batch dimensions on the left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + b, for ``x`` of shape (..., in_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 def unused(module: T) -> T:

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 __all__ = ["Decoder", "Encoder", "History", "Likelihood"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Decoder(Protocol):
     r"""A map f from the latent variable to natural parameters.
 
@@ -23,16 +27,26 @@ class Decoder(Protocol):
 
     In a :class:`~pyro_ilvae.SequenceDecoder` the guarantee has to hold for C f too, with C f the logits without their
     mean. Our decoders do that by a centered frame; a decoder of yours has to see to it by itself.
+
+    Attributes:
+        latent_dim: the dimension K of z.
+        event_shape: the shape of the natural parameters of one datum.
+        context_dim: optional; the width of a context, if ``forward`` takes one.
+        conditional: optional; True if ``forward`` needs more than z, so that f is no function of z alone.
+        inverse_lipschitz: optional; the constant L of the whole map, with a setter if L may change.
+        frame: optional; an object with ``coordinates(y)``, Q^T y, by which a ``SequenceDecoder`` checks that Q is
+            centered.
+        bounded_part: optional; a part g of f = h(g(z)), g from R^K to itself, and a constant :math:`L_1` with
+            :math:`\|J_g^\top v\| \ge L_1 \|v\|`. It bounds the Fisher divergence of each datum. For K = D, f itself
+            does.
     """
 
-    latent_dim: int  #: the dimension K of z
-    event_shape: torch.Size  #: the shape of the natural parameters of one datum
-    context_dim: int | None  #: optional: the width of a context, if ``forward`` takes one
-    conditional: bool  #: optional: True if ``forward`` needs more than z, so that f is no function of z alone
-    inverse_lipschitz: float  #: optional: the constant L of the whole map, with a setter if L may change
-    frame: Any  #: optional: has ``coordinates(y)``, Q^T y; a ``SequenceDecoder`` checks by it that Q is centered
-    #: optional: a part g of f = h(g(z)), g from R^K to itself, and a constant :math:`L_1` with
-    #: :math:`\|J_g^\top v\| \ge L_1 \|v\|`: it bounds the Fisher divergence of each datum. f itself counts if K = D.
+    latent_dim: int
+    event_shape: torch.Size
+    context_dim: int | None
+    conditional: bool
+    inverse_lipschitz: float
+    frame: Any
     bounded_part: tuple[nn.Module, float] | None
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -44,10 +58,14 @@ class Encoder(Protocol):
 
     How to write one: return a pair of tensors of shape (..., K), the scale positive. For a mixture with a posterior for
     each component, return logits of shape (..., C) before them, and set ``num_components``.
+
+    Attributes:
+        latent_dim: optional; the dimension K of z, which has to be the decoder's.
+        num_components: optional; the number C of components with a posterior of their own.
     """
 
-    latent_dim: int  #: optional: the dimension K of z, which has to be the decoder's
-    num_components: int | None  #: optional: the number C of components with a posterior of their own
+    latent_dim: int
+    num_components: int | None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*data shape)."""
@@ -61,13 +79,20 @@ class Likelihood(Protocol):
     methods that read a parameter with ``pyro_method``, so that a prior on the parameter is seen. A class that derives
     from one of our likelihoods and overrides ``forward`` has to override ``mean``, ``divergence``,
     ``information_product`` and ``smallest_information`` too, because these are formulas for our density.
+
+    Attributes:
+        support: optional; the constraint that data must meet; finite numbers if left out.
+        support_hint: optional; what to do about data outside of the support, as the end of an error message.
+        integer_data: optional; True if data stay integers, as categories do.
+        depends_on_batch: optional; True if the density of a datum depends on the other data of its batch.
+        noise_scale: optional; sigma, if x is eta plus Normal noise of one scale.
     """
 
-    support: Any  #: optional: the constraint that data must meet; finite numbers if left out
-    support_hint: str  #: optional: what to do about data outside of it, as the end of an error message
-    integer_data: bool  #: optional: True if data stay integers, as categories do
-    depends_on_batch: bool  #: optional: True if a datum's density depends on the other data of its batch
-    noise_scale: Tensor  #: optional: sigma, if x is eta plus Normal noise of one scale
+    support: Any
+    support_hint: str
+    integer_data: bool
+    depends_on_batch: bool
+    noise_scale: Tensor | float
 
     def __call__(self, eta: Tensor, x: Tensor | None = None) -> Any:
         """The distribution, whose batch shape ends in the shape of one datum; ``x`` are the data, if any."""
@@ -90,10 +115,14 @@ class History(Protocol):
 
     How to write one: token V starts a sequence and token V + 1 is a hidden one. ``forward`` alone is enough for
     training; drawing sequences needs ``begin`` and ``step`` too.
+
+    Attributes:
+        features: the width H of the state.
+        vocab_size: optional; the number V of tokens, which has to be the decoder's.
     """
 
-    features: int  #: the width H of the state
-    vocab_size: int  #: optional: the number V of tokens, which has to be the decoder's
+    features: int
+    vocab_size: int
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""

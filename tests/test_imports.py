@@ -27,10 +27,10 @@ ALLOWED = {
     "decoders": {"_checks", "networks"},
     "sequences": {"_checks", "networks", "distributions", "encoders", "decoders"},
     "models": {"_checks", "_contexts", "networks", "distributions", "likelihoods", "sequences"},
-    "infer": {"_checks", "_contexts", "distributions"},
+    "infer": {"_checks", "distributions"},
     "datasets": {"_checks", "_contexts", "distributions"},
     "diagnostics": {"_checks", "_contexts", "_programs", "distributions"},
-    "io_pyro": {"_checks", "_contexts", "_programs"},
+    "io_pyro": {"_checks", "_contexts", "_programs", "distributions"},
     "plots": {"_checks", "_contexts", "infer", "diagnostics"},
 }
 

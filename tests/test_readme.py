@@ -21,3 +21,12 @@ def test_examples_run(capsys):
     exec(compile(sequences, README.name, "exec"), variables)
     assert variables["sequential"].reconstruct(variables["data"].test[:2]).shape == (2, 20)
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)
+
+
+def test_paths_exist():
+    text = README.read_text()
+    paths = re.findall(r"(?:tutorials|experiments|benchmarks)/[\w./]+\.(?:py|png|md)", text)
+    assert len(paths) > 8
+    assert not [path for path in paths if not (README.parent / path).exists()]
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    assert named <= {path.name for path in (README.parent / "tutorials").glob("*.py")}

@@ -53,7 +53,7 @@ print(f"a linear VAE would collapse {int(reference.collapsed.sum())} of {LATENT_
 # %% [markdown]
 # ## Pyro's ordinary VAE
 #
-# The model is that of Pyro's own tutorial, on binarized digits of 8 x 8 pixels.
+# The model comes from Pyro's own tutorial and is fitted to binarized digits of 8 x 8 pixels.
 
 
 # %%

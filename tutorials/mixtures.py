@@ -93,7 +93,7 @@ print(f"information of x about y: {usage.mutual_information:.2f} nats, unevennes
 # ## Do the components match the digits?
 #
 # Components have no names, so `cluster_agreement` matches them with the digits one to one, as well as possible. The
-# accuracy is that of the most probable component; the other two numbers need no matching.
+# accuracy takes the most probable component of each image; the other two numbers need no matching.
 
 # %%
 agreement = ilvae.diagnostics.cluster_agreement(digits.test_labels, probs)

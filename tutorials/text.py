@@ -12,7 +12,7 @@
 # # A latent variable for words
 #
 # An autoregressive decoder predicts each letter of a word from the letters before it, and a good one needs no latent
-# variable: of all decoders its posterior collapses most readily. Here the logits of every letter are inverse Lipschitz
+# variable: no other decoder's posterior collapses as readily. Here the logits of every letter are inverse Lipschitz
 # in z, whatever the letters before it, so z cannot be ignored.
 #
 # The data are the 3,892 words in the names of Unicode's characters, which need no download.
@@ -44,8 +44,8 @@ print(train[0].tolist(), "is", data.vocabulary.decode(train[:1]))
 #
 # A `SequenceDecoder` has two parts. Its history, here a GRU, reads the letters before a position; its decoder maps z to
 # the logits of the letter there, with the state of the history as its context. Any decoder with a `context_dim` will
-# do: `MLPDecoder` alone is the ordinary decoder, and `ProjectedDecoder` makes it inverse Lipschitz. The frame is that
-# of the letters that occur together, so that a step of z moves their logits together.
+# do: `MLPDecoder` alone is the ordinary decoder, and `ProjectedDecoder` makes it inverse Lipschitz. The frame
+# holds directions along which letters occur together, so a step of z moves their logits together.
 
 # %%
 pyro.set_rng_seed(0)

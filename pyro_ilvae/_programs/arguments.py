@@ -97,7 +97,7 @@ class Arguments(NamedTuple):
                 )
 
     def check_others(self, num_data: int | None) -> None:
-        """Raise for an argument that seems to hold a value for each datum and is no tensor; None: of any number."""
+        """Raise for an argument that is no tensor but seems to hold a value for each datum; None: for any number."""
         if num_data is not None:
             self._refuse_packed()
         for name, value in self._named():

@@ -89,7 +89,7 @@ class Runs:
         return trace, drawn(trace) | values
 
     def traces(self, num_draws: int, given: Values | None = None, guide: Program | None = None) -> tuple[Trace, Trace]:
-        """Return traces of the guide and of the model at its draws, which enumerates what the guide leaves out.
+        """Return the guide's trace, and the model's trace at the guide's draws, which enumerates other latent sites.
 
         Every enumerated site has a dimension of its own, also in a Markov chain.
         """
@@ -112,7 +112,7 @@ class Runs:
         return {name: nodes[name]["value"] for name in self.enumerated_sites}
 
     def passes(self, num_samples: int, samples_per_pass: int | None, most: int) -> list[int]:
-        """Return how many draws to make in each pass: ``samples_per_pass``, by default ``most``, if they vectorize."""
+        """Return the number of draws of each pass: ``samples_per_pass``, or ``most`` if None; 1 if draws mix."""
         _checks.positive_int("num_samples", num_samples)
         step = max(1, most) if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
         if num_samples > 1 and step > 1 and not self.vectorizes:
@@ -130,7 +130,7 @@ class Runs:
         """Whether two draws made together are each what they are alone, in values and log densities.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
-        ``run(num_draws, given)`` makes the traces; the given values are those of one of the two draws.
+        ``run(num_draws, given)`` makes the traces; ``given`` holds the values of one of the two draws.
         """
         with seeded(0):
             try:

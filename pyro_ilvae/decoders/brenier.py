@@ -221,6 +221,9 @@ class BrenierTransform(TransformModule):
         self.brenier_map = brenier_map
         self._last_draw: tuple[Tensor, Tensor, list[Any]] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.brenier_map!r})"
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_last_draw": None}
 

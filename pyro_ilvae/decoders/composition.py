@@ -43,8 +43,8 @@ class InverseLipschitzDecoder(PyroModule):
             for what the softmax sees of the logits), or a tensor with orthonormal columns, of shape (D, K), or
             (D, F + K) with a context. :func:`~pyro_ilvae.principal_frame` computes a good one from data.
         context_dim: the width C of the context; None for a function of z alone.
-        context_features: the number :math:`F` of numbers the context is reduced to; if None, the largest that is
-            allowed, up to C.
+        context_features: the number :math:`F` of coordinates to which the context is reduced; if None, the largest that
+            is allowed, up to C.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
 

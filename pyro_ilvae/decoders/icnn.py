@@ -12,18 +12,11 @@ from torch.nn import functional as F
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
 from pyro_ilvae.decoders.frames import Frame
+from pyro_ilvae.networks import linear
 
 __all__ = ["ICNN"]
 
 _PROBE_SIZE = 256
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b; the batch dimensions of a weight drawn from a prior broadcast with the batch dimensions of x."""
-    if weight.dim() == 2 and (bias is None or bias.dim() == 1):
-        return F.linear(x, weight, bias)
-    product = (x.unsqueeze(-2) @ weight.mT).squeeze(-2)
-    return product if bias is None else product + bias
 
 
 def _inverse_softplus(y: Tensor) -> Tensor:
@@ -99,7 +92,7 @@ class ICNN(PyroModule):
     Args:
         in_features: the dimension :math:`D` of the input.
         hidden_features: the widths of the hidden layers.
-        activation: a name in :data:`pyro_ilvae.activations.ACTIVATIONS`, or one for each hidden layer.
+        activation: a name in :data:`pyro_ilvae.decoders.activations.ACTIVATIONS`, or one for each hidden layer.
         input_skips: whether every hidden layer sees the input (:math:`A_i, i > 1`) or only the first layer.
 
     Raises:
@@ -206,7 +199,7 @@ class ICNN(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         r"""The potential :math:`\psi(x)`, of shape (...), for ``x`` of shape (..., D)."""
         _checks.last_dim("x", x, self.in_features)
-        preactivations, _ = self._forward_sweep(_linear(x, self.input_weight, self._input_bias()))
+        preactivations, _ = self._forward_sweep(linear(x, self.input_weight, self._input_bias()))
         last = self._activations[-1].value(preactivations[-1])
         return (last * F.softplus(self.output_weight_raw)).sum(-1) + (x * self.slope).sum(-1)
 
@@ -221,7 +214,7 @@ class ICNN(PyroModule):
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
-        return self._gradient(_linear(x, input_weight, self._input_bias()), input_weight)
+        return self._gradient(linear(x, input_weight, self._input_bias()), input_weight)
 
     @pyro_method
     def gradient_in_frame(self, u: Tensor, frame: Frame) -> Tensor:
@@ -230,7 +223,7 @@ class ICNN(PyroModule):
         The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so only the result is D wide.
         """
         input_weight = self.input_weight
-        return self._gradient(_linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
+        return self._gradient(linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
 
     @pyro_method
     def hessian(self, x: Tensor) -> Tensor:
@@ -243,7 +236,7 @@ class ICNN(PyroModule):
         """
         _checks.last_dim("x", x, self.in_features)
         input_weight = self.input_weight
-        preactivations, weights = self._forward_sweep(_linear(x, input_weight, self._input_bias()))
+        preactivations, weights = self._forward_sweep(linear(x, input_weight, self._input_bias()))
         adjoints = [adjoint for adjoint, _ in self._reverse_sweep(list(preactivations), list(weights))][::-1]
         skips = input_weight.split(self._skipped_features, dim=-2)
         total = x.new_zeros(())
@@ -276,7 +269,7 @@ class ICNN(PyroModule):
         biases = self.bias.split(self.hidden_features, dim=-1)
         for i, (activation, weight) in enumerate(zip(self._activations[:-1], weights, strict=True), start=1):
             hidden = activation.value(preactivations[-1])
-            preactivations.append(_linear(hidden, weight) + (skips[i] if self.input_skips else biases[i]))
+            preactivations.append(linear(hidden, weight) + (skips[i] if self.input_skips else biases[i]))
         return preactivations, weights
 
     def _reverse_sweep(self, preactivations: list[Tensor], weights: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -289,11 +282,11 @@ class ICNN(PyroModule):
             delta = adjoint * activation.derivative(preactivations.pop())
             yield adjoint, delta
             if weights:
-                adjoint = _linear(delta, weights.pop().mT)
+                adjoint = linear(delta, weights.pop().mT)
 
     def _gradient(self, inputs: Tensor, input_weight: Tensor) -> Tensor:
         preactivations, weights = self._forward_sweep(inputs)
         del inputs  # the pre-activations are views of it
         deltas = [delta for _, delta in self._reverse_sweep(preactivations, weights)][::-1]
         stacked = torch.cat(deltas, dim=-1) if self.input_skips else deltas[0]
-        return _linear(stacked, input_weight.mT, self.slope)
+        return linear(stacked, input_weight.mT, self.slope)

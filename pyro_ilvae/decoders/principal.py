@@ -1,4 +1,4 @@
-"""Frames: orthonormal columns that place a K-dimensional map inside the D-dimensional space of natural parameters."""
+"""Frames from data: the leading principal directions of a sample, or of its token counts."""
 
 import math
 from typing import Any

@@ -25,7 +25,7 @@ from pyro_ilvae.diagnostics.mutual_information import SUMMARY as MUTUAL_INFORMAT
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["MEASURES", "collapse_summary"]
+__all__ = ["collapse_summary"]
 
 # A new measure is a line in one of these tables and a SUMMARY in its own file.
 _OF_SITES: tuple[tuple[str, OfSite], ...] = (
@@ -82,7 +82,7 @@ def collapse_summary(
         delta: the fraction of data that may lie above epsilon.
         threshold: the variance above which a unit counts as active.
         num_samples: the number of draws for each datum where there is no formula.
-        batch_size: the number of data treated at a time; all at once if None, as sites that data share need.
+        batch_size: the number of data treated at a time; if None, all at once. Sites that data share need None.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.

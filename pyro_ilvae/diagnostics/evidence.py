@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
             f"elbo {printing.mean(self.elbo, self.elbo_standard_errors)}",
             f"log_likelihood {printing.mean(self.log_likelihood, self.log_likelihood_standard_errors)} nats over "
             f"{printing.sizes(self.elbo.shape)}",
-            f"effective sample sizes from {printing.number(self.effective_sample_sizes.min())}",
+            f"smallest effective sample size {printing.number(self.effective_sample_sizes.min())}",
         )
 
 

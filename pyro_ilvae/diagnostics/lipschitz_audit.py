@@ -69,8 +69,8 @@ def lipschitz_audit(
     .. math:: L(f) = \inf_{z \ne z'} \frac{\|f(z) - f(z')\|}{\|z - z'\|} \le \min(\text{measured}), \qquad
         \sigma_{\min}(J_f(z)) \ge L(f).
 
-    Every measured value is an upper bound on the true constant :math:`L(f)`. An audit can refute a constant and cannot
-    certify one, as no search can; the certificate is the construction of the decoder.
+    Every measured value is an upper bound on the true constant :math:`L(f)`. An audit can refute a constant but,
+    like any search, cannot certify one; the certificate is the construction of the decoder.
 
     The ratio is measured over all pairs of prior draws. Gradient descent (Adam) on the logarithm of the ratio then
     starts from the pairs with the smallest ratios, and from near pairs along the least stretched directions at the
@@ -111,8 +111,7 @@ def lipschitz_audit(
         >>> round(audit.certified, 6), audit.smallest >= 0.4999
         (0.5, True)
     """
-    if _checks.positive_int("num_samples", num_samples) < 2:
-        raise ValueError("Expected num_samples >= 2, got 1: a pair takes two draws")
+    _checks.positive_int("num_samples", num_samples, at_least=2)  # a pair takes two draws
     _checks.positive_int("num_worst", num_worst)
     check_unconditional(decoder)
     if steps != 0:

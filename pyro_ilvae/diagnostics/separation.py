@@ -15,6 +15,15 @@ from pyro_ilvae.distributions import without_event
 
 __all__ = ["Separation", "separation"]
 
+# For likelihoods that do not know their own divergence: PyTorch's distributions, and what to build them from.
+_PARAMETERS: dict[Any, tuple[str, ...]] = {
+    torch.distributions.Normal: ("loc", "scale"),
+    torch.distributions.Categorical: ("logits",),
+    torch.distributions.Bernoulli: ("logits",),
+    torch.distributions.NegativeBinomial: ("total_count", "logits"),
+}
+_LINEAR = (torch.distributions.Bernoulli, torch.distributions.NegativeBinomial)
+
 
 class Separation(NamedTuple):
     """The divergence KL(p(x | z) || p(x | z')) in nats for independent pairs of prior draws, each of shape (P,)."""
@@ -138,6 +147,12 @@ def _divergence(
     """KL(p || q) of each entry in double precision, and how it was computed."""
     if hasattr(likelihood, "divergence"):
         return likelihood.divergence(eta, other).double(), "analytic"
+    p, q = _in_double(p), _in_double(q)
+    if isinstance(p, _LINEAR) and (not hasattr(p, "total_count") or torch.equal(p.total_count, q.total_count)):
+        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean. PyTorch has no formula, or a
+        # formula that is infinite as soon as a probability rounds to one.
+        mean = p.mean
+        return p.log_prob(mean) - q.log_prob(mean), "analytic"
     try:
         return torch.distributions.kl_divergence(p, q).double(), "analytic"
     except NotImplementedError:
@@ -148,11 +163,20 @@ def _divergence(
         return total / num_samples, "sampled"
 
 
+def _in_double(distribution: Any) -> Any:
+    """A distribution of PyTorch in double precision, without checks of values; any other as it is."""
+    for kind, names in _PARAMETERS.items():
+        if isinstance(distribution, kind):
+            parameters = {name: getattr(distribution, name).double() for name in names}
+            return kind(**parameters, validate_args=False)
+    return distribution
+
+
 def _noise_scale(likelihood: Callable[[Tensor], Any], p: Any, q: Any, eta: Tensor, other: Tensor) -> Tensor | None:
     """The one scale of Normal noise around the natural parameters, if that is what the likelihood is."""
-    known: Tensor | None = getattr(likelihood, "noise_scale", None)
+    known: Tensor | float | None = getattr(likelihood, "noise_scale", None)
     if known is not None:
-        return known.double()
+        return torch.as_tensor(known, dtype=torch.float64, device=eta.device)
     if not (isinstance(p, torch.distributions.Normal) and isinstance(q, torch.distributions.Normal)):
         return None
     scale = p.scale.flatten()[0]

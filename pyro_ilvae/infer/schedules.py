@@ -46,9 +46,7 @@ class Schedule:
 
     def at(self, step: int) -> float:
         """The value at any step; the current step does not matter."""
-        if step < 0:
-            raise ValueError(f"Expected step >= 0, got {step}")
-        return self.function(step)
+        return self.function(_checks.positive_int("step", step, at_least=0))
 
     @property
     def value(self) -> float:

@@ -25,8 +25,11 @@ from pyro_ilvae._programs import (
     site_log_prob,
     site_shape,
 )
+from pyro_ilvae.distributions import innermost
 
 Arrays: TypeAlias = dict[str, np.ndarray]
+
+_MOST_NUMBERS = 5_000_000  # in the largest tensor of a site at a time
 
 
 class MixedDrawsError(Exception):
@@ -103,7 +106,9 @@ class Sampler:
             _, values = runs.draw(1, self._given(0, 1))
             tensors += [site_log_prob(site).shape for site in sample_sites(runs.factors(1, values))]
         pairs = max((shape.numel() for shape in tensors), default=1)
-        return runs.passes(num_samples, samples_per_pass, MOST_PAIRS // max(1, pairs))
+        numbers = max((_num_numbers(site) for site in sample_sites(runs.model_trace)), default=1)
+        most = min(MOST_PAIRS // max(1, pairs), _MOST_NUMBERS // max(1, numbers))
+        return runs.passes(num_samples, samples_per_pass, most)
 
     def draw(self, start: int, size: int) -> Iterator[tuple[str, Arrays]]:
         """Yield the groups of draws from ``start`` on, their arrays of shape (size, *plates, *event)."""
@@ -208,6 +213,12 @@ class Sampler:
                 f"in the first run, got shape {tuple(value.shape)}"
             ) from None
         return as_numpy(value.reshape(size, *(length for _, length in shape.kept), *shape.event))
+
+
+def _num_numbers(site: Any) -> int:
+    """The size of the largest tensor of a site in a run of one draw: its value, or a parameter such as logits."""
+    tensors = [site["value"], *vars(innermost(site["fn"])).values()]
+    return max(part.numel() for part in tensors if isinstance(part, torch.Tensor))
 
 
 class FiniteDraws(Messenger):

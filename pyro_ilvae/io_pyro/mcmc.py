@@ -46,7 +46,7 @@ def from_pyro_mcmc(
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site or by entry of ``constant_data``, as in :func:`from_pyro_svi`.
         constant_data: arrays by name for the group ``constant_data``, such as covariates.
-        seed: a seed for all draws but those of the chains; it leaves the global random state of PyTorch as it was.
+        seed: a seed for all draws that are made here, which then leave the global random state of PyTorch as it was.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with draws of shape
@@ -128,7 +128,7 @@ def _draws_nothing(*_: Any, **__: Any) -> None:
 
 
 def _sample_stats(mcmc: MCMC, shape: tuple[int, int]) -> tuple[Arrays, dict[str, Any]]:
-    # Not mcmc.diagnostics(), which adds R-hat and fails for fewer than four draws.
+    # mcmc.diagnostics() would add R-hat, and fails for fewer than four draws.
     kept: list[Any] = mcmc._diagnostics
     if "divergences" not in kept[0]:  # of a kernel other than HMC
         return {}, {}

@@ -40,14 +40,15 @@ def from_pyro_svi(
         num_samples: the number of draws in each group.
         samples_per_pass: the number of draws per run of the model, by default as many as fit in a bounded memory. Draws
             are made one at a time if the model or the guide gives other values for several draws at once than for each
-            draw alone, for instance because it indexes values from the left or sums over a batch dimension.
+            draw alone, for instance because it indexes values from the left or sums over a batch dimension. The first
+            and the last draw of each run are compared with these draws alone. Draws from a seed depend on this number.
         prior: whether to add the groups ``prior`` and ``prior_predictive``.
         posterior_predictive: whether to add the group ``posterior_predictive``.
         log_likelihood: whether to add the group ``log_likelihood``.
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site, either of the event dimensions or of all dimensions. By default
             dimensions of plates are named after the plates, and all others ``<site>_dim_0``, ``<site>_dim_1``, ...
-            Also names of all dimensions by entry of ``constant_data``.
+            For an entry of ``constant_data``, names of all its dimensions.
         constant_data: arrays by name for the group ``constant_data``, such as covariates.
         seed: a seed for the draws, which then leave the global random state of PyTorch as it was.
 

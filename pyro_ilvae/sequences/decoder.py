@@ -173,6 +173,10 @@ class DecoderGiven(nn.Module):
         self.event_shape = torch.Size([len(x), decoder.vocab_size])
         self.register_buffer("x", x, persistent=False)
 
+    def extra_repr(self) -> str:
+        """The number of tokens and the constant, for ``print``."""
+        return f"num_tokens={len(self.x)}, inverse_lipschitz={self.inverse_lipschitz}"
+
     @property
     def inverse_lipschitz(self) -> float | None:
         r"""The constant of all positions together; None without one."""

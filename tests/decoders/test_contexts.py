@@ -3,6 +3,8 @@
 import copy
 import pickle
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.context_decoders import (
@@ -16,6 +18,9 @@ from helpers.context_decoders import (
 from helpers.decoders import DECODERS, EVENT, LATENT, jacobian, perturb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.nn import PyroSample
 
 from pyro_ilvae import InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder
 
@@ -309,3 +314,27 @@ def test_refuses_backbones_of_another_shape():
     decoder = ProjectedDecoder(OtherShape(), **SIZES)
     with pytest.raises(ValueError, match=r"backbone to return shape \(20, 8\) or \(20, 4, 2\), got \(20, 3\)"):
         decoder(torch.zeros(4, 1, LATENT), torch.zeros(5, CONTEXT))
+
+
+@pytest.mark.parametrize("kind", ["projected", "composition", "plain"])
+def test_prior_on_the_weight_of_the_context(kind):
+    sizes = {"latent_dim": 2, "event_shape": 5, "context_dim": 3}
+    decoder = {
+        "plain": lambda: MLPDecoder(**sizes, hidden_features=(4,)),
+        "projected": lambda: ProjectedDecoder(MLPDecoder(**sizes, hidden_features=(4,)), **sizes, map_features=(4,)),
+        "composition": lambda: InverseLipschitzDecoder(**sizes, map_features=(4,), context_features=2),
+    }[kind]()
+    shape = decoder.from_context.weight.shape
+    decoder.from_context.weight = PyroSample(dist.Normal(0.0, 1.0).expand(shape).to_event(2))
+    z, context = torch.randn(7, 2), torch.randn(7, 3)
+
+    def model():
+        eta = decoder(z, context)
+        with pyro.plate("data", 7):
+            pyro.deterministic("eta", eta, event_dim=1)
+
+    draws = Predictive(model, num_samples=4, parallel=True, return_sites=("eta", "from_context.weight"))()
+    weights = draws["from_context.weight"].reshape(4, *shape)
+    for eta, weight in zip(draws["eta"].reshape(4, 7, 5), weights, strict=True):
+        alone = poutine.condition(decoder, data={"from_context.weight": weight})(z, context)
+        torch.testing.assert_close(eta, alone)

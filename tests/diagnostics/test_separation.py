@@ -137,6 +137,25 @@ def test_divergence_is_sampled_where_there_is_no_formula():
     assert sampled.spread_se < 0.02
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "function"),
+    [
+        (likelihoods.Bernoulli(), lambda eta: dist.Bernoulli(logits=eta)),
+        (likelihoods.NegativeBinomial(3.0, "fixed"), lambda eta: dist.NegativeBinomial(3.0, logits=eta).to_event(1)),
+        (likelihoods.Normal(NOISE), lambda eta: dist.Normal(eta, NOISE)),
+        (likelihoods.Categorical(8), lambda eta: dist.Categorical(logits=eta)),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 40.0])  # probabilities round to one at the larger scale
+def test_a_function_that_returns_the_distribution_is_as_good_as_the_likelihood(likelihood, function, scale):
+    decoder = LinearDecoder()
+    own, plain = (
+        separation(lambda z: scale * decoder(z), kind, latent_dim=LATENT, seed=0) for kind in (likelihood, function)
+    )
+    assert own.estimator == plain.estimator == "analytic"
+    torch.testing.assert_close(plain.kl, own.kl)
+
+
 def test_divergences_of_vectors():
     covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
     result = separation(lambda z: z, lambda eta: dist.MultivariateNormal(eta, covariance), latent_dim=2, seed=1)

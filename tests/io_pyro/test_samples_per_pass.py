@@ -241,3 +241,23 @@ def test_a_model_that_is_wrong_for_several_draws_only_where_it_is_enumerated(sam
     shift, kind = (values(fit, "posterior")[name] for name in ["shift", "kind"])
     clear = abs(shift + 5) > 0.1  # where one of shift and shift + 10 is much closer to the data
     np.testing.assert_array_equal(kind[clear], np.broadcast_to((shift < -5)[..., None], kind.shape)[clear])
+
+
+def test_memory_counts_the_entries_of_a_datum(monkeypatch):
+    monkeypatch.setattr("pyro_ilvae.io_pyro._sampler._MOST_NUMBERS", 12 * 40 * 5)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            # Logits are larger than the categories that are drawn from them.
+            logits = z[..., None, None] * torch.linspace(-1.0, 1.0, 40 * x.shape[1]).reshape(x.shape[1], 40)
+            pyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for x, most in [(torch.zeros(12, 1), 5), (torch.zeros(12, 5), 1), (torch.zeros(3, 2), 10)]:
+        seen = []
+        from_pyro_svi((watched(model, seen), guide), x, num_samples=20)
+        assert max(seen) == max(most, 1), (x.shape, seen)

@@ -113,7 +113,7 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
 
 
 def _formula_holds(batch: Batch, name: str) -> bool:
-    """Whether the mean over the draws of the other sites of the formula, given each draw, is the site's divergence.
+    """Whether the mean of the formula over draws of the other sites is the divergence of the site.
 
     That is so where the guide draws first what the prior depends on. Log ratios always have the right mean.
     """

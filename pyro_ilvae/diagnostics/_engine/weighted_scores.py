@@ -27,8 +27,8 @@ class PosteriorFisherDivergence(NamedTuple):
         return printing.described(
             self,
             f"{printing.mean(self.values, self.standard_errors)} over {printing.sizes(self.values.shape)}",
-            f"effective sample sizes from {printing.number(self.effective_sample_sizes.min())}",
-            f"Pareto k up to {printing.number(self.pareto_k.max())}",
+            f"smallest effective sample size {printing.number(self.effective_sample_sizes.min())}",
+            f"largest Pareto k {printing.number(self.pareto_k.max())}",
         )
 
 

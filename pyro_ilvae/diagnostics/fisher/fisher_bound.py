@@ -1,14 +1,13 @@
 """The lower bound on the relative Fisher divergence that an inverse Lipschitz decoder guarantees."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._contexts import seeded
+from pyro_ilvae._contexts import seeded, uncompiled
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import data_batches
@@ -44,7 +43,7 @@ class FisherBound(NamedTuple):
             f"divergence {printing.mean(values, errors)}",
             f"bound {printing.mean(self.bound, self.bound_standard_errors)} over {printing.sizes(self.bound.shape)}",
             f"smallest ratio {printing.number(self.ratio.min())}",
-            f"Pareto k up to {printing.number(self.divergence.pareto_k.max())}",
+            f"largest Pareto k {printing.number(self.divergence.pareto_k.max())}",
         )
 
 
@@ -128,7 +127,7 @@ def fisher_bound(
             raise ValueError("Expected decoder=..., or a model whose object has the attribute decoder, got neither")
     part, constant = _bounding_part(decoder)
     results = []
-    with seeded(seed), _uncompiled(decoder):
+    with seeded(seed), uncompiled(decoder):
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             names = differentiable_sites(batch, None if site is None else [site])
             if len(names) > 1:
@@ -166,20 +165,6 @@ def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
         f"D = {features}, which has no bound for a single datum, only for the mean over the "
         "model's own data"
     )
-
-
-@contextmanager
-def _uncompiled(decoder: nn.Module) -> Iterator[None]:
-    """Runs the modules of a decoder without compilation, because compiled code does not report its parts."""
-    modules = list(decoder.modules())
-    calls = [module._compiled_call_impl for module in modules]
-    try:
-        for module in modules:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, call in zip(modules, calls, strict=True):
-            module._compiled_call_impl = call
 
 
 def _variables(call: Call) -> dict[str, Any]:

@@ -64,11 +64,11 @@ def mean_fisher_divergence(
         = \sum_k E_{p(x, z)} (\partial_{z_k} \log p(x \mid f(z)))^2
 
     with :math:`J_f` the decoder's Jacobian and :math:`I(\eta) = E_{p(x \mid \eta)}[s s^\top]`,
-    :math:`s = \nabla_\eta \log p(x \mid \eta)`, the Fisher information of one datum. The middle is the trace of the
-    Fisher metric pulled back to the latent space [2] and needs no posterior. The divergence is in one over squared
-    units of z and not in nats, and it changes when z is rescaled. A coordinate that the decoder ignores has 0. For a
-    standard normal prior, half of the total is an upper bound, in nats, on the mutual information of x and z under the
-    model (log-Sobolev).
+    :math:`s = \nabla_\eta \log p(x \mid \eta)`, the Fisher information of one datum. The middle expression is the trace
+    of the Fisher metric pulled back to the latent space [2] and needs no posterior. The divergence is in one over
+    squared units of z and not in nats, and it changes when z is rescaled. A coordinate that the decoder ignores has
+    0. For a standard normal prior, half of the total is an upper bound, in nats, on the mutual information of x and
+    z under the model (log-Sobolev).
 
     A decoder with inverse Lipschitz constant L stretches every coordinate by at least L at every z, so that the total
     is at least

@@ -30,7 +30,7 @@ class FisherDivergenceOfDraws(NamedTuple):
         return printing.described(
             self,
             f"{printing.mean(self.values, self.standard_errors)} over {printing.sizes(self.values.shape)}",
-            f"effective sample sizes from {printing.number(self.effective_sample_sizes.min())}",
+            f"smallest effective sample size {printing.number(self.effective_sample_sizes.min())}",
         )
 
 
