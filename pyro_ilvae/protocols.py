@@ -52,6 +52,9 @@ class Decoder(Protocol):
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K) and a context (..., C)."""
 
+    def given(self, context: Tensor) -> nn.Module:
+        """Optional: the decoder at one context, as a function of z alone."""
+
 
 class Encoder(Protocol):
     """A network from data to the location and scale of q(z | x).

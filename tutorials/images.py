@@ -94,7 +94,7 @@ for _ in trange(EPOCHS, desc="epochs", mininterval=1.0):
         losses.append(svi.step(batch) / len(train))
         beta.step()
 ax = ilvae.plots.plot_training(losses, beta=beta, smoothing=12)
-ax.set(ylabel="negative ELBO (nats per image)", ylim=(min(losses) - 5, 30))
+ax.set(ylabel="annealed loss (nats per image)", ylim=(min(losses) - 5, 30))
 ax.figure.savefig(OUTPUT / "training.png", dpi=120)
 
 # %% [markdown]
@@ -139,10 +139,10 @@ fit = ilvae.from_pyro_svi(svi, model_args=(test[:5],), num_samples=NUM_SAMPLES, 
 print(az.summary(fit, var_names=["z"], coords={"data": [0]}, kind="stats"))
 
 # %% [markdown]
-# The latent variable of five images. The prior's interval is -1.9 to 1.9, and a collapsed dimension would have it for
+# The latent variable of two images. The prior's interval is -1.9 to 1.9, and a collapsed dimension would have it for
 # every image.
 
 # %%
 interval = {"hdi_prob": 0.94} if az.__version__.startswith("0.") else {"ci_probs": (0.5, 0.94)}
-az.plot_forest(fit, var_names=["z"], combined=True, **interval)
+az.plot_forest(fit, var_names=["z"], coords={"data": [0, 1]}, combined=True, **interval)
 plt.gcf().savefig(OUTPUT / "forest.png", dpi=100, bbox_inches="tight")

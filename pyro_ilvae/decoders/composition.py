@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
 from pyro_ilvae.decoders.frames import description, make_frame, num_directions
+from pyro_ilvae.decoders.given import DecoderGiven
 from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
@@ -149,6 +150,10 @@ class InverseLipschitzDecoder(PyroModule):
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
         self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
+
+    def given(self, context: Tensor) -> DecoderGiven:
+        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders."""
+        return DecoderGiven(self, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).

@@ -7,6 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.given import DecoderGiven
 from pyro_ilvae.networks import Linear, mlp
 
 __all__ = ["MLPDecoder"]
@@ -62,6 +63,17 @@ class MLPDecoder(PyroModule):
     def conditional(self) -> bool:
         """Whether ``forward`` needs a context beside z."""
         return self.context_dim is not None
+
+    def given(self, context: Tensor) -> DecoderGiven:
+        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders.
+
+        Example:
+            >>> import torch
+            >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, context_dim=3)
+            >>> decoder.given(torch.zeros(3))(torch.zeros(5, 2)).shape
+            torch.Size([5, 8])
+        """
+        return DecoderGiven(self, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
 from pyro_ilvae.decoders.frames import description, make_frame
+from pyro_ilvae.decoders.given import DecoderGiven
 from pyro_ilvae.networks import Linear, unused
 
 __all__ = ["ProjectedDecoder"]
@@ -94,6 +95,10 @@ class ProjectedDecoder(PyroModule):
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float) -> None:
         self.map.inverse_lipschitz = value
+
+    def given(self, context: Tensor) -> DecoderGiven:
+        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders."""
+        return DecoderGiven(self, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).

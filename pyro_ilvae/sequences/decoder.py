@@ -11,7 +11,7 @@ from pyro_ilvae.decoders.frames import check_centered
 from pyro_ilvae.networks import unused
 from pyro_ilvae.sequences.histories import State, make_history
 
-__all__ = ["DecoderGiven", "SequenceDecoder"]
+__all__ = ["SequenceDecoder", "SequenceDecoderGiven"]
 
 
 class SequenceDecoder(PyroModule):
@@ -129,7 +129,7 @@ class SequenceDecoder(PyroModule):
         # With a dimension of positions, as in forward: a prior's draw of a weight has dimensions to the left.
         return self.decoder(z.unsqueeze(-2), history.unsqueeze(-2)).squeeze(-2), (z, *after)
 
-    def given(self, x: Tensor) -> "DecoderGiven":
+    def given(self, x: Tensor) -> "SequenceDecoderGiven":
         """The decoder of one sequence as a function of z alone, for :func:`~pyro_ilvae.diagnostics.lipschitz_audit`.
 
         Args:
@@ -146,10 +146,10 @@ class SequenceDecoder(PyroModule):
             >>> round(audit.certified, 3), audit.smallest >= audit.certified
             (6.928, True)
         """
-        return DecoderGiven(self, x)
+        return SequenceDecoderGiven(self, x)
 
 
-class DecoderGiven(nn.Module):
+class SequenceDecoderGiven(nn.Module):
     r"""A decoder of sequences at one history, from z of shape (..., K) to logits of shape (..., T, V).
 
     Each of the T positions has the constant L of the decoder, so all together have :math:`\sqrt{T}\, L`.

@@ -23,6 +23,7 @@ from pyro.infer import Predictive
 from pyro.nn import PyroSample
 
 from pyro_ilvae import InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder
+from pyro_ilvae.diagnostics import lipschitz_audit
 
 SEEDS = st.integers(0, 2**31)
 
@@ -338,3 +339,22 @@ def test_prior_on_the_weight_of_the_context(kind):
     for eta, weight in zip(draws["eta"].reshape(4, 7, 5), weights, strict=True):
         alone = poutine.condition(decoder, data={"from_context.weight": weight})(z, context)
         torch.testing.assert_close(eta, alone)
+
+
+@pytest.mark.parametrize("name", CONTEXT_DECODERS)
+def test_given_a_context(name):
+    decoder, z, context = build(name), random(4, LATENT), random(CONTEXT)
+    one = decoder.given(context)
+    torch.testing.assert_close(one(z), decoder(z, context.expand(4, -1)))
+    assert (one.latent_dim, one.event_shape, one.conditional) == (LATENT, decoder.event_shape, False)
+    assert one.inverse_lipschitz == getattr(decoder, "inverse_lipschitz", None)
+    audit = lipschitz_audit(one, num_samples=20, steps=2, seed=0)
+    assert audit.certified is None or audit.smallest >= audit.certified * (1 - 1e-9)
+    for wrong, message in [
+        (random(2, CONTEXT), "Expected context of shape"),
+        (random(CONTEXT + 1), "context of shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            decoder.given(wrong)
+    with pytest.raises(ValueError, match="no context for a decoder without context_dim"):
+        DECODERS["plain"]().given(context)
