@@ -14,7 +14,7 @@ FEATURES = 32
 
 
 class CountingMap(BrenierMap):
-    """Counts its Jacobians, of which each Newton step forms one."""
+    """Counts its Jacobians: each Newton step forms one."""
 
     count = 0
 

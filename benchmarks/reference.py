@@ -1,7 +1,7 @@
 """The public implementations' way to write the decoder, as the baseline: two differentiated potentials.
 
 Nothing here is used by the package. The maps are gradients by ``autograd.grad(..., create_graph=True)``, the frame is
-the dense matrix [I; 0], and the activations are those of the published LIDVAE code.
+the dense matrix [I; 0], and the activations are the ones in the published LIDVAE code.
 """
 
 import torch

@@ -38,7 +38,7 @@ def build(latent_dim: int, features: int, kind: str) -> VAE:
 
 
 def by_hand(vae: VAE, x: torch.Tensor, fused: bool | None = None) -> Step:
-    """Encode, sample, decode, ELBO with analytic KL, backward, Adam; the networks are those of the VAE."""
+    """Encode, sample, decode, ELBO with analytic KL, backward, Adam; with the networks of the VAE."""
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-4, fused=fused)
     scale_up = DATA_SIZE / len(x)
 

@@ -2,7 +2,7 @@
 
 The data are an equal mixture of two Gaussians around (0, 0) and (10, 10). As their spread sigma grows the clusters
 overlap, and an autoencoder does better to call the spread noise: the posterior falls onto the prior, and the clusters
-are lost. The inverse Lipschitz constant forbids that. The models are those of the paper: VAE, LIDVAE and IL-LIDVAE, and
+are lost. The inverse Lipschitz constant forbids that. The models are the paper's: VAE, LIDVAE and IL-LIDVAE, and
 the same three with a mixture of two Gaussians as prior (GMVAE, LIDMVAE, IL-LIDMVAE), which is `MixtureVAE` with another
 decoder.
 

@@ -86,7 +86,7 @@ def site_shape(site: Any) -> SiteShape:
 
     event_dim = site["fn"].event_dim
     if is_deterministic(site) and event_dim == len(shape):
-        # By default pyro.deterministic takes every dimension for a part of the event, also those of its plates.
+        # By default pyro.deterministic takes every dimension for a part of the event, plates included.
         rest = max(0, len(shape) - depth)
         if all(batch_shape(rest)[dim] in (1, frame.size) for dim, frame in frames.items()):
             event_dim = rest

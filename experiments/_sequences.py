@@ -1,0 +1,135 @@
+"""What the experiments with sequences share: decoders, training, measures and the columns of their tables."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyro
+import torch
+from _sweep import Column, Run, chosen, median_and_range
+from pyro.infer import SVI, TraceMeanField_ELBO
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from pyro_ilvae import (
+    AnnealedELBO,
+    InverseLipschitzScheduler,
+    JointOptim,
+    MLPDecoder,
+    ProjectedDecoder,
+    SequenceDecoder,
+    SequentialVAE,
+    diagnostics,
+    principal_token_frame,
+    schedules,
+)
+from pyro_ilvae.distributions import TokenSequence
+
+SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
+NUM_SAMPLES = chosen(smoke=3, short=50, full=50)
+LEARNING_RATE = 5e-3
+COLUMNS: dict[str, Column] = {
+    "perplexity": median_and_range("perplexity", 3),
+    "IW log lik. (nats)": median_and_range("log_likelihood", 2),
+    "KL": median_and_range("kl", 2),
+    "smallest KL": median_and_range("smallest_kl", 3),
+    "active": median_and_range("active", 0),
+    "information (nats)": median_and_range("information", 2),
+    "reconstructed": median_and_range("reconstructed", 3),
+    "seconds": median_and_range("seconds", 0),
+}
+
+
+# The decoders. The frame of the projected decoder holds the leading principal directions of token counts: a step of z
+# then moves the logits of tokens that occur together.
+def plain(vocab_size: int, latent_dim: int, width: int) -> MLPDecoder:
+    return MLPDecoder(latent_dim=latent_dim, event_shape=vocab_size, context_dim=width, hidden_features=(width,))
+
+
+def projected(x: Tensor, vocab_size: int, latent_dim: int, width: int, constant: float) -> ProjectedDecoder:
+    return ProjectedDecoder(
+        plain(vocab_size, latent_dim, width),
+        latent_dim=latent_dim,
+        event_shape=vocab_size,
+        context_dim=width,
+        inverse_lipschitz=constant,
+        frame=principal_token_frame(x, vocab_size=vocab_size, latent_dim=latent_dim),
+    )
+
+
+def with_free_nats(vae: SequentialVAE, free_nats: float) -> Callable[[Tensor], Tensor]:
+    """The model with a factor that gives back what a dimension's KL is below the free nats (Kingma et al. 2016).
+
+    A dimension whose KL, averaged over the batch, is below the free nats then has no reason to lower it.
+    """
+
+    def model(x: Tensor) -> Tensor:
+        posterior = Normal(*vae.encoder(x))
+        kl = kl_divergence(posterior, Normal(0.0, 1.0)).mean(0)
+        pyro.factor("free_nats", vae.data_size * (kl - kl.clamp(min=free_nats)).sum())
+        value: Tensor = vae.model(x)
+        return value
+
+    return model
+
+
+def train(
+    vae: SequentialVAE,
+    x: Tensor,
+    epochs: int,
+    batch_size: int,
+    beta: tuple[float, float] = (1.0, 1.0),
+    constant: tuple[float, float] | None = None,
+    free_nats: float | None = None,
+) -> None:
+    """Fit by SVI.
+
+    The weight of the KL and the constant L follow schedules over the first half of the steps, and the learning rate a
+    cosine over all of them.
+    """
+    num_steps = epochs * -(-len(x) // batch_size)
+    weight = schedules.linear(*beta, num_steps=num_steps // 2)
+    scheduler = None
+    if constant is not None:
+        scheduler = InverseLipschitzScheduler(vae.decoder, schedules.linear(*constant, num_steps=num_steps // 2))
+    optimizer = JointOptim(torch.optim.Adam, {"lr": LEARNING_RATE, "fused": True}, {"clip_norm": 5 * len(x)})
+    model = vae.model if free_nats is None else with_free_nats(vae, free_nats)
+    svi = SVI(model, vae.guide, optimizer, AnnealedELBO(TraceMeanField_ELBO(), beta=weight))
+    step = 0
+    for _ in range(epochs):
+        for batch in x[torch.randperm(len(x))].split(batch_size):
+            svi.step(batch)
+            weight.step()
+            if scheduler is not None:
+                scheduler.step()
+            step += 1
+            for group in optimizer.optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / num_steps))
+
+
+def measure(vae: SequentialVAE, test: Tensor) -> Run:
+    """Measures of held-out sequences.
+
+    The importance-weighted log likelihood in nats per sequence and the perplexity per token from it, the KL and its
+    smallest dimension, active units, the mutual information of x and z, and the fraction of the tokens that a greedy
+    search from the posterior mean gets back, each in its place.
+    """
+    pair = (vae.model, vae.guide)
+    evidence = diagnostics.evidence(*pair, test, num_samples=NUM_SAMPLES, batch_size=50, seed=0)
+    kl = diagnostics.kl_per_dimension(*pair, test, batch_size=200).values.mean(0)
+    information = diagnostics.mutual_information(*pair, test, num_samples=4, batch_size=200, seed=0)
+    found = vae.reconstruct(test, 200)[:, : test.shape[1]]
+    return {
+        "log_likelihood": float(evidence.log_likelihood.mean()),
+        "perplexity": float(diagnostics.perplexity(evidence.log_likelihood, (test >= 0).sum(1))),
+        "kl": float(kl.sum()),
+        "smallest_kl": float(kl.min()),
+        "active": diagnostics.active_units(*pair, test, batch_size=200, seed=0).num_active,
+        "information": information.mutual_information,
+        "reconstructed": float(((found == test) & (test >= 0)).sum() / (test >= 0).sum()),
+    }
+
+
+def log_probability(decoder: SequenceDecoder, z: Tensor, x: Tensor) -> Tensor:
+    """log p(x | z) in nats, for each sequence."""
+    value: Tensor = TokenSequence(decoder(z, x), x).log_prob(x)
+    return value
