@@ -71,7 +71,8 @@ def projected_decoder(constant: float) -> Callable[[text.TextData], SequenceDeco
     return build
 
 
-# The composition has to reduce the state of the history to fit z beside it into the logits: to 19 numbers for 28 letters.
+# The composition has to reduce the state of the history to fit z beside it into the logits: to 19 numbers for 28
+# letters.
 def composition(constant: float) -> Callable[[text.TextData], SequenceDecoder]:
     def build(data: text.TextData) -> SequenceDecoder:
         decoder = InverseLipschitzDecoder(
