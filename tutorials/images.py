@@ -124,7 +124,7 @@ ax = ilvae.plots.plot_reconstructions(test[:10], vae.reconstruct(test[:10]).clam
 ax.figure.savefig(OUTPUT / "reconstructions.png", dpi=120)
 center = vae.encode(test[:1])[0][0]
 ax = ilvae.plots.plot_traversals(lambda z: vae.decoder(z).clamp(0, 1), LATENT_DIM, center=center)
-ax.figure.savefig(OUTPUT / "traversals.png", dpi=120)
+ax.figure.savefig(OUTPUT / "traversals.png", dpi=120, bbox_inches="tight")
 
 # %% [markdown]
 # ## The posterior in ArviZ

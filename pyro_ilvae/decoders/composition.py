@@ -4,19 +4,18 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.conditional import ConditionalDecoder
 from pyro_ilvae.decoders.frames import description, make_frame, num_directions
-from pyro_ilvae.decoders.given import DecoderGiven
 from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
 
 
-class InverseLipschitzDecoder(PyroModule):
+class InverseLipschitzDecoder(ConditionalDecoder):
     r"""The inverse Lipschitz decoder of Kinoshita et al. 2023 [1], a composition of two Brenier maps and a frame.
 
     .. math:: f(z) = g_2(B\, g_1(z)), \qquad \|f(z) - f(z')\| \ge L_1 L_2 \|z - z'\|,
@@ -79,11 +78,8 @@ class InverseLipschitzDecoder(PyroModule):
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
     ) -> None:
-        super().__init__()
-        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
-        self.event_shape = _checks.event_shape(event_shape)
+        super().__init__(latent_dim, event_shape, context_dim)
         features = self.event_shape.numel()
-        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
         self.context_features = self._context_features(frame, context_features)
         joint = self.context_features + self.latent_dim
         if self.context_dim is not None:
@@ -125,11 +121,6 @@ class InverseLipschitzDecoder(PyroModule):
         return description(self)
 
     @property
-    def conditional(self) -> bool:
-        """Whether ``forward`` needs a context beside z."""
-        return self.context_dim is not None
-
-    @property
     def bounded_part(self) -> tuple[nn.Module, float] | None:
         """The map g_1 and its constant, which bound the Fisher divergence of each datum; None with a context.
 
@@ -150,10 +141,6 @@ class InverseLipschitzDecoder(PyroModule):
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
         self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
-
-    def given(self, context: Tensor) -> DecoderGiven:
-        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders."""
-        return DecoderGiven(self, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Sequence
 
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae.decoders.given import DecoderGiven
+from pyro_ilvae.decoders.conditional import ConditionalDecoder
 from pyro_ilvae.networks import Linear, mlp
 
 __all__ = ["MLPDecoder"]
 
 
-class MLPDecoder(PyroModule):
+class MLPDecoder(ConditionalDecoder):
     r"""The plain decoder of an ordinary VAE: a multilayer perceptron, with no guarantee on its latent variable.
 
     .. math:: f(z; c) = A_n\,a(\cdots a(A_1 z + C c + b_1)\cdots) + b_n, \qquad a = \operatorname{softplus},
@@ -43,10 +42,7 @@ class MLPDecoder(PyroModule):
         hidden_features: Sequence[int] = (512, 512),
         context_dim: int | None = None,
     ) -> None:
-        super().__init__()
-        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
-        self.event_shape = _checks.event_shape(event_shape)
-        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+        super().__init__(latent_dim, event_shape, context_dim)
         self.hidden_features = _checks.widths("hidden_features", hidden_features)
         self.network = mlp(self.latent_dim, self.hidden_features, self.event_shape.numel())
         if self.context_dim is not None:
@@ -58,22 +54,6 @@ class MLPDecoder(PyroModule):
     def extra_repr(self) -> str:
         """The sizes, for ``print``."""
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, context_dim={self.context_dim}"
-
-    @property
-    def conditional(self) -> bool:
-        """Whether ``forward`` needs a context beside z."""
-        return self.context_dim is not None
-
-    def given(self, context: Tensor) -> DecoderGiven:
-        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders.
-
-        Example:
-            >>> import torch
-            >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, context_dim=3)
-            >>> decoder.given(torch.zeros(3))(torch.zeros(5, 2)).shape
-            torch.Size([5, 8])
-        """
-        return DecoderGiven(self, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).

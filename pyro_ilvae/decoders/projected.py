@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.conditional import ConditionalDecoder
 from pyro_ilvae.decoders.frames import description, make_frame
-from pyro_ilvae.decoders.given import DecoderGiven
 from pyro_ilvae.networks import Linear, unused
 
 __all__ = ["ProjectedDecoder"]
 
 
-class ProjectedDecoder(PyroModule):
+class ProjectedDecoder(ConditionalDecoder):
     r"""Any network as a decoder with an inverse Lipschitz constant, at the price of a K-dimensional map.
 
     .. math:: f(z; c) = Q\,(g(z) + A c + a) + (I - Q Q^\top)\, h(z, c), \qquad
@@ -65,12 +64,9 @@ class ProjectedDecoder(PyroModule):
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(latent_dim, event_shape, context_dim)
         if not isinstance(backbone, nn.Module):
             raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}")
-        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
-        self.event_shape = _checks.event_shape(event_shape)
-        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
         self.frame = make_frame(frame, self.event_shape, self.latent_dim)
         self.map = BrenierMap(self.latent_dim, inverse_lipschitz, map_features, activation, input_skips)
         self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
@@ -83,11 +79,6 @@ class ProjectedDecoder(PyroModule):
         return description(self)
 
     @property
-    def conditional(self) -> bool:
-        """Whether ``forward`` needs a context beside z."""
-        return self.context_dim is not None
-
-    @property
     def inverse_lipschitz(self) -> float:
         """The constant L of the map g and so of the whole decoder; it may be set at any time."""
         return self.map.inverse_lipschitz
@@ -95,10 +86,6 @@ class ProjectedDecoder(PyroModule):
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float) -> None:
         self.map.inverse_lipschitz = value
-
-    def given(self, context: Tensor) -> DecoderGiven:
-        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders."""
-        return DecoderGiven(self, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
@@ -55,6 +55,27 @@ class Autoencoder(PyroModule):
     def extra_repr(self) -> str:
         """The sizes, for ``print``."""
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, data_size={self.data_size}"
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+        """The amortized posterior, or the prior without data; the arguments are as for the model.
+
+        Returns:
+            The value of site ``z``.
+        """
+        x = self._checked(x)
+        self._warn_of_another_model()
+        return self._sample_z(x, self._data_plate(x, num_data))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        r"""Location and scale of q(z | x), each of shape (N, K), for ``x`` of shape (N, \*data shape).
+
+        Args:
+            x: the data.
+            batch_size: the number of data encoded at a time; all at once if None.
+        """
+        return self._encoded(x, batch_size)
 
     def _prior(self) -> TorchDistribution:
         """The prior of z, with batch shape () and event shape (K,)."""

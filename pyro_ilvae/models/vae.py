@@ -74,27 +74,6 @@ class VAE(DenseAutoencoder):
             z = pyro.sample("z", self._prior())
         return self._sample_x(z, x, plate)
 
-    @pyro_method
-    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
-        """The amortized posterior, or the prior without data; the arguments are as for :meth:`model`.
-
-        Returns:
-            The value of site ``z``.
-        """
-        x = self._checked(x)
-        self._warn_of_another_model()
-        return self._sample_z(x, self._data_plate(x, num_data))
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-        r"""Location and scale of q(z | x), each of shape (N, K), for ``x`` of shape (N, \*data shape).
-
-        Args:
-            x: the data.
-            batch_size: the number of data encoded at a time; all at once if None.
-        """
-        return self._encoded(x, batch_size)
-
     @torch.no_grad()
     def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         r"""The mean :math:`E[x \mid z]` at the posterior mean of z, for ``x`` of shape (N, \*data shape).

@@ -281,7 +281,7 @@ LINEAR = torch.nn.Linear(2, 3)
     [
         (lambda: lipschitz_audit(LINEAR), "Expected latent_dim or a sampler"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=0), "latent_dim to be an int >= 1"),
-        (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_samples=1), "num_samples >= 2, got 1"),
+        (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_samples=1), "num_samples to be an int >= 2, got 1"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, num_worst=0), "num_worst"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, steps=-1), "steps"),
         (lambda: lipschitz_audit(LINEAR, latent_dim=2, samples_per_pass=0), "samples_per_pass"),

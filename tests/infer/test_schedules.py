@@ -94,7 +94,7 @@ def test_scheduler_sets_the_constant(decoder):
         ),
         (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.constant(-1.0)), "inverse_lipschitz"),
         (lambda: InverseLipschitzScheduler(BrenierMap(2), 0.5), "Expected a Schedule, got 0.5"),
-        (lambda: schedules.linear(0.0, 1.0, 3).at(-1), "step >= 0"),
+        (lambda: schedules.linear(0.0, 1.0, 3).at(-1), "step to be an int >= 0, got -1"),
     ],
 )
 def test_refuses(build, message):

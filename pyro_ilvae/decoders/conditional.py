@@ -1,11 +1,46 @@
-"""A decoder at one context, as a function of z alone."""
+"""What decoders with an optional context share, and a decoder at one context as a function of z alone."""
+
+from collections.abc import Sequence
 
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 
-__all__ = ["DecoderGiven"]
+__all__ = ["ConditionalDecoder", "DecoderGiven"]
+
+
+class ConditionalDecoder(PyroModule):
+    """The sizes of a decoder with an optional context, and the decoder at one context.
+
+    Args:
+        latent_dim: the dimension K of the latent variable.
+        event_shape: the shape of the natural parameters of one datum.
+        context_dim: the width C of the context; None for a function of z alone.
+    """
+
+    def __init__(self, latent_dim: int, event_shape: int | Sequence[int], context_dim: int | None) -> None:
+        super().__init__()
+        self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
+        self.event_shape = _checks.event_shape(event_shape)
+        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether ``forward`` needs a context beside z."""
+        return self.context_dim is not None
+
+    def given(self, context: Tensor) -> "DecoderGiven":
+        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders.
+
+        Example:
+            >>> from pyro_ilvae import MLPDecoder
+            >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, context_dim=3)
+            >>> decoder.given(torch.zeros(3))(torch.zeros(5, 2)).shape
+            torch.Size([5, 8])
+        """
+        return DecoderGiven(self, context)
 
 
 class DecoderGiven(nn.Module):
