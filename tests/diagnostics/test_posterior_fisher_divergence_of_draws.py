@@ -162,3 +162,11 @@ def test_few_draws_and_one_datum():
     assert result.standard_errors.isnan().all()
     still = posterior_fisher_divergence_of_draws(scalar_model, {"z": torch.zeros(10, 1)}, torch.zeros(1))
     assert still.standard_errors.tolist() == [0.0]
+
+
+def test_the_random_state_stays_as_it_was():
+    draws, state = {"z": torch.randn(6, 4)}, torch.get_rng_state()
+    first = posterior_fisher_divergence_of_draws(scalar_model, draws, LINE)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    torch.testing.assert_close(posterior_fisher_divergence_of_draws(scalar_model, draws, LINE), first)

@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
@@ -100,22 +101,23 @@ def posterior_fisher_divergence_of_draws(
     arguments = data_arguments(model, prior, model_args, model_kwargs, plate)
     num_data = arguments.num_data
     columns, start = [], 0
-    for batch in batches(model, prior, arguments, batch_size, plate):
-        names = differentiable_sites(batch, sites)
-        own = _own_draws(batch, draws, start, num_data)
-        # Given the draws of a shared site, each datum has a density of its own; other shared sites join the data.
-        rest = [node for node in sample_sites(batch.model_trace) if node["name"] not in draws]
-        together = bool(shared_sites(batch, rest, batch_size))
-        rows, position = [], 0
-        for count in passes(batch, num_samples, samples_per_pass):
-            part = {name: value[position : position + count] for name, value in own.items()}
-            if count == 1:
-                part = {name: value[0] for name, value in part.items()}
-            _, norms = squared_gradients(batch, part, count, names, together=together)
-            rows += norms
-            position += count
-        columns.append(torch.cat(rows))
-        start += batch.num_data
+    with seeded(0):  # the model draws to show its sites, and no result depends on it
+        for batch in batches(model, prior, arguments, batch_size, plate):
+            names = differentiable_sites(batch, sites)
+            own = _own_draws(batch, draws, start, num_data)
+            # Given the draws of a shared site, each datum has a density of its own; other shared sites join the data.
+            rest = [node for node in sample_sites(batch.model_trace) if node["name"] not in draws]
+            together = bool(shared_sites(batch, rest, batch_size))
+            rows, position = [], 0
+            for count in passes(batch, num_samples, samples_per_pass):
+                part = {name: value[position : position + count] for name, value in own.items()}
+                if count == 1:
+                    part = {name: value[0] for name, value in part.items()}
+                _, norms = squared_gradients(batch, part, count, names, together=together)
+                rows += norms
+                position += count
+            columns.append(torch.cat(rows))
+            start += batch.num_data
     squares = torch.cat(columns, 1)
     ess = _effective_sample_sizes(squares.reshape(num_chains, -1, num_data))
     spread = squares.std(0, correction=min(1, num_samples - 1))
