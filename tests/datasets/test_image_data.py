@@ -130,7 +130,7 @@ def test_real_files():
         assert images.shape[1:] == (28, 28)
         assert labels.shape == images.shape[:1]
         assert (images.min(), images.max()) == (0, 1)
-        # Ten kinds of clothes, each a tenth of the whole and about that of a random part.
+        # Ten kinds of clothes, each a tenth of the whole and about a tenth of a random part.
         shares = torch.bincount(labels, minlength=10).double() / len(labels)
         assert ((shares - 0.1).abs() < 5 * math.sqrt(0.09 / len(labels))).all()
         # Trousers (1) are narrower than the image and bags (8) are not: labels belong to their images.
