@@ -363,3 +363,16 @@ def test_passes_of_one_draw_need_no_comparison():
     runs.compared = [pytest.fail]
     assert runs.passes(3, 1, 100) == runs.passes(3, None, 0) == [1, 1, 1]
     assert runs.passes(1, None, 100) == [1]
+
+
+def test_draws_are_compared_without_gradients_and_with_validation_whatever_the_caller_does():
+    runs, seen = runs_of(hierarchical_model, AutoNormal(hierarchical_model), torch.randn(2, 3, 2)), []
+
+    def watched(num_draws, given):
+        seen.append((num_draws, torch.is_grad_enabled(), dist.Normal(0.0, 1.0)._validate_args))
+        return runs.traces(num_draws, given)
+
+    with pyro.validation_enabled(False):
+        assert runs.same_alone(watched)
+        assert runs.same_alone(watched, runs.traces(5), 5)
+    assert seen == [(2, False, True), (1, False, True), (1, False, True), (1, False, True), (1, False, True)]

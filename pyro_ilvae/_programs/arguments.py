@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -56,7 +55,7 @@ class Arguments(NamedTuple):
         num_data = self.num_data
         size = num_data if batch_size is None else _checks.positive_int("batch_size", batch_size)
         if size >= num_data:
-            self._refuse_packed()
+            self.check_others(num_data, split=False)
             yield self
             return
         for start in range(0, num_data, size):
@@ -71,38 +70,37 @@ class Arguments(NamedTuple):
                 f"Expected the {num_data} data in model_args where a part of them is asked for, as by batch_size, got "
                 f"tensors with first dimensions {self.sizes}"
             )
-        positions = torch.arange(num_data)[index.cpu() if isinstance(index, Tensor) else index]
+
+        def over_data(value: Any) -> bool:
+            return _has_rows(value) and len(value) == num_data
 
         def selected(value: Any) -> Any:
-            if not _has_rows(value) or len(value) != num_data:
+            if not over_data(value):
                 return value
             return value[index.to(value.device) if isinstance(index, Tensor) else index]
 
+        size = None
+        if self.size is not None:
+            size = len(selected(next(value for _, value in self._named() if over_data(value))))
         return type(self)(
             tuple(selected(value) for value in self.args),
             {name: selected(value) for name, value in self.kwargs.items()},
-            None if self.size is None else len(positions),
+            size,
         )
 
     def _named(self) -> list[tuple[str, Any]]:
         positional = [(f"model_args[{i}]", value) for i, value in enumerate(self.args)]
         return positional + [(f"model_kwargs[{name!r}]", value) for name, value in self.kwargs.items()]
 
-    def _refuse_packed(self) -> None:
-        for name, value in self._named():
-            if isinstance(value, PackedSequence):
-                raise TypeError(
-                    f"Expected {name} to be a tensor over the {self.num_data} data or something that all data share, "
-                    f"got PackedSequence of {_num_values(value)} values, whose order is its own"
-                )
+    def check_others(self, num_data: int | None, *, split: bool = True) -> None:
+        """Raise for an argument that is no tensor but seems to hold a value for each datum; None: for any number.
 
-    def check_others(self, num_data: int | None) -> None:
-        """Raise for an argument that is no tensor but seems to hold a value for each datum; None: for any number."""
-        if num_data is not None:
-            self._refuse_packed()
+        If the data are not ``split``, only a packed sequence is refused, whose data are in an order of their own.
+        """
         for name, value in self._named():
             size = _num_values(value)
-            if size > 0 if num_data is None else size == num_data > 1:
+            holds = size > 0 if num_data is None else size == num_data > 1
+            if isinstance(value, PackedSequence) or (split and holds):
                 over = "the data" if num_data is None else f"the {num_data} data"
                 raise TypeError(
                     f"Expected {name} to be a tensor over {over} or something that all data share, got {_kind(value)} "

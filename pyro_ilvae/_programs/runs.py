@@ -126,24 +126,22 @@ class Runs:
             self.known_to_vectorize = all(map(self.same_alone, self.compared))
         return self.known_to_vectorize
 
-    def same_alone(self, run: Callable[[int, Values], Sequence[Trace]]) -> bool:
-        """Whether two draws made together are each what they are alone, in values and log densities.
+    def same_alone(
+        self,
+        run: Callable[[int, Values], Sequence[Trace]],
+        together: Sequence[Trace] | None = None,
+        num_draws: int = 2,
+    ) -> bool:
+        """Whether the first and the last of draws made together are what they are alone, in values and log densities.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
-        ``run(num_draws, given)`` makes the traces; ``given`` holds the values of one of the two draws.
+        ``run(num_draws, given)`` makes the traces; ``given`` holds the values of a draw. It also makes the traces of
+        ``num_draws`` draws ``together`` if they are None.
         """
-        with seeded(0):
-            try:
-                return self.are_alone(run, run(2, {}), 2)
-            except Exception:
-                return False
-
-    def are_alone(
-        self, run: Callable[[int, Values], Sequence[Trace]], together: Sequence[Trace], num_draws: int
-    ) -> bool:
-        """Whether the first and the last of draws that were made together are what they are alone."""
         try:
-            with torch.no_grad(), pyro.validation_enabled(True):
+            with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
+                if together is None:
+                    together = run(num_draws, {})
                 draws = (0, num_draws - 1)
                 alone = [run(1, self._one_draw(together, i, num_draws)) for i in draws]
                 return all(self._alike(draws, num_draws, *traces) for traces in zip(together, *alone, strict=True))

@@ -112,9 +112,7 @@ class Sampler:
 
     def draw(self, start: int, size: int) -> Iterator[tuple[str, Arrays]]:
         """Yield the groups of draws from ``start`` on, their arrays of shape (size, *plates, *event)."""
-        guide_trace, latents = self.runs.draw(size, self._given(start, size))
-        latents |= self._enumerated(latents, size)
-        trace = self.runs.trace(Replay(latents)(self.model), size)
+        guide_trace, latents, trace = self._posterior(start, size, {})
         self._check_left_out(trace, [name for name in drawn(trace) if name not in latents])
         self._check_alone(self._replayed, [guide_trace, trace], size)
         yield "posterior", self._values(self.variables, trace, size)
@@ -137,25 +135,29 @@ class Sampler:
 
     def _check_alone(self, run: Callable[[int, Values], list[Trace]], together: list[Trace], size: int) -> None:
         # A branch that few draws take shows in a pass of many, and seldom in the two draws that are compared first.
-        if size > 1 and not self.runs.are_alone(run, together, size):
+        if size > 1 and not self.runs.same_alone(run, together, size):
             raise MixedDrawsError
 
-    def _replayed(self, size: int, one: Values) -> list[Trace]:
-        """Runs of guide and model at the one draw whose values are given."""
+    def _posterior(self, start: int, size: int, one: Values) -> tuple[Trace, dict[str, torch.Tensor], Trace]:
+        """The guide's trace, the latent values and the model's trace, of draws from ``start`` on or of ``one`` draw."""
         own = {name: value for name, value in one.items() if name not in self.data}
-        guide_trace, latents = self.runs.draw(size, self._given(0, size) | own)
-        return [guide_trace, self.runs.trace(Replay(latents)(self.model), size)]
+        guide_trace, latents = self.runs.draw(size, self._given(start, size) | own)
+        if not latents.keys() >= set(self.runs.enumerated_sites):
+            latents |= self.runs.draw_enumerated(size, latents)
+        return guide_trace, latents, self.runs.trace(Replay(latents)(self.model), size)
+
+    def _replayed(self, size: int, one: Values) -> list[Trace]:
+        """Runs of guide and model, of the first draws or of the one draw whose values are given."""
+        guide_trace, _, trace = self._posterior(0, size, one)
+        return [guide_trace, trace]
 
     def _posterior_runs(self, size: int, one: Values) -> list[Trace]:
-        """Runs as in :meth:`draw`, of the first draws or of the one draw whose values are given."""
-        own = {name: value for name, value in one.items() if name not in self.data}
-        guide_trace, latents = self.runs.draw(size, self._given(0, size) | own)
-        traces = [guide_trace]
+        """Runs as in :meth:`draw`, with the enumerated densities where sites are left out."""
+        guide_trace, latents, trace = self._posterior(0, size, one)
+        traces = [guide_trace, trace]
         if self.runs.enumerated_sites:
             others = {name: value for name, value in latents.items() if name not in self.runs.enumerated_sites}
             traces.append(self.runs.factors(size, others))
-            latents = self._enumerated(others, size) | latents
-        traces.append(self.runs.trace(Replay(latents)(self.model), size))
         if self.posterior_predictive:
             traces.append(self.runs.trace(Replay(one)(Release()(Replay(latents)(self.model))), size))
         return traces
@@ -169,9 +171,6 @@ class Sampler:
             for name, values in self.given.items()
             if name in self.shapes
         }
-
-    def _enumerated(self, latents: Values, size: int) -> dict[str, torch.Tensor]:
-        return self.runs.draw_enumerated(size, latents) if self.runs.enumerated_sites else {}
 
     def _check_left_out(self, trace: Trace, names: Sequence[str]) -> None:
         nodes: dict[str, Any] = {name: trace.nodes[name] for name in names}
