@@ -3,9 +3,53 @@
 import math
 from collections.abc import Sequence
 from operator import index
-from typing import SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
+import numpy as np
 import torch
+
+_T = TypeVar("_T")
+
+
+def tensor(name: str, value: Any, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return ``value`` as a tensor, of ``dtype`` if that is given.
+
+    Arrays, data frames and nested lists of numbers are converted; floats in lists take the default dtype, as
+    ``torch.tensor`` does. A conversion to ``dtype`` that would change a value raises.
+    """
+    if not isinstance(value, torch.Tensor):
+        value = _from_array(name, value)
+    if dtype is None or value.dtype == dtype:
+        return value
+    converted = value if value.is_complex() else value.to(dtype)
+    # Two infinities are equal and two NaNs are not.
+    if value.is_complex() or not ((converted.to(value.dtype) == value) | value.isnan()).all():
+        raise ValueError(
+            f"Expected {name} of dtype {dtype}, got {value.dtype} with values that {dtype} does not hold exactly; "
+            f"convert with .to({dtype})"
+        )
+    return converted
+
+
+def instance(name: str, value: _T, types: type | tuple[type, ...], kind: str) -> _T:
+    """Return ``value`` if it is an object of one of the types, which ``kind`` says in words."""
+    if not isinstance(value, types):
+        raise TypeError(f"Expected {name} to be {kind}, got {_got(value)}")
+    return value
+
+
+def function(name: str, value: _T, kind: str = "a function") -> _T:
+    """Return ``value`` if it can be called and is not a class, whose call would make an object."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"Expected {name} to be {kind}, got {_got(value)}")
+    return value
+
+
+def boolean(name: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"Expected {name} to be True or False, got {value!r}")
+    return bool(value)
 
 
 def positive_int(name: str, value: int, *, at_least: int = 1) -> int:
@@ -98,6 +142,32 @@ def context(value: torch.Tensor | None, size: int | None) -> None:
     if value is None:
         raise ValueError(f"Expected context of shape (..., {size}), got None")
     last_dim("context", value, size)
+
+
+def _from_array(name: str, value: Any) -> torch.Tensor:
+    """A tensor from numbers in an array, a data frame or nested lists."""
+    kind = "a tensor, an array or nested lists of numbers"
+    is_array = hasattr(value, "__array__") or isinstance(value, Sequence)
+    if isinstance(value, str | bytes) or not is_array:
+        hint = "; make it dense with .toarray()" if hasattr(value, "toarray") else ""
+        raise TypeError(f"Expected {name} to be {kind}, got {_got(value)}{hint}")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, tensors that need gradients
+        raise TypeError(f"Expected {name} to be {kind}, got a {type(value).__name__} that is none: {error}") from error
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"Expected {name} to be {kind}, got a {type(value).__name__} of dtype {array.dtype}")
+    if isinstance(value, Sequence) and array.dtype.kind == "f":
+        return torch.tensor(array, dtype=torch.get_default_dtype())
+    # A copy, because an array can be read-only, in another byte order, or run backwards.
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def _got(value: object) -> str:
+    """What was passed, in words, with what is probably meant."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: pass an object of it, such as {value.__name__}(...)"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _is_int(value: object) -> bool:
