@@ -64,4 +64,4 @@ experiments: $(INSTALLED)
 	for name in $(EXPERIMENTS); do $(BIN)/python experiments/$$name.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) tutorials/output experiments/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest tutorials/output experiments/output .pytest_cache .mypy_cache .ruff_cache .hypothesis
