@@ -9,8 +9,10 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.inversion import invert
 
 __all__ = ["BrenierMap", "BrenierTransform"]
 
@@ -88,21 +90,26 @@ class BrenierMap(PyroModule):
 
         With a ``frame`` B, ``z`` has shape (..., K) and the result is g(B z), computed without forming B z.
         """
-        if frame is None:
-            return self.icnn.gradient(z) + self._inverse_lipschitz * z
-        _checks.last_dim("z", z, frame.latent_dim)
-        return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
+        z = points("z", z, self.features if frame is None else frame.latent_dim, self._dtype)
+        with without_autocast(z.device.type):
+            if frame is None:
+                return self.icnn.gradient(z) + self._inverse_lipschitz * z
+            return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
 
     @pyro_method
     def potential(self, z: Tensor) -> Tensor:
         r"""The potential :math:`\psi(z) + \frac{L}{2}\|z\|^2`, of shape (...), whose gradient is the map."""
-        return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
+        z = points("z", z, self.features, self._dtype)
+        with without_autocast(z.device.type):
+            return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
 
     @pyro_method
     def jacobian(self, z: Tensor) -> Tensor:
         """The Jacobian at ``z`` of shape (..., D): (..., D, D), symmetric, with eigenvalues of at least L."""
-        eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
-        return self.icnn.hessian(z) + self._inverse_lipschitz * eye
+        z = points("z", z, self.features, self._dtype)
+        with without_autocast(z.device.type):
+            eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
+            return self.icnn.hessian(z) + self._inverse_lipschitz * eye
 
     @pyro_method
     def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
@@ -134,62 +141,15 @@ class BrenierMap(PyroModule):
             >>> bool((brenier.inverse(brenier(z)) - z).norm(dim=-1).max() < 1e-6)
             True
         """
-        _checks.last_dim("y", y, self.features)
-        if not y.isfinite().all():
-            raise ValueError("Expected y to be finite, got NaN or infinity")
+        y = points("y", y, self.features, self._dtype)
         if tolerance is None:
             tolerance = 1e-9 if y.dtype == torch.float64 else 1e-5
-        with torch.no_grad():
-            flat = y.detach().reshape(-1, self.features)
-            z = self._solve(flat, tolerance, max_iterations).reshape(y.shape)
-        if not torch.is_grad_enabled():
-            return z
-        # One more Newton step with a constant Jacobian has the same derivatives as the inverse function.
-        residual = self(z) - y
-        return z - torch.linalg.solve(self.jacobian(z).detach(), residual.unsqueeze(-1)).squeeze(-1)
+        tolerance = _checks.positive("tolerance", tolerance)
+        return invert(self, y, tolerance, _checks.positive_int("max_iterations", max_iterations))
 
-    def _solve(self, y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
-        limit = tolerance * (1 + y.norm(dim=-1))
-        z = y / (1 + self._inverse_lipschitz)
-        residual = self(z) - y
-        for _ in range(max_iterations):
-            active = (residual.norm(dim=-1) > limit).nonzero().squeeze(-1)
-            if len(active) == 0:
-                return z
-            z[active], residual[active] = self._newton_step(z[active], residual[active], y[active])
-        worst = residual.norm(dim=-1)
-        failed = ~(worst <= limit)
-        if failed.any():
-            hint = (
-                " With inverse_lipschitz = 0 the map need not reach every point." if not self._inverse_lipschitz else ""
-            )
-            raise RuntimeError(
-                f"Expected a residual |g(z) - y| <= {tolerance:g} (1 + |y|) within {max_iterations} Newton steps, got "
-                f"{float(worst[failed].max()):.3g} as the largest over {int(failed.sum())} of {len(y)} points.{hint}"
-            )
-        return z
-
-    def _newton_step(self, z: Tensor, residual: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        jacobian = self.jacobian(z)
-        norm = residual.norm(dim=-1)
-        # Where L = 0 the Jacobian may be singular; a ridge as large as the residual keeps the step finite and fast.
-        ridge = 0.0 if self._inverse_lipschitz > 0 else 1e-3 * norm.clamp(max=1.0)[:, None, None]
-        eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
-        direction = torch.linalg.solve_ex(jacobian + ridge * eye, residual.unsqueeze(-1)).result.squeeze(-1)
-        length = torch.ones_like(norm)
-        best, best_residual = z, residual
-        pending = torch.ones_like(norm, dtype=torch.bool)
-        for _ in range(40):
-            candidate = z - length[:, None] * direction
-            candidate_residual = self(candidate) - y
-            accepted = pending & (candidate_residual.norm(dim=-1) <= (1 - 1e-4 * length) * norm)
-            best = torch.where(accepted[:, None], candidate, best)
-            best_residual = torch.where(accepted[:, None], candidate_residual, best_residual)
-            pending = pending & ~accepted
-            if not pending.any():
-                break
-            length = torch.where(pending, length / 2, length)
-        return best, best_residual
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return dtype_of(vars(self)["_modules"]["icnn"])
 
 
 class BrenierTransform(TransformModule):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
+from pyro_ilvae.decoders.arguments import dtype_of, points
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.networks import linear
 
@@ -125,7 +126,7 @@ class ICNN(PyroModule):
         self.hidden_features = _checks.widths("hidden_features", hidden_features)
         self.activation = activation if isinstance(activation, str) else tuple(activation)
         self._activation_names = _activation_names(activation, len(self.hidden_features))
-        self.input_skips = bool(input_skips)
+        self.input_skips = _checks.boolean("input_skips", input_skips)
 
         # One stacked matrix [A_1; A_2; ...]: the input enters by one product, and the gradient leaves by one.
         self.input_weight = nn.Parameter(torch.empty(sum(self._skipped_features), in_features))
@@ -198,7 +199,7 @@ class ICNN(PyroModule):
 
     def forward(self, x: Tensor) -> Tensor:
         r"""The potential :math:`\psi(x)`, of shape (...), for ``x`` of shape (..., D)."""
-        _checks.last_dim("x", x, self.in_features)
+        x = points("x", x, self.in_features, dtype_of(self))
         preactivations, _ = self._forward_sweep(linear(x, self.input_weight, self._input_bias()))
         last = self._activations[-1].value(preactivations[-1])
         return (last * F.softplus(self.output_weight_raw)).sum(-1) + (x * self.slope).sum(-1)
@@ -212,7 +213,7 @@ class ICNN(PyroModule):
 
         with :math:`s_i` the pre-activations. At a kink of a piecewise activation the result is one of the subgradients.
         """
-        _checks.last_dim("x", x, self.in_features)
+        x = points("x", x, self.in_features, dtype_of(self))
         input_weight = self.input_weight
         return self._gradient(linear(x, input_weight, self._input_bias()), input_weight)
 
@@ -222,6 +223,7 @@ class ICNN(PyroModule):
 
         The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so only the result is D wide.
         """
+        u = points("u", u, frame.latent_dim, dtype_of(self))
         input_weight = self.input_weight
         return self._gradient(linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
 
@@ -234,7 +236,7 @@ class ICNN(PyroModule):
 
         with :math:`\bar h_i = \partial\psi / \partial h_i`. Memory is (..., width, D).
         """
-        _checks.last_dim("x", x, self.in_features)
+        x = points("x", x, self.in_features, dtype_of(self))
         input_weight = self.input_weight
         preactivations, weights = self._forward_sweep(linear(x, input_weight, self._input_bias()))
         adjoints = [adjoint for adjoint, _ in self._reverse_sweep(list(preactivations), list(weights))][::-1]
