@@ -11,11 +11,14 @@ from pyro_ilvae import _checks
 __all__ = ["dense", "dtype_of", "points", "without_autocast"]
 
 
-def dtype_of(module: nn.Module) -> torch.dtype | None:
-    """The dtype of a module's own parameters; None if it has none, as when all of them are drawn from priors."""
-    # From the table: to read a parameter of a PyroModule as an attribute takes ten times as long, and may draw it.
+def dtype_of(module: nn.Module, *path: str) -> torch.dtype | None:
+    """The dtype of the parameters of a part; None if it has none of its own, as when all are drawn from priors."""
+    # From the tables: to read an attribute of a PyroModule takes ten times as long, and may draw a parameter.
+    for name in path:
+        module = vars(module)["_modules"][name]
     for parameter in vars(module)["_parameters"].values():
-        return parameter.dtype  # type: ignore[no-any-return]
+        if parameter is not None:
+            return parameter.dtype  # type: ignore[no-any-return]
     return None
 
 

@@ -149,7 +149,7 @@ class BrenierMap(PyroModule):
 
     @property
     def _dtype(self) -> torch.dtype | None:
-        return dtype_of(vars(self)["_modules"]["icnn"])
+        return dtype_of(self, "icnn")
 
 
 class BrenierTransform(TransformModule):

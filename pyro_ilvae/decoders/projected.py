@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import description, make_frame
+from pyro_ilvae.decoders.frames import description, frame_argument, make_frame
 from pyro_ilvae.networks import Linear, unused
 
 __all__ = ["ProjectedDecoder"]
@@ -66,8 +67,10 @@ class ProjectedDecoder(ConditionalDecoder):
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         if not isinstance(backbone, nn.Module):
-            raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}")
-        self.frame = make_frame(frame, self.event_shape, self.latent_dim)
+            hint = ": pass an object of this class" if isinstance(backbone, type) else ""
+            raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}{hint}")
+        map_features = _checks.widths("map_features", map_features)
+        self.frame = make_frame(frame_argument(frame), self.event_shape, self.latent_dim)
         self.map = BrenierMap(self.latent_dim, inverse_lipschitz, map_features, activation, input_skips)
         self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
         if self.context_dim is not None:
@@ -87,6 +90,10 @@ class ProjectedDecoder(ConditionalDecoder):
     def inverse_lipschitz(self, value: float) -> None:
         self.map.inverse_lipschitz = value
 
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return dtype_of(self, "map", "icnn")
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).
 
@@ -94,13 +101,14 @@ class ProjectedDecoder(ConditionalDecoder):
             z: of shape (..., K).
             context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
-        _checks.last_dim("z", z, self.latent_dim)
-        _checks.context(context, self.context_dim)
-        outside = self._outside(z, context)
+        z, context = self._points(z, context)
+        # With K = D nothing lies outside of the frame, and rounding of the backbone would be all that is left of it.
+        outside = self._outside(z, context) if self.latent_dim < self.frame.features else None
         inside = self.map(z)
-        if context is not None:
-            inside = inside + self.from_context(context)
-        eta: Tensor = self.frame.replace(outside, inside)
+        with without_autocast(z.device.type):
+            if context is not None:
+                inside = inside + self.from_context(context)
+            eta: Tensor = self.frame.embed(inside) if outside is None else self.frame.replace(outside, inside)
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -115,10 +123,16 @@ class ProjectedDecoder(ConditionalDecoder):
             arguments = [part.expand(*batch_shape, -1).reshape(-1, part.shape[-1]) for part in arguments]
             lead = arguments[0].shape[:1]
         h: Tensor = self.backbone(*arguments)
+        if not isinstance(h, Tensor):
+            raise TypeError(f"Expected backbone to return a tensor, got a {type(h).__name__}")
         features = self.event_shape.numel()
         if h.shape not in ((*lead, features), (*lead, *self.event_shape)):
             raise ValueError(
                 f"Expected backbone to return shape {(*lead, features)} or {(*lead, *self.event_shape)}, got "
                 f"{tuple(h.shape)}"
             )
+        if h.dtype != z.dtype:  # lower under autocast
+            if torch.promote_types(h.dtype, z.dtype) != z.dtype:
+                raise ValueError(f"Expected backbone to return dtype {z.dtype}, got {h.dtype}")
+            h = h.to(z.dtype)
         return h.reshape(*batch_shape, features)
