@@ -254,7 +254,9 @@ def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:
 def _deviation(matrix: Tensor) -> float:
     """The largest entry of |Q^T Q - I|, in double precision, in which no setting for faster products has a say."""
     matrix = matrix.detach().double()
-    return float((matrix.mT @ matrix - torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)).abs().max())
+    return float(
+        (matrix.mT @ matrix - torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)).abs().max()
+    )
 
 
 def _orthonormalize(matrix: Tensor) -> Tensor:

@@ -36,8 +36,10 @@ def _log_normal_like(tensor: Tensor) -> Tensor:
 
 
 def _activation_names(activation: str | Sequence[str], depth: int) -> tuple[str, ...]:
-    names = (activation,) * depth if isinstance(activation, str) else tuple(activation)
-    if len(names) != depth or any(name not in ACTIVATIONS for name in names):
+    names = (activation,) * depth if isinstance(activation, str) else ()
+    if isinstance(activation, Sequence) and not isinstance(activation, str):
+        names = tuple(activation)
+    if len(names) != depth or any(not isinstance(name, str) or name not in ACTIVATIONS for name in names):
         raise ValueError(
             f"Expected activation to be one of {sorted(ACTIVATIONS)}, or one for each of the {depth} hidden layers, "
             f"got {activation!r}"
@@ -124,8 +126,8 @@ class ICNN(PyroModule):
         super().__init__()
         self.in_features = _checks.positive_int("in_features", in_features)
         self.hidden_features = _checks.widths("hidden_features", hidden_features)
-        self.activation = activation if isinstance(activation, str) else tuple(activation)
         self._activation_names = _activation_names(activation, len(self.hidden_features))
+        self.activation = activation if isinstance(activation, str) else self._activation_names
         self.input_skips = _checks.boolean("input_skips", input_skips)
 
         # One stacked matrix [A_1; A_2; ...]: the input enters by one product, and the gradient leaves by one.

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from pyro_ilvae.decoders.arguments import without_autocast
 
-__all__ = ["invert"]
+__all__ = ["invert", "weights_are_drawn"]
 
 
 def invert(brenier: Any, y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
@@ -47,11 +47,17 @@ def _differentiates() -> bool:
     return torch.is_grad_enabled() or getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
 
 
+def weights_are_drawn(module: nn.Module) -> bool:
+    """Whether Pyro draws weights of a module from priors, or constrains them."""
+    tables = ("_pyro_samples", "_pyro_params")
+    return any(getattr(part, table, None) for part in module.modules() for table in tables)
+
+
 def _double_weights(brenier: nn.Module) -> dict[str, Tensor]:
     """The parameters by name, in double precision; none if Pyro draws or constrains some of them."""
-    parts = list(brenier.named_modules(prefix="map"))
-    if any(getattr(part, table, None) for _, part in parts for table in ("_pyro_samples", "_pyro_params")):
+    if weights_are_drawn(brenier):
         return {}
+    parts = brenier.named_modules(prefix="map")
     # Read as attributes, by which Pyro learns of them.
     return {f"{prefix}.{name}": getattr(part, name).double() for prefix, part in parts for name in part._parameters}
 

@@ -1,6 +1,7 @@
 """The projected decoder: an inverse Lipschitz constant for any network."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,7 @@ class ProjectedDecoder(ConditionalDecoder):
         input_skips: bool = True,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
-        if not isinstance(backbone, nn.Module):
-            hint = ": pass an object of this class" if isinstance(backbone, type) else ""
-            raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}{hint}")
+        _check_backbone(backbone, self.latent_dim, self.context_dim)
         map_features = _checks.widths("map_features", map_features)
         self.frame = make_frame(frame_argument(frame), self.event_shape, self.latent_dim)
         self.map = BrenierMap(self.latent_dim, inverse_lipschitz, map_features, activation, input_skips)
@@ -123,8 +122,8 @@ class ProjectedDecoder(ConditionalDecoder):
             arguments = [part.expand(*batch_shape, -1).reshape(-1, part.shape[-1]) for part in arguments]
             lead = arguments[0].shape[:1]
         h: Tensor = self.backbone(*arguments)
-        if not isinstance(h, Tensor):
-            raise TypeError(f"Expected backbone to return a tensor, got a {type(h).__name__}")
+        if not isinstance(h, Tensor) or h.layout != torch.strided:
+            raise TypeError(f"Expected backbone to return a dense tensor, got a {type(h).__name__}")
         features = self.event_shape.numel()
         if h.shape not in ((*lead, features), (*lead, *self.event_shape)):
             raise ValueError(
@@ -136,3 +135,26 @@ class ProjectedDecoder(ConditionalDecoder):
                 raise ValueError(f"Expected backbone to return dtype {z.dtype}, got {h.dtype}")
             h = h.to(z.dtype)
         return h.reshape(*batch_shape, features)
+
+
+def _check_backbone(backbone: nn.Module, latent_dim: int, context_dim: int | None) -> None:
+    """Raise where a backbone cannot take z of that width, and a context or none, as far as it says so itself."""
+    if not isinstance(backbone, nn.Module):
+        hint = ": pass an object of this class" if isinstance(backbone, type) else ""
+        raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}{hint}")
+    if getattr(backbone, "context_dim", context_dim) != context_dim:
+        raise ValueError(f"Expected backbone with context_dim={context_dim}, got {backbone.context_dim}")
+    first = backbone[0] if isinstance(backbone, nn.Sequential) and len(backbone) > 0 else None
+    if isinstance(first, nn.Linear) and first.in_features != latent_dim:
+        raise ValueError(
+            f"Expected backbone to take z of shape (N, {latent_dim}), got one for (N, {first.in_features})"
+        )
+    arguments = ("z",) if context_dim is None else ("z", "context")
+    try:
+        signature(backbone.forward).bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"Expected backbone to take {' and '.join(arguments)}, got a forward method with {error}"
+        ) from error
+    except ValueError:  # no signature is known
+        return
