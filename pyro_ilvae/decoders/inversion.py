@@ -127,11 +127,13 @@ def _solve(brenier: Any, y: Tensor, tolerance: float, max_iterations: int, dtype
             f"Expected a residual |g(z) - y| <= {tolerance:g} (1 + |y|) within {max_iterations} Newton steps, got "
             f"{float(residual[failed].max()):.3g} as the largest over {int(failed.sum())} of {len(flat)} points.{hint}"
         )
-    if not brenier.inverse_lipschitz and torch.linalg.lu_factor_ex(brenier.jacobian(z)).info.any():
-        raise RuntimeError(
-            "Expected a Jacobian that is not singular, got one that is: the point is not the only one there. With "
-            "inverse_lipschitz = 0 the map need not be one to one."
-        )
+    if not brenier.inverse_lipschitz:
+        eigenvalues = torch.linalg.eigvalsh(brenier.jacobian(z))
+        if (eigenvalues[:, 0] <= brenier.features * torch.finfo(y.dtype).eps * eigenvalues[:, -1]).any():
+            raise RuntimeError(
+                "Expected a Jacobian that is not singular, got one that is: other points have the same image. With "
+                "inverse_lipschitz = 0 the map need not be one to one."
+            )
     return z.reshape(y.shape)
 
 
