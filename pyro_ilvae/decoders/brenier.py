@@ -1,7 +1,7 @@
 """Brenier maps: gradients of strongly convex potentials, which are inverse Lipschitz and invertible."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsFloat
 
 import torch
 from pyro.distributions import TransformModule, constraints
@@ -9,12 +9,23 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.inversion import invert, weights_are_drawn
 
 __all__ = ["BrenierMap", "BrenierTransform"]
 
+LARGEST_CONSTANT = 1e18  # its square, with which divergences grow, is finite in single precision
 INITIAL_SCALE = 0.3  # root mean square of what an ICNN adds to each coordinate of a linear map at the start
+
+
+def constant(name: str, value: SupportsFloat) -> float:
+    """Return ``value`` as an inverse Lipschitz constant, or raise."""
+    number = _checks.non_negative(name, value)
+    if number > LARGEST_CONSTANT:
+        raise ValueError(f"Expected {name} <= {LARGEST_CONSTANT:g}, got {number:g}")
+    return number
 
 
 class BrenierMap(PyroModule):
@@ -74,35 +85,46 @@ class BrenierMap(PyroModule):
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float) -> None:
         # A Python float stays exact when the module's dtype changes.
-        self._inverse_lipschitz = _checks.non_negative("inverse_lipschitz", value)
+        self._inverse_lipschitz = constant("inverse_lipschitz", value)
 
     def get_extra_state(self) -> Tensor:
         # A tensor, because some formats of checkpoints hold only tensors.
         return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.inverse_lipschitz = float(state)
+        self.inverse_lipschitz = state  # type: ignore[assignment]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        key = f"{prefix}_extra_state"
+        if key in state_dict:  # checked here, where the error can name the key
+            constant(f"{key}, the inverse Lipschitz constant,", state_dict[key])
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, z: Tensor, frame: Frame | None = None) -> Tensor:
         r"""The map at ``z`` of shape (..., D), of the same shape.
 
         With a ``frame`` B, ``z`` has shape (..., K) and the result is g(B z), computed without forming B z.
         """
-        if frame is None:
-            return self.icnn.gradient(z) + self._inverse_lipschitz * z
-        _checks.last_dim("z", z, frame.latent_dim)
-        return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
+        z = points("z", z, self.features if frame is None else frame.latent_dim, self._dtype)
+        with without_autocast(z.device.type):
+            if frame is None:
+                return self.icnn.gradient(z) + self._inverse_lipschitz * z
+            return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
 
     @pyro_method
     def potential(self, z: Tensor) -> Tensor:
         r"""The potential :math:`\psi(z) + \frac{L}{2}\|z\|^2`, of shape (...), whose gradient is the map."""
-        return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
+        z = points("z", z, self.features, self._dtype)
+        with without_autocast(z.device.type):
+            return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
 
     @pyro_method
     def jacobian(self, z: Tensor) -> Tensor:
         """The Jacobian at ``z`` of shape (..., D): (..., D, D), symmetric, with eigenvalues of at least L."""
-        eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
-        return self.icnn.hessian(z) + self._inverse_lipschitz * eye
+        z = points("z", z, self.features, self._dtype)
+        with without_autocast(z.device.type):
+            eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
+            return self.icnn.hessian(z) + self._inverse_lipschitz * eye
 
     @pyro_method
     def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
@@ -112,8 +134,9 @@ class BrenierMap(PyroModule):
             \|z_t - g^{-1}(y)\| \le \|g(z_t) - y\| / L.
 
         The bound on the right is the inverse Lipschitz inequality: a small residual certifies the point. Each point
-        of the batch has its own step length and its own last step. The result can be differentiated once with respect
-        to ``y`` and the parameters, by the implicit function theorem.
+        of the batch has its own step length and its own last step. It is found and certified in double precision. The
+        result can be differentiated up to three times with respect to ``y`` and the parameters, by the implicit
+        function theorem, also in forward mode and by ``torch.func``.
 
         Args:
             y: values of shape (..., D).
@@ -125,8 +148,9 @@ class BrenierMap(PyroModule):
             The points, of shape (..., D).
 
         Raises:
-            ValueError: if ``y`` is not finite or has the wrong width.
-            RuntimeError: if some residual stays above the tolerance; with L = 0 the map need not reach every point.
+            ValueError: if ``y`` is not finite or has the wrong width, and for a tolerance that is not positive.
+            RuntimeError: if some residual stays above the tolerance, as with weights that are NaN; with L = 0 the map
+                need not reach every point, nor be one to one, which a singular Jacobian shows.
 
         Example:
             >>> brenier = BrenierMap(features=3, inverse_lipschitz=1.0).double()
@@ -134,62 +158,15 @@ class BrenierMap(PyroModule):
             >>> bool((brenier.inverse(brenier(z)) - z).norm(dim=-1).max() < 1e-6)
             True
         """
-        _checks.last_dim("y", y, self.features)
-        if not y.isfinite().all():
-            raise ValueError("Expected y to be finite, got NaN or infinity")
+        y = points("y", y, self.features, self._dtype)
         if tolerance is None:
             tolerance = 1e-9 if y.dtype == torch.float64 else 1e-5
-        with torch.no_grad():
-            flat = y.detach().reshape(-1, self.features)
-            z = self._solve(flat, tolerance, max_iterations).reshape(y.shape)
-        if not torch.is_grad_enabled():
-            return z
-        # One more Newton step with a constant Jacobian has the same derivatives as the inverse function.
-        residual = self(z) - y
-        return z - torch.linalg.solve(self.jacobian(z).detach(), residual.unsqueeze(-1)).squeeze(-1)
+        tolerance = _checks.positive("tolerance", tolerance)
+        return invert(self, y, tolerance, _checks.positive_int("max_iterations", max_iterations))
 
-    def _solve(self, y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
-        limit = tolerance * (1 + y.norm(dim=-1))
-        z = y / (1 + self._inverse_lipschitz)
-        residual = self(z) - y
-        for _ in range(max_iterations):
-            active = (residual.norm(dim=-1) > limit).nonzero().squeeze(-1)
-            if len(active) == 0:
-                return z
-            z[active], residual[active] = self._newton_step(z[active], residual[active], y[active])
-        worst = residual.norm(dim=-1)
-        failed = ~(worst <= limit)
-        if failed.any():
-            hint = (
-                " With inverse_lipschitz = 0 the map need not reach every point." if not self._inverse_lipschitz else ""
-            )
-            raise RuntimeError(
-                f"Expected a residual |g(z) - y| <= {tolerance:g} (1 + |y|) within {max_iterations} Newton steps, got "
-                f"{float(worst[failed].max()):.3g} as the largest over {int(failed.sum())} of {len(y)} points.{hint}"
-            )
-        return z
-
-    def _newton_step(self, z: Tensor, residual: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        jacobian = self.jacobian(z)
-        norm = residual.norm(dim=-1)
-        # Where L = 0 the Jacobian may be singular; a ridge as large as the residual keeps the step finite and fast.
-        ridge = 0.0 if self._inverse_lipschitz > 0 else 1e-3 * norm.clamp(max=1.0)[:, None, None]
-        eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
-        direction = torch.linalg.solve_ex(jacobian + ridge * eye, residual.unsqueeze(-1)).result.squeeze(-1)
-        length = torch.ones_like(norm)
-        best, best_residual = z, residual
-        pending = torch.ones_like(norm, dtype=torch.bool)
-        for _ in range(40):
-            candidate = z - length[:, None] * direction
-            candidate_residual = self(candidate) - y
-            accepted = pending & (candidate_residual.norm(dim=-1) <= (1 - 1e-4 * length) * norm)
-            best = torch.where(accepted[:, None], candidate, best)
-            best_residual = torch.where(accepted[:, None], candidate_residual, best_residual)
-            pending = pending & ~accepted
-            if not pending.any():
-                break
-            length = torch.where(pending, length / 2, length)
-        return best, best_residual
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return dtype_of(self, "icnn")
 
 
 class BrenierTransform(TransformModule):
@@ -218,8 +195,8 @@ class BrenierTransform(TransformModule):
     def __init__(self, brenier_map: BrenierMap) -> None:
         # PyTorch's cache would return points from before an optimizer's step, whose graph is gone.
         super().__init__(cache_size=0)
-        self.brenier_map = brenier_map
-        self._last_draw: tuple[Tensor, Tensor, list[Any]] | None = None
+        self.brenier_map = _checks.instance("brenier_map", brenier_map, BrenierMap, "a BrenierMap")
+        self._last_draw: tuple[Tensor, Tensor, list[Any], list[Tensor]] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.brenier_map!r})"
@@ -229,18 +206,24 @@ class BrenierTransform(TransformModule):
 
     def _call(self, x: Tensor) -> Tensor:
         y: Tensor = self.brenier_map(x)
-        self._last_draw = (x, y, self._state())
+        tensors = [x, y, *self.brenier_map.parameters()]
+        # Weights drawn from priors and tensors of inference mode change without a trace.
+        traced = not weights_are_drawn(self.brenier_map) and not any(tensor.is_inference() for tensor in tensors)
+        self._last_draw = (x, y, self._state(tensors), tensors) if traced else None
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        if self._last_draw is not None and y is self._last_draw[1] and self._last_draw[2] == self._state():
-            return self._last_draw[0]
+        if self._last_draw is not None and y is self._last_draw[1]:
+            x, _, state, tensors = self._last_draw
+            now = [x, y, *self.brenier_map.parameters()]
+            if state == self._state(now) and all(a is b for a, b in zip(now, tensors, strict=True)):
+                return x
         return self.brenier_map.inverse(y)
 
-    def _state(self) -> list[Any]:
-        # The version of a parameter counts what optimizers and load_state_dict change in place. A point drawn without
-        # gradients is of no use where gradients are asked for.
-        versions = [(id(parameter), parameter._version) for parameter in self.brenier_map.parameters()]
+    def _state(self, tensors: list[Tensor]) -> list[Any]:
+        # The version of a tensor counts what is changed in place, as by optimizers and load_state_dict. A point drawn
+        # without gradients is of no use where gradients are asked for.
+        versions = [tensor._version for tensor in tensors]
         return [self.brenier_map.inverse_lipschitz, torch.is_grad_enabled(), *versions]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.arguments import dtype_of
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import description, make_frame, num_directions
+from pyro_ilvae.decoders.frames import description, frame_argument, make_frame, num_directions
 from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
@@ -80,6 +81,10 @@ class InverseLipschitzDecoder(ConditionalDecoder):
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         features = self.event_shape.numel()
+        map_features = _checks.widths("map_features", map_features)
+        if inner_map_features is not None:
+            inner_map_features = _checks.widths("inner_map_features", inner_map_features)
+        frame = frame_argument(frame)
         self.context_features = self._context_features(frame, context_features)
         joint = self.context_features + self.latent_dim
         if self.context_dim is not None:
@@ -142,6 +147,10 @@ class InverseLipschitzDecoder(ConditionalDecoder):
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
         self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
 
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return dtype_of(self, "inner", "icnn")
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).
 
@@ -149,10 +158,9 @@ class InverseLipschitzDecoder(ConditionalDecoder):
             z: of shape (..., K).
             context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
-        _checks.last_dim("z", z, self.latent_dim)
-        _checks.context(context, self.context_dim)
+        z, context = self._points(z, context)
         if context is not None:
-            reduced = self.from_context(context)
+            reduced = self.from_context(context).to(z.dtype)
             batch_shape = torch.broadcast_shapes(reduced.shape[:-1], z.shape[:-1])
             z = torch.cat([reduced.expand(*batch_shape, -1), z.expand(*batch_shape, -1)], dim=-1)
         eta: Tensor = self.outer(self.inner(z), frame=self.frame)
@@ -161,11 +169,13 @@ class InverseLipschitzDecoder(ConditionalDecoder):
 
 def _split(value: float | tuple[float, float], ratio: float) -> tuple[float, float]:
     """The pair (L_1, L_2): the pair that is given, or the one with L_1 L_2 = value and L_1 / L_2 = ratio^2."""
-    if isinstance(value, Sequence) or (isinstance(value, torch.Tensor) and value.dim() == 1):
-        if isinstance(value, str) or len(value) != 2:
+    if isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1:
+        if isinstance(value, str) or len(value) != 2:  # type: ignore[arg-type]
             raise ValueError(f"Expected inverse_lipschitz to be a number or a pair of numbers, got {value!r}")
-        first, second = value
-        return _checks.non_negative("inverse_lipschitz[0]", first), _checks.non_negative("inverse_lipschitz[1]", second)
-    whole = _checks.non_negative("inverse_lipschitz", value)
+        first, second = value  # type: ignore[misc]
+        pair = constant("inverse_lipschitz[0]", first), constant("inverse_lipschitz[1]", second)
+        constant("the product of inverse_lipschitz", pair[0] * pair[1])
+        return pair
+    whole = constant("inverse_lipschitz", value)  # type: ignore[arg-type]
     first = math.sqrt(whole) * ratio
     return first, whole / first if first > 0 else 0.0

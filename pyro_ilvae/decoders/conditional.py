@@ -7,6 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dense, points
 
 __all__ = ["ConditionalDecoder", "DecoderGiven"]
 
@@ -30,6 +31,28 @@ class ConditionalDecoder(PyroModule):
     def conditional(self) -> bool:
         """Whether ``forward`` needs a context beside z."""
         return self.context_dim is not None
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        """The dtype of the parameters, if it is known."""
+        raise NotImplementedError
+
+    def _points(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What ``forward`` is given, as tensors of the right widths and of the decoder's dtype."""
+        dtype = self._dtype
+        z = points("z", z, self.latent_dim, dtype)
+        if context is None or self.context_dim is None:
+            _checks.context(context, self.context_dim)
+            return z, None
+        context = points("context", context, self.context_dim, dtype)
+        try:
+            torch.broadcast_shapes(z.shape[:-1], context.shape[:-1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected z and context with batch dimensions that broadcast, got {tuple(z.shape)} and "
+                f"{tuple(context.shape)}"
+            ) from error
+        return z, context
 
     def given(self, context: Tensor) -> "DecoderGiven":
         """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders.
@@ -61,6 +84,8 @@ class DecoderGiven(nn.Module):
     def __init__(self, decoder: nn.Module, context: Tensor) -> None:
         super().__init__()
         size: int | None = getattr(decoder, "context_dim", None)
+        if context is not None:
+            context = dense("context", context)
         _checks.context(context, size)
         if context.dim() != 1:
             raise ValueError(f"Expected context of shape ({size},), got {tuple(context.shape)}")

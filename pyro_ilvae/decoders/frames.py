@@ -1,11 +1,14 @@
 """Frames: orthonormal columns that place a K-dimensional map in the D-dimensional space of natural parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeAlias
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_ilvae.decoders.arguments import dense, without_autocast
 
 __all__ = ["Frame", "IdentityFrame", "OrthonormalFrame"]
 
@@ -39,6 +42,10 @@ class IdentityFrame(PyroModule):
             u, outside = u.expand(*batch, -1), outside.expand(*batch, -1)
         return torch.cat([u, outside], dim=-1)
 
+    def embed(self, u: Tensor) -> Tensor:
+        """Q u of shape (..., D), for ``u`` of shape (..., K)."""
+        return F.pad(u, (0, self.features - self.latent_dim))
+
     def coordinates(self, y: Tensor) -> Tensor:
         """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
         return y[..., : self.latent_dim]
@@ -51,9 +58,15 @@ class IdentityFrame(PyroModule):
 class OrthonormalFrame(PyroModule):
     """A frame Q given by its matrix, a buffer: it is saved with the module and never trained.
 
+    A matrix of a state dict has to be orthonormal too, or the constant of the decoder would not hold: to 1e-5, or to
+    the rounding of half precision in a module of that precision. If the frame ``stays_centered``, because a softmax
+    follows, it has to be orthogonal to the all-ones vector as well.
+
     Args:
         matrix: Q of shape (D, K), with orthonormal columns.
     """
+
+    stays_centered = False
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -76,6 +89,31 @@ class OrthonormalFrame(PyroModule):
             self.matrix = _orthonormalize(self.matrix)
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *others: Any
+    ) -> None:
+        key = f"{prefix}matrix"
+        loaded = state_dict.get(key)
+        if isinstance(loaded, Tensor) and loaded.shape == self.matrix.shape and loaded.device.type != "meta":
+            assigned = local_metadata.get("assign_to_params_buffers", False)
+            self._check_loaded(key, loaded, loaded.dtype if assigned else self.matrix.dtype)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    def _check_loaded(self, key: str, loaded: Tensor, dtype: torch.dtype) -> None:
+        rounding = 2 * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+        error = _deviation(loaded)
+        if not error <= max(1e-5, rounding):
+            raise ValueError(
+                f"Expected {key} with orthonormal columns, got a matrix with |Q^T Q - I| up to {error:.2g}, for which "
+                "the inverse Lipschitz constant does not hold"
+            )
+        largest_sum = float(loaded.double().sum(0).abs().max())
+        if self.stays_centered and not largest_sum <= max(1e-4, rounding):
+            raise ValueError(
+                f"Expected {key} with columns orthogonal to the all-ones vector, got columns that sum to up to "
+                f"{largest_sum:.2g} in absolute value"
+            )
+
     def add(self, y: Tensor, u: Tensor) -> Tensor:
         """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
         if u.shape[:-1] != y.shape[:-1]:  # a context, or weights drawn from a prior, may have more dimensions
@@ -86,7 +124,17 @@ class OrthonormalFrame(PyroModule):
 
     def replace(self, y: Tensor, u: Tensor) -> Tensor:
         """Q u + (I - Q Q^T) y of shape (..., D): ``y`` with ``u`` in place of its coordinates in the frame."""
-        return self.add(y, u - self.coordinates(y))
+        eta = self.add(y, u - self.coordinates(y))
+        if self.features <= 4 * self.latent_dim:
+            # Much of y lies inside of the frame, and rounding of it is left there. The correction is 0 but for that.
+            with torch.no_grad():
+                rounded = self.embed(u - self.coordinates(eta))
+            eta = eta + rounded
+        return eta
+
+    def embed(self, u: Tensor) -> Tensor:
+        """Q u of shape (..., D), for ``u`` of shape (..., K)."""
+        return u @ self.matrix.mT
 
     def coordinates(self, y: Tensor) -> Tensor:
         """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
@@ -98,6 +146,13 @@ class OrthonormalFrame(PyroModule):
 
 
 Frame: TypeAlias = IdentityFrame | OrthonormalFrame
+
+
+def frame_argument(frame: Any) -> str | Tensor:
+    """The ``frame`` argument of a decoder, its matrix as a tensor; arrays and nested lists are converted."""
+    if isinstance(frame, nn.Module | type):
+        raise TypeError(f"Expected frame to be a name or a matrix, such as decoder.frame.matrix, got {frame!r}")
+    return frame if isinstance(frame, str) else dense("frame", frame)
 
 
 def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int) -> Frame:
@@ -113,7 +168,7 @@ def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int) ->
     if frame == "identity":
         return IdentityFrame(features, latent_dim)
     if frame == "random":
-        return OrthonormalFrame(torch.linalg.qr(torch.randn(features, latent_dim)).Q)
+        return OrthonormalFrame(torch.linalg.qr(torch.randn(features, latent_dim).double()).Q)
     if frame == "centered":
         return OrthonormalFrame(_centered(event_shape, latent_dim))
     raise ValueError(
@@ -123,23 +178,36 @@ def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int) ->
 
 def num_directions(frame: str | Tensor, event_shape: torch.Size) -> int:
     """How many columns a frame can have: as many as it has for a matrix, one less for each set of categories."""
-    if isinstance(frame, Tensor):
-        return frame.shape[-1]
     features = event_shape.numel()
+    if isinstance(frame, Tensor):
+        if frame.dim() != 2 or frame.shape[0] != features:
+            hint = ": pass its transpose, frame.T" if frame.shape[-1:] == (features,) else ""
+            raise ValueError(f"Expected frame of shape ({features}, F + K), got {tuple(frame.shape)}{hint}")
+        return frame.shape[1]
     return features - features // event_shape[-1] if frame == "centered" else features
 
 
 def check_centered(frame: Frame, vocab_size: int) -> None:
-    """Raise unless the columns are orthogonal to the all-ones vector, along which the softmax ignores a decoder."""
+    """Raise unless the columns are orthogonal to the all-ones vector, along which the softmax ignores a decoder.
+
+    From then on a frame of ours loads no other matrix.
+    """
     if not hasattr(frame, "coordinates"):
         raise ValueError(f"Expected decoder with a frame that has the method coordinates, got {type(frame).__name__}")
     state = next(frame.buffers(), torch.empty(0)) if isinstance(frame, nn.Module) else torch.empty(0)
-    largest_sum = frame.coordinates(torch.ones(vocab_size, dtype=state.dtype, device=state.device)).abs().max()
-    if not largest_sum <= 1e-4:
+    if isinstance(frame, OrthonormalFrame):
+        sums = frame.matrix.double().sum(0)
+    else:
+        with without_autocast(state.device.type):
+            sums = frame.coordinates(torch.ones(vocab_size, dtype=state.dtype, device=state.device))
+    largest_sum = sums.abs().max()
+    if not largest_sum <= max(1e-4, 2 * torch.finfo(state.dtype).eps):
         raise ValueError(
             "Expected decoder with a frame whose columns are orthogonal to the all-ones vector, got one whose columns "
             f"sum to up to {float(largest_sum):.2g} in absolute value; frame='centered' makes one"
         )
+    if isinstance(frame, OrthonormalFrame):
+        frame.stays_centered = True
 
 
 def description(decoder: Any) -> str:
@@ -162,24 +230,33 @@ def _centered(event_shape: torch.Size, latent_dim: int) -> Tensor:
     # In double precision, because draws that are almost equal leave little but rounding when their mean is taken off.
     directions = torch.randn(*event_shape, latent_dim).double()
     directions = directions - directions.mean(-2, keepdim=True)
-    q = torch.linalg.qr(directions.reshape(event_shape.numel(), latent_dim)).Q
-    return q.to(torch.get_default_dtype())
+    return torch.linalg.qr(directions.reshape(event_shape.numel(), latent_dim)).Q
 
 
 def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:
     if matrix.shape != (features, latent_dim):
-        raise ValueError(f"Expected frame of shape ({features}, {latent_dim}), got {tuple(matrix.shape)}")
-    matrix = matrix.detach().to(torch.get_default_dtype())
-    gram = matrix.mT @ matrix
-    error = (gram - torch.eye(latent_dim, dtype=gram.dtype, device=gram.device)).abs().max()
+        hint = ": pass its transpose, frame.T" if matrix.shape == (latent_dim, features) else ""
+        raise ValueError(f"Expected frame of shape ({features}, {latent_dim}), got {tuple(matrix.shape)}{hint}")
+    if matrix.is_complex():
+        raise ValueError(f"Expected frame of real numbers, got {matrix.dtype}")
+    matrix = matrix.detach().double()
+    error = _deviation(matrix)
     # NaN fails the comparison too.
     if not error <= 1e-4:
         raise ValueError(
-            f"Expected frame with orthonormal columns, got one with |Q^T Q - I| up to {float(error):.2g}; "
-            "torch.linalg.qr(frame).Q orthonormalizes it"
+            f"Expected frame with orthonormal columns, got one with |Q^T Q - I| up to {error:.2g}; "
+            "torch.linalg.qr(frame.double()).Q orthonormalizes it"
         )
     # Otherwise an error up to the tolerance would enter the constant.
     return _orthonormalize(matrix)
+
+
+def _deviation(matrix: Tensor) -> float:
+    """The largest entry of |Q^T Q - I|, in double precision, in which no setting for faster products has a say."""
+    matrix = matrix.detach().double()
+    return float(
+        (matrix.mT @ matrix - torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)).abs().max()
+    )
 
 
 def _orthonormalize(matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
+from pyro_ilvae.decoders.arguments import dtype_of, points
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.networks import linear
 
@@ -35,8 +36,10 @@ def _log_normal_like(tensor: Tensor) -> Tensor:
 
 
 def _activation_names(activation: str | Sequence[str], depth: int) -> tuple[str, ...]:
-    names = (activation,) * depth if isinstance(activation, str) else tuple(activation)
-    if len(names) != depth or any(name not in ACTIVATIONS for name in names):
+    names = (activation,) * depth if isinstance(activation, str) else ()
+    if isinstance(activation, Sequence) and not isinstance(activation, str):
+        names = tuple(activation)
+    if len(names) != depth or any(not isinstance(name, str) or name not in ACTIVATIONS for name in names):
         raise ValueError(
             f"Expected activation to be one of {sorted(ACTIVATIONS)}, or one for each of the {depth} hidden layers, "
             f"got {activation!r}"
@@ -123,9 +126,9 @@ class ICNN(PyroModule):
         super().__init__()
         self.in_features = _checks.positive_int("in_features", in_features)
         self.hidden_features = _checks.widths("hidden_features", hidden_features)
-        self.activation = activation if isinstance(activation, str) else tuple(activation)
         self._activation_names = _activation_names(activation, len(self.hidden_features))
-        self.input_skips = bool(input_skips)
+        self.activation = activation if isinstance(activation, str) else self._activation_names
+        self.input_skips = _checks.boolean("input_skips", input_skips)
 
         # One stacked matrix [A_1; A_2; ...]: the input enters by one product, and the gradient leaves by one.
         self.input_weight = nn.Parameter(torch.empty(sum(self._skipped_features), in_features))
@@ -198,7 +201,7 @@ class ICNN(PyroModule):
 
     def forward(self, x: Tensor) -> Tensor:
         r"""The potential :math:`\psi(x)`, of shape (...), for ``x`` of shape (..., D)."""
-        _checks.last_dim("x", x, self.in_features)
+        x = points("x", x, self.in_features, dtype_of(self))
         preactivations, _ = self._forward_sweep(linear(x, self.input_weight, self._input_bias()))
         last = self._activations[-1].value(preactivations[-1])
         return (last * F.softplus(self.output_weight_raw)).sum(-1) + (x * self.slope).sum(-1)
@@ -212,7 +215,7 @@ class ICNN(PyroModule):
 
         with :math:`s_i` the pre-activations. At a kink of a piecewise activation the result is one of the subgradients.
         """
-        _checks.last_dim("x", x, self.in_features)
+        x = points("x", x, self.in_features, dtype_of(self))
         input_weight = self.input_weight
         return self._gradient(linear(x, input_weight, self._input_bias()), input_weight)
 
@@ -222,6 +225,7 @@ class ICNN(PyroModule):
 
         The frame is folded into the input weights, :math:`A_i (B u) = (A_i B) u`, so only the result is D wide.
         """
+        u = points("u", u, frame.latent_dim, dtype_of(self))
         input_weight = self.input_weight
         return self._gradient(linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
 
@@ -234,7 +238,7 @@ class ICNN(PyroModule):
 
         with :math:`\bar h_i = \partial\psi / \partial h_i`. Memory is (..., width, D).
         """
-        _checks.last_dim("x", x, self.in_features)
+        x = points("x", x, self.in_features, dtype_of(self))
         input_weight = self.input_weight
         preactivations, weights = self._forward_sweep(linear(x, input_weight, self._input_bias()))
         adjoints = [adjoint for adjoint, _ in self._reverse_sweep(list(preactivations), list(weights))][::-1]

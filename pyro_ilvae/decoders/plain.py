@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
 from pyro_ilvae.networks import Linear, mlp
 
@@ -55,6 +57,10 @@ class MLPDecoder(ConditionalDecoder):
         """The sizes, for ``print``."""
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, context_dim={self.context_dim}"
 
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return dtype_of(self, "network", "0")
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).
 
@@ -62,8 +68,7 @@ class MLPDecoder(ConditionalDecoder):
             z: of shape (..., K).
             context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
-        _checks.last_dim("z", z, self.latent_dim)
-        _checks.context(context, self.context_dim)
+        z, context = self._points(z, context)
         if context is None:
             eta = self.network(z)
         else:

@@ -1,6 +1,7 @@
 """Frames from data: the leading principal directions of a sample, or of its token counts."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,53 +9,112 @@ import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dense
 
 __all__ = ["principal_frame", "principal_token_frame"]
 
 
-def principal_frame(x: Tensor, latent_dim: int) -> Tensor:
+def principal_frame(x: Any, latent_dim: int) -> Tensor:
     r"""The leading principal directions of a data sample, the natural frame of a decoder for these data.
 
     .. math:: \operatorname{argmax}_{Q^\top Q = I} \operatorname{tr}(Q^\top S Q), \qquad
         S = \tfrac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top.
 
+    They are computed in double precision, from a triangular factor of the centered data and not from S, in which the
+    square of a small variation would be lost beside that of a large one. Memory beyond ``x`` is of the order
+    :math:`D^2`, whatever N is.
+
     Args:
-        x: a data sample of shape (N, \*event_shape), N > ``latent_dim``.
+        x: a data sample of shape (N, \*event_shape), N > ``latent_dim``, as a tensor, an array or a data frame; or an
+            iterable of batches of such data, as a ``DataLoader`` is; a batch may be a tuple that begins with them.
         latent_dim: the number :math:`K` of directions.
 
     Returns:
         :math:`Q` of shape (D, K), D the number of entries of a datum: orthonormal columns, largest variance first. The
-        largest entry of each column is positive, so that the sign is reproducible.
+        largest entry of each column is positive, so that the sign is reproducible. It has the dtype of data in single
+        or double precision, and the default dtype for others.
 
     Raises:
-        ValueError: if ``x`` has too few data or dimensions, or is not finite.
+        TypeError: if ``x`` is neither data nor an iterable of batches.
+        ValueError: if ``x`` has too few data or dimensions, varies in fewer than K directions, or is not finite.
 
     Example:
         >>> x = torch.randn(1000, 5) * torch.tensor([0.1, 3.0, 0.1, 2.0, 0.1])
         >>> principal_frame(x, latent_dim=2).abs().round().int().T.tolist()
         [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0]]
     """
-    _checks.positive_int("latent_dim", latent_dim)
-    if x.dim() < 2 or x.shape[0] <= latent_dim or x[0].numel() < latent_dim:
+    latent_dim = _checks.positive_int("latent_dim", latent_dim)
+    total, mean = 0, None
+    rows: list[Tensor] = []
+    for batch in _batches(x):
+        flat = batch.detach().flatten(1).double()
+        if mean is not None and flat.shape[1:] != mean.shape:
+            raise ValueError(f"Expected x with batches of data of {len(mean)} entries, got {tuple(batch.shape)}")
+        if not flat.isfinite().all():
+            raise ValueError("Expected x to be finite, got NaN or infinity")
+        if len(flat) == 0:
+            continue
+        mean_of_batch = flat.mean(0)
+        step = torch.zeros_like(mean_of_batch) if mean is None else mean_of_batch - mean
+        share = len(flat) / (total + len(flat))
+        # The last row is what the means of the data so far and of this batch add to N S.
+        rows += [flat - mean_of_batch, math.sqrt(total * share) * step[None]]
+        mean = mean_of_batch if mean is None else mean + share * step
+        total += len(flat)
+        if sum(map(len, rows)) > _most_rows(len(mean)):
+            rows = [torch.linalg.qr(torch.cat(rows), mode="r").R]
+    if mean is None or total <= latent_dim or len(mean) < latent_dim:
+        got = f"{total} of {0 if mean is None else len(mean)}"
         raise ValueError(
             f"Expected x of shape (N, *event_shape) with N > {latent_dim} data of at least {latent_dim} entries, "
-            f"got {tuple(x.shape)}"
+            f"got {got}"
         )
-    flat = x.reshape(len(x), -1)
-    if not flat.is_floating_point():
-        flat = flat.to(torch.get_default_dtype())
-    if not flat.isfinite().all():
-        raise ValueError("Expected x to be finite, got NaN or infinity")
-    centered = flat - flat.mean(0)
-    if len(flat) > flat.shape[1]:
-        # For 60,000 images the scatter matrix is quick to decompose, and the data matrix is slow.
-        directions = (
-            torch.linalg.eigh((centered.mT @ centered).double()).eigenvectors.flip(-1)[:, :latent_dim].to(flat.dtype)
-        )
-    else:
-        directions = torch.linalg.svd(centered, full_matrices=False).Vh[:latent_dim].mT
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return directions * torch.sign(largest)
+    _, values, vectors = torch.linalg.svd(torch.cat(rows), full_matrices=False)
+    rank = int((values > values[0] * torch.finfo(torch.float64).eps * max(total, len(mean))).sum())
+    if rank < latent_dim:
+        raise ValueError(f"Expected x that varies in at least {latent_dim} directions, got {rank}")
+    directions = vectors[:latent_dim].mT
+    dtype = batch.dtype if batch.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
+    return _signed(directions).to(dtype)
+
+
+def _batches(x: Any) -> Iterator[Tensor]:
+    """The data in pieces: of a whole sample, or the batches of an iterable."""
+    if _is_iterable_of_batches(x):
+        for batch in x:
+            part = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
+            yield _sample("each batch of x", part)
+        return
+    x = _sample("x", x)
+    yield from x.split(_most_rows(math.prod(x.shape[1:])))
+
+
+def _sample(name: str, x: Any) -> Tensor:
+    x = dense(name, x)
+    if x.dim() < 2 or x.is_complex():
+        raise ValueError(f"Expected {name} of shape (N, *event_shape), real, got {tuple(x.shape)}, {x.dtype}")
+    return x
+
+
+def _most_rows(features: int) -> int:
+    """How many rows are taken at once: more are quicker, and they take memory."""
+    return max(2 * features, min(8 * features, 2**23 // max(features, 1)), 1)
+
+
+def _is_iterable_of_batches(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        first = x[0] if len(x) > 0 else None
+        first = first[0] if isinstance(first, list | tuple) and len(first) > 0 else first
+        return getattr(first, "ndim", 0) >= 2
+    # Tensors, arrays and data frames have __array__; sparse matrices and strings are refused as they are.
+    return hasattr(x, "__iter__") and not (
+        hasattr(x, "__array__") or hasattr(x, "toarray") or isinstance(x, str | bytes)
+    )
+
+
+def _signed(directions: Tensor) -> Tensor:
+    """The columns with their largest entries positive."""
+    return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
 
 
 def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Tensor:
@@ -92,9 +152,15 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import svds
 
-    _checks.positive_int("vocab_size", vocab_size)
-    _checks.positive_int("latent_dim", latent_dim)
-    if x.dim() != 2 or x.is_floating_point() or (x.numel() and not -1 <= int(x.min()) <= int(x.max()) < vocab_size):
+    vocab_size = _checks.positive_int("vocab_size", vocab_size)
+    latent_dim = _checks.positive_int("latent_dim", latent_dim)
+    x = dense("x", x)
+    if (
+        x.dim() != 2
+        or x.is_floating_point()
+        or x.is_complex()
+        or (x.numel() and not -1 <= int(x.min()) <= int(x.max()) < vocab_size)
+    ):
         raise ValueError(f"Expected x of shape (N, T) with tokens below {vocab_size}, got {x.dtype}, {tuple(x.shape)}")
     if latent_dim >= min(len(x), vocab_size):
         raise ValueError(
@@ -118,8 +184,9 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
             rank = int((values > smallest).sum())
     if rank < latent_dim:
         raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
-    directions = torch.from_numpy(vectors[::-1].T.copy()).to(x.device, torch.get_default_dtype())
-    return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
+    # The iteration leaves vectors of small singular values only roughly orthogonal.
+    directions = torch.linalg.qr(torch.from_numpy(vectors[::-1].T.copy())).Q
+    return _signed(directions).to(x.device, torch.get_default_dtype())
 
 
 def _centered_operator(counts: Any, mean: np.ndarray, scale: np.ndarray) -> Any:

@@ -1,14 +1,16 @@
 """The projected decoder: an inverse Lipschitz constant for any network."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import description, make_frame
+from pyro_ilvae.decoders.frames import description, frame_argument, make_frame
 from pyro_ilvae.networks import Linear, unused
 
 __all__ = ["ProjectedDecoder"]
@@ -65,9 +67,9 @@ class ProjectedDecoder(ConditionalDecoder):
         input_skips: bool = True,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
-        if not isinstance(backbone, nn.Module):
-            raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}")
-        self.frame = make_frame(frame, self.event_shape, self.latent_dim)
+        _check_backbone(backbone, self.latent_dim, self.context_dim)
+        map_features = _checks.widths("map_features", map_features)
+        self.frame = make_frame(frame_argument(frame), self.event_shape, self.latent_dim)
         self.map = BrenierMap(self.latent_dim, inverse_lipschitz, map_features, activation, input_skips)
         self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
         if self.context_dim is not None:
@@ -87,6 +89,10 @@ class ProjectedDecoder(ConditionalDecoder):
     def inverse_lipschitz(self, value: float) -> None:
         self.map.inverse_lipschitz = value
 
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return dtype_of(self, "map", "icnn")
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape).
 
@@ -94,13 +100,14 @@ class ProjectedDecoder(ConditionalDecoder):
             z: of shape (..., K).
             context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
-        _checks.last_dim("z", z, self.latent_dim)
-        _checks.context(context, self.context_dim)
-        outside = self._outside(z, context)
+        z, context = self._points(z, context)
+        # With K = D nothing lies outside of the frame, and rounding of the backbone would be all that is left of it.
+        outside = self._outside(z, context) if self.latent_dim < self.frame.features else None
         inside = self.map(z)
-        if context is not None:
-            inside = inside + self.from_context(context)
-        eta: Tensor = self.frame.replace(outside, inside)
+        with without_autocast(z.device.type):
+            if context is not None:
+                inside = inside + self.from_context(context)
+            eta: Tensor = self.frame.embed(inside) if outside is None else self.frame.replace(outside, inside)
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -115,10 +122,39 @@ class ProjectedDecoder(ConditionalDecoder):
             arguments = [part.expand(*batch_shape, -1).reshape(-1, part.shape[-1]) for part in arguments]
             lead = arguments[0].shape[:1]
         h: Tensor = self.backbone(*arguments)
+        if not isinstance(h, Tensor) or h.layout != torch.strided:
+            raise TypeError(f"Expected backbone to return a dense tensor, got a {type(h).__name__}")
         features = self.event_shape.numel()
         if h.shape not in ((*lead, features), (*lead, *self.event_shape)):
             raise ValueError(
                 f"Expected backbone to return shape {(*lead, features)} or {(*lead, *self.event_shape)}, got "
                 f"{tuple(h.shape)}"
             )
+        if h.dtype != z.dtype:  # lower under autocast
+            if torch.promote_types(h.dtype, z.dtype) != z.dtype:
+                raise ValueError(f"Expected backbone to return dtype {z.dtype}, got {h.dtype}")
+            h = h.to(z.dtype)
         return h.reshape(*batch_shape, features)
+
+
+def _check_backbone(backbone: nn.Module, latent_dim: int, context_dim: int | None) -> None:
+    """Raise where a backbone cannot take z of that width, and a context or none, as far as it says so itself."""
+    if not isinstance(backbone, nn.Module):
+        hint = ": pass an object of this class" if isinstance(backbone, type) else ""
+        raise ValueError(f"Expected backbone to be a torch.nn.Module, got {backbone!r}{hint}")
+    if getattr(backbone, "context_dim", context_dim) != context_dim:
+        raise ValueError(f"Expected backbone with context_dim={context_dim}, got {backbone.context_dim}")
+    first = backbone[0] if isinstance(backbone, nn.Sequential) and len(backbone) > 0 else None
+    if isinstance(first, nn.Linear) and first.in_features != latent_dim:
+        raise ValueError(
+            f"Expected backbone to take z of shape (N, {latent_dim}), got one for (N, {first.in_features})"
+        )
+    arguments = ("z",) if context_dim is None else ("z", "context")
+    try:
+        signature(backbone.forward).bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"Expected backbone to take {' and '.join(arguments)}, got a forward method with {error}"
+        ) from error
+    except ValueError:  # no signature is known
+        return

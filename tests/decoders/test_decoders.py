@@ -191,7 +191,7 @@ def test_principal_frame_spans_the_data():
         ({"frame": torch.ones(8, 3)}, "Expected frame with orthonormal columns"),
         ({"frame": torch.full((8, 3), float("nan"))}, "Expected frame with orthonormal columns"),
         ({"frame": torch.eye(3)}, r"Expected frame of shape \(8, 3\), got \(3, 3\)"),
-        ({"map_features": (0,)}, "hidden_features"),
+        ({"map_features": (0,)}, "each entry of map_features"),
     ],
 )
 def test_refuses(build, arguments, message):
