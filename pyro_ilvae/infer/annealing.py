@@ -23,8 +23,8 @@ def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
     """The current value of ``beta``, checked to be finite and not negative."""
     if callable(beta):
         raise ValueError(
-            f"Expected {name} to be a finite number >= 0 or a Schedule, got {beta!r}; call schedules.linear or Schedule "
-            "to make one"
+            f"Expected {name} to be a finite number >= 0 or a Schedule, got {beta!r}; schedules.linear(...) makes a "
+            "Schedule"
         )
     value = beta.value if isinstance(beta, Schedule) else beta
     number = _checks.non_negative(name, value)
@@ -180,13 +180,13 @@ class AnnealMessenger(Messenger):
                     f"Expected beta to name sites whose density is their own, got '{auxiliary}', an auxiliary site of "
                     "which no site of the guide is a function: the model has no density to go with it"
                 )
-            both = f"the auxiliary site '{auxiliary}' and {sorted(functions)}, which in this guide are functions of it"
+            both = f"the auxiliary site '{auxiliary}' and by {sorted(functions)}, which this guide computes from it"
             if together <= set(betas):
                 weighted = {name: betas[name] for name in named}
                 raise ValueError(f"Expected one beta for the density that is shared by {both}, got {weighted}")
             raise ValueError(
-                f"Expected beta to name sites whose density is their own, got {named}: one density is shared by {both}. "
-                f"Also name {sorted(together - set(betas))}, with the same beta, or give one beta for all latent sites"
+                f"Expected beta to name sites whose density is their own, got {named}: one density is shared by "
+                f"{both}. Also name {sorted(together - set(betas))} with the same beta, or give one beta for all sites"
             )
 
 

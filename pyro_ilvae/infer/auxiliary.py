@@ -28,12 +28,13 @@ def joint_densities(sites: Mapping[str, DrawnSite]) -> dict[str, set[str]]:
     .. math:: \log q(z) = \log q(a) + \log |\det \partial a / \partial z|, \qquad z = t(a).
 
     A guide such as AutoNormal draws the auxiliary site a, and the site z is a Delta whose log density is the second
-    term. Only the sum is a density of the model's variable, so the two sites belong together. Which sites belong to a
-    is read off their names, as Pyro's guides give them, or else off the graph of autograd; where neither tells, every
-    site that could be a function of a counts as one.
+    term. Only the sum is a density of the model's variable, so the two sites belong together. A site that has an
+    auxiliary site of its own, by the names that Pyro's guides give, is in one-to-one correspondence with it, and what
+    else depends on this auxiliary site depends on the site. Other sites are read off the graph of autograd; where that
+    does not tell, every site that could be a function of a counts as one.
     """
     auxiliary = {name for name, site in sites.items() if site.auxiliary}
-    own = {name: {name + end for end in _OWN_NAMES} & auxiliary for name in sites if name not in auxiliary}
+    own = {name: _own(name, sites) & auxiliary for name in sites if name not in auxiliary}
     unnamed = auxiliary.difference(*own.values())
     together = {name: {site for site, names in own.items() if name in names} for name in auxiliary}
     ends: dict[Any, set[str]] = {}
@@ -44,8 +45,8 @@ def joint_densities(sites: Mapping[str, DrawnSite]) -> dict[str, set[str]]:
             continue
         is_delta = isinstance(innermost(site.fn), dist.Delta)
         # The value of a Delta is what depends; other sites may depend by the arguments of their distribution as well.
-        source = site.value if is_delta or not auxiliary else site.fn.log_prob(site.value)
-        for found in _reached(source, ends, name) & auxiliary:
+        source = site.value if is_delta or not unnamed else site.fn.log_prob(site.value)
+        for found in _reached(source, ends, name) & unnamed:
             together[found].add(name)
         for hidden in unnamed:
             untraced = _node(sites[hidden].value) is None or (is_delta and _node(source) is None)
@@ -63,6 +64,12 @@ def make_traceable(value: Any) -> None:
         and not (value.requires_grad or value.is_inference())
     ):
         value.requires_grad_()
+
+
+def _own(name: str, sites: Mapping[str, DrawnSite]) -> set[str]:
+    """The site's auxiliary sites by name; one that is larger than the site is not determined by it."""
+    names = {name + end for end in _OWN_NAMES} & set(sites)
+    return {other for other in names if sites[other].value.numel() <= sites[name].value.numel()}
 
 
 def _node(value: Any) -> Any:

@@ -199,7 +199,8 @@ class AnnealedELBO(ELBO):
         """The negative annealed objective, in nats, as a tensor to differentiate."""
         self._check_differentiable()
         rng_state = torch.get_rng_state()
-        loss: Tensor = self._annealed(self.elbo.differentiable_loss, rng_state, model, guide, *args, **kwargs)
+        compute = self.elbo.differentiable_loss  # type: ignore[union-attr]
+        loss: Tensor = self._annealed(compute, rng_state, model, guide, *args, **kwargs)
         self._check_loss(torch_item(loss), rng_state, model, guide, *args, **kwargs)
         return loss
 
@@ -254,8 +255,8 @@ class AnnealedELBO(ELBO):
         for schedule, first in zip(schedules, self._first_steps, strict=True):
             if schedule.num_steps_taken == first and schedule.at(first + _MANY_LOSSES) != schedule.value:
                 warnings.warn(
-                    f"After {_MANY_LOSSES} losses beta is still {schedule.value:g}, at step {first} of {schedule.name}: "
-                    "call its step() after each step of the optimizer, or after each epoch.",
+                    f"After {_MANY_LOSSES} losses beta is still {schedule.value:g}, at step {first} of "
+                    f"{schedule.name}: call its step() after each step of the optimizer, or after each epoch.",
                     stacklevel=4,
                 )
 

@@ -1,12 +1,11 @@
 """A loss as a PyTorch module: its parameters are those of the modules that the model and the guide belong to."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from pyro import poutine
-from pyro.infer import ELBO
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ __all__ = ["LossModule", "unconstrained"]
 class LossModule(ELBOModule):
     """The loss of a model and a guide as a module; ``AnnealedELBO.__call__`` says what it holds and computes."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: ELBO) -> None:
+    def __init__(self, model: Any, guide: Any, elbo: Any) -> None:
         super().__init__(model, guide, elbo)
         # A model or guide that is a module itself is registered under Pyro's names "model" and "guide".
         found: dict[str, nn.Module] = {}
@@ -35,7 +34,8 @@ class LossModule(ELBOModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The negative objective in nats: annealed in training mode, at beta = 1 in evaluation mode."""
         if not self.training:
-            return self.elbo.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            base: Any = self.elbo
+            return base.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         if self._compared_parameters:
             return super().forward(*args, **kwargs)
         with poutine.trace(param_only=True) as capture:
@@ -62,7 +62,8 @@ class LossModule(ELBOModule):
 
     def _leave_modules_that_hold_the_loss(self) -> None:
         for name in list(self._found_names):
-            if _holds(self._modules[name], self):
+            module = self._modules[name]
+            if module is not None and _holds(module, self):
                 del self._modules[name]
                 self._found_names.remove(name)
 

@@ -247,8 +247,8 @@ class InverseLipschitzScheduler:
         for value in (schedule.value, *schedule._ends):
             if not 0 <= value <= _LARGEST_CONSTANT:
                 raise ValueError(
-                    f"Expected schedule to give an inverse_lipschitz from 0 to {_LARGEST_CONSTANT:g}, got {value!r} from "
-                    f"{schedule.name}"
+                    f"Expected schedule to give an inverse_lipschitz from 0 to {_LARGEST_CONSTANT:g}, got {value!r} "
+                    f"from {schedule.name}"
                 )
         self.decoder = decoder
         self.schedule = schedule
@@ -261,8 +261,8 @@ class InverseLipschitzScheduler:
         """Move the schedule to its next step and set the constant."""
         if self.schedule._num_calls != self._num_calls:
             raise ValueError(
-                f"Expected only this scheduler to step {self.schedule.name}, got a step from elsewhere: a schedule that "
-                "beta and a decoder share, or two decoders, would move twice as fast. Give each its own schedule"
+                f"Expected only this scheduler to step {self.schedule.name}, got a step from elsewhere: a schedule "
+                "that beta and a decoder share, or two decoders, would move twice as fast. Give each its own schedule"
             )
         self.schedule.step()
         self._set()
