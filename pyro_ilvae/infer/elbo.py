@@ -257,7 +257,7 @@ class AnnealedELBO(ELBO):
                 warnings.warn(
                     f"After {_MANY_LOSSES} losses beta is still {schedule.value:g}, at step {first} of "
                     f"{schedule.name}: call its step() after each step of the optimizer, or after each epoch.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     def _check_loss(

@@ -50,10 +50,11 @@ class LossModule(ELBOModule):
         foreign = [name for name, node in nodes.items() if id(unconstrained(node["value"])) not in own]
         if own and foreign:
             warnings.warn(
-                f"The parameters {foreign} are not among this loss's parameters(), because a function uses them: an "
-                "optimizer of parameters() does not train them. Write the model and the guide as modules or as methods "
-                "of modules, or give these parameters to the optimizer as well.",
-                stacklevel=4,
+                f"The loss depends on {foreign}, which are not among its parameters(): an optimizer of parameters() "
+                "does not train them. They belong to a function, or to another module that Pyro's param store holds "
+                "under the same names. Write model and guide as modules or as methods of modules, and call "
+                "pyro.clear_param_store() before you fit a new model.",
+                stacklevel=5,
             )
 
     # A module may keep its own loss, as Lightning users write: ``self.loss = elbo(self.model, self.guide)``. Then the
