@@ -1,7 +1,6 @@
 """Pyro's ELBO objectives with a weighted KL divergence, and an error for losses that are not finite."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae.infer.annealing import AnnealMessenger, Beta
 from pyro_ilvae.infer.loss_module import LossModule, unconstrained
 from pyro_ilvae.infer.schedules import Schedule
+from pyro_ilvae.infer.step_watch import StepWatch
 
 __all__ = ["AnnealedELBO", "NonFiniteLossError"]
 
@@ -35,9 +35,6 @@ Stochastic: TypeAlias = Callable[..., Any]
 # TraceMeanField_ELBO derives from Trace_ELBO.
 _SUPPORTED = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, RenyiELBO)
 _COMPILED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
-
-# Losses without a step of beta's schedule: more than most epochs have, for schedules that move once an epoch.
-_MANY_LOSSES = 1000
 
 
 class NonFiniteLossError(ValueError):
@@ -66,7 +63,7 @@ class AnnealedELBO(ELBO):
     Training (``loss_and_grads``, ``differentiable_loss``) uses the annealed objective; evaluation (``loss``, and so
     ``svi.evaluate_loss``) uses the objective itself, at beta = 1. As a module, ``elbo(model, guide)`` does the same in
     training and in evaluation mode. A schedule moves only when the training loop calls its ``step()``; if that never
-    happens, the loss after the first 1,000 warns.
+    happens, the training loss warns once: the 100th if all losses are of the same tensors, else the 1,000th.
 
     With :class:`~pyro.infer.RenyiELBO`, the log weight of each particle becomes
     :math:`\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))`, and the scale of a subsampled plate stands inside
@@ -123,9 +120,8 @@ class AnnealedELBO(ELBO):
             )
         self.elbo = elbo
         self.beta = beta
-        self._num_losses = 0
-        self._first_steps: list[int] = []
         AnnealMessenger(beta)
+        self._step_watch = StepWatch(self._schedules())
 
     def __call__(self, model: Stochastic, guide: Stochastic) -> LossModule:
         r"""The loss as a module, for optimizers of ``torch.optim`` and for PyTorch Lightning.
@@ -207,7 +203,7 @@ class AnnealedELBO(ELBO):
     def _annealed(
         self, compute: Stochastic, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any
     ) -> Any:
-        self._warn_if_not_stepped()
+        self._step_watch.count(*args, **kwargs)
         # One handler around the whole computation sees the sites of both model and guide, even if the guide runs the
         # model itself (Pyro's GuideMessenger).
         try:
@@ -241,24 +237,6 @@ class AnnealedELBO(ELBO):
     def _schedules(self) -> list[Schedule]:
         betas = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
         return [beta for beta in betas if isinstance(beta, Schedule)]
-
-    def _warn_if_not_stepped(self) -> None:
-        """Warn once if many losses have gone by and a schedule stands where it stood at the first of them."""
-        if self._num_losses > _MANY_LOSSES:
-            return
-        schedules = self._schedules()
-        if self._num_losses == 0:
-            self._first_steps = [schedule.num_steps_taken for schedule in schedules]
-        self._num_losses += 1
-        if self._num_losses <= _MANY_LOSSES:
-            return
-        for schedule, first in zip(schedules, self._first_steps, strict=True):
-            if schedule.num_steps_taken == first and schedule.at(first + _MANY_LOSSES) != schedule.value:
-                warnings.warn(
-                    f"After {_MANY_LOSSES} losses beta is still {schedule.value:g}, at step {first} of "
-                    f"{schedule.name}: call its step() after each step of the optimizer, or after each epoch.",
-                    stacklevel=5,
-                )
 
     def _check_loss(
         self, loss: float, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any

@@ -219,7 +219,8 @@ def _check_constructor(value: Any) -> None:
 
 
 def _limit(name: str, value: float) -> float:
-    return math.inf if value == math.inf else _checks.positive(name, value)
+    # An infinite limit is a usual way to say that there is none.
+    return value if isinstance(value, float) and value == math.inf else _checks.positive(name, value)
 
 
 def _is_scheduled(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,4 +1,4 @@
-"""Weights of named sites: what an auxiliary site and the sites computed from it hold is one density, weighted as one."""
+"""Weights of named sites: an auxiliary site and the sites computed from it hold one density, which has one weight."""
 
 import itertools
 
@@ -144,7 +144,7 @@ def test_each_subset_of_an_autoguide_is_refused_or_weights_the_log_ratios_of_its
     for named in subsets(names):
         beta = dict.fromkeys(named, 0.25)
         if any(named & group and not group <= named for group in together):
-            with pytest.raises(ValueError, match="sites whose density is their own, got .*with the same beta"):
+            with pytest.raises(ValueError, match=r"sites whose density is their own, got .*with the same beta"):
                 loss(model, guide, beta)
             continue
         weights = {name: 0.25 if name in named else 1.0 for name in ("t", "z")}
@@ -211,14 +211,12 @@ def test_what_depends_on_an_auxiliary_site_is_found_in_any_guide(how, accepted):
     def guide(x):
         noise(x, how)
 
-    found = []
     for named in subsets(["t", "u", "z"]):
-        try:
+        if named in accepted:
             loss(model, guide, dict.fromkeys(named, 0.5))
-            found.append(named)
-        except ValueError as error:
-            assert "density is their own" in str(error)
-    assert sorted(found, key=sorted) == sorted(accepted, key=sorted)
+        else:
+            with pytest.raises(ValueError, match="density is their own"):
+                loss(model, guide, dict.fromkeys(named, 0.5))
 
 
 def test_an_auxiliary_site_that_nothing_depends_on_has_no_counterpart():
@@ -281,6 +279,6 @@ def test_sites_that_only_model_or_guide_has_are_refused():
 def test_mappings_name_sites(beta):
     for build in (lambda: AnnealedELBO(Trace_ELBO(), beta), lambda: anneal(model, beta)):
         with pytest.raises(
-            (ValueError, TypeError), match="Expected beta to (name at least one site|map names of sites)"
+            (ValueError, TypeError), match=r"Expected beta to (name at least one site|map names of sites)"
         ):
             build()
