@@ -132,9 +132,10 @@ class AnnealedELBO(ELBO):
         or ``guide_module``, also inside a partial function or a handler. ``loss(x)`` is the annealed loss in training
         mode and the loss at beta = 1 in evaluation mode.
 
-        Modules that a function refers to by name cannot be found: then ``parameters()`` lacks theirs, and the first
-        loss warns if it has others. A guide of ``pyro.infer.autoguide`` has parameters once it has run. If a module
-        keeps the loss of its own methods as an attribute, parameters and state stay with that module.
+        Modules that a function refers to by name cannot be found: ``eval()`` does not reach them, ``parameters()``
+        lacks theirs, and the first loss warns if it has others. A guide of ``pyro.infer.autoguide`` has parameters once
+        it has run. If a module keeps the loss of its own methods as an attribute, parameters and state stay with that
+        module.
 
         Args:
             model: a module, a method of a module, or any other model.

@@ -252,7 +252,13 @@ class InverseLipschitzScheduler:
                 )
         self.decoder = decoder
         self.schedule = schedule
-        self._set()
+        try:
+            self._set()
+        except AttributeError as error:
+            raise ValueError(
+                f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}, whose constant "
+                f"cannot be set: {error}"
+            ) from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.decoder).__name__}, {self.schedule!r})"

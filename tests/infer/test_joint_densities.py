@@ -190,7 +190,8 @@ def test_sites_of_one_density_need_one_beta():
 def noise(x, how):
     """A guide that computes t from noise without parameters, and draws z by itself, from t, or from the noise."""
     loc = pyro.param("loc", torch.tensor([0.2, 0.1, -0.3]))
-    u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+    fn = {"coin": dist.Bernoulli(0.5), "category": dist.Categorical(torch.ones(2))}.get(how, dist.Normal(0.0, 1.0))
+    u = pyro.sample("u", fn, infer={"is_auxiliary": True})
     value = (0.5 * u + loc[0]).exp()
     log_density = -value.log() - torch.tensor(0.5).log()
     t = pyro.sample("t", dist.Delta((u > 0).float() + 0.5 if how == "rounded" else value, log_density))
@@ -204,6 +205,8 @@ def noise(x, how):
         ("alone", [{"z"}, {"t", "u"}, {"t", "u", "z"}]),
         ("t", [{"z"}, {"t", "u"}, {"t", "u", "z"}]),
         ("u", [{"t", "u", "z"}]),
+        ("coin", [{"z"}, {"t", "u"}, {"t", "u", "z"}]),
+        ("category", [{"t", "u", "z"}]),  # autograd does not follow an int
         ("rounded", [{"z"}, {"t", "u"}, {"t", "u", "z"}]),
     ],
 )
@@ -217,6 +220,20 @@ def test_what_depends_on_an_auxiliary_site_is_found_in_any_guide(how, accepted):
         else:
             with pytest.raises(ValueError, match="density is their own"):
                 loss(model, guide, dict.fromkeys(named, 0.5))
+
+
+def test_an_auxiliary_site_larger_than_its_namesake_is_not_determined_by_it():
+    def guide(x):
+        u = pyro.sample("t_aux", dist.Normal(torch.zeros(3), 1.0).to_event(1), infer={"is_auxiliary": True})
+        loc = pyro.param("loc", torch.tensor(0.1))
+        pyro.sample("t", dist.Delta((u[0] + loc).exp(), -u[0] - loc))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(u[1:] + loc))
+
+    for named in subsets(["t_aux", "t", "z"])[:-1]:
+        with pytest.raises(ValueError, match="shared by the auxiliary site 't_aux' and by \\['t', 'z'\\]"):
+            loss(model, guide, dict.fromkeys(named, 0.5))
+    loss(model, guide, dict.fromkeys(["t_aux", "t", "z"], 0.5))
 
 
 def test_an_auxiliary_site_that_nothing_depends_on_has_no_counterpart():
