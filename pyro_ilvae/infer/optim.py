@@ -216,6 +216,10 @@ def _check_constructor(value: Any) -> None:
         raise TypeError(
             f"Expected optim_constructor to be a class of torch.optim, such as torch.optim.Adam, got {value!r}{hint}"
         )
+    if isinstance(value, type) and issubclass(value, torch.optim.LBFGS):
+        raise TypeError(
+            "Expected optim_constructor to treat each parameter on its own, got LBFGS, which needs the loss itself"
+        )
 
 
 def _limit(name: str, value: float) -> float:

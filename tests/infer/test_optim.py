@@ -1,5 +1,6 @@
 """JointOptim moves parameters as PyroOptim does, with one norm for all of them."""
 
+import functools
 import pickle
 
 import pyro
@@ -265,8 +266,14 @@ def test_an_infinite_limit_is_none():
 def test_only_classes_of_optimizers_are_constructors(constructor):
     with pytest.raises(TypeError, match=r"Expected optim_constructor to be a class of torch.optim"):
         JointOptim(constructor, {"lr": 0.1})
+
+
+def test_what_a_constructor_builds_is_checked_too():
     with pytest.raises(TypeError, match="Expected optim_constructor to build an optimizer of PyTorch, got a dict"):
         JointOptim(lambda params, lr: {}, {"lr": 0.1})
+    with pytest.raises(TypeError, match="Expected optim_constructor to treat each parameter on its own, got LBFGS"):
+        JointOptim(torch.optim.LBFGS, {"lr": 0.1})
+    assert JointOptim(functools.partial(torch.optim.SGD, momentum=0.5), {"lr": 0.1}).optimizer is None
 
 
 @pytest.mark.parametrize("arguments", [None, 0.1, [("lr", 0.1)], "lr", dict, lambda: {}, lambda a, b, c: {}])
