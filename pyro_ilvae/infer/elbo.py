@@ -22,8 +22,11 @@ from pyro.infer import (
 from pyro.infer.util import torch_item, zero_grads
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae.infer.annealing import AnnealMessenger, Beta
+from pyro_ilvae.infer.loss_module import LossModule, unconstrained
 from pyro_ilvae.infer.schedules import Schedule
+from pyro_ilvae.infer.step_watch import StepWatch
 
 __all__ = ["AnnealedELBO", "NonFiniteLossError"]
 
@@ -58,8 +61,9 @@ class AnnealedELBO(ELBO):
     .. math:: \mathcal{L}_\beta = E_{q(z \mid x)}[\log p(x \mid z)] - \beta\,\mathrm{KL}(q(z \mid x) \| p(z)).
 
     Training (``loss_and_grads``, ``differentiable_loss``) uses the annealed objective; evaluation (``loss``, and so
-    ``svi.evaluate_loss``) uses the objective itself, at beta = 1. The object counts no steps: a schedule moves when the
-    training loop calls its ``step()``.
+    ``svi.evaluate_loss``) uses the objective itself, at beta = 1. As a module, ``elbo(model, guide)`` does the same in
+    training and in evaluation mode. A schedule moves only when the training loop calls its ``step()``; if that never
+    happens, the training loss warns once: the 100th if all losses are of the same tensors, else the 1,000th.
 
     With :class:`~pyro.infer.RenyiELBO`, the log weight of each particle becomes
     :math:`\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))`, and the scale of a subsampled plate stands inside
@@ -75,9 +79,11 @@ class AnnealedELBO(ELBO):
             alone.
 
     Raises:
-        ValueError: for an objective in which beta has no meaning, a compiled objective, and a weight that is negative
-            or not finite. A training step raises it for a name that is not a latent site, and for different weights
-            of sites that must share a scale.
+        ValueError: for an objective in which beta has no meaning, a compiled objective, a weight that is negative or
+            not finite, and an empty mapping. A training step raises it for a name that is not a latent site of both
+            model and guide, for an auxiliary site of the guide without the sites that are functions of it (see
+            :class:`AnnealMessenger`), and for different weights of sites that must share a scale.
+        RuntimeError: by a training step, if another thread runs a model meanwhile.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -105,13 +111,56 @@ class AnnealedELBO(ELBO):
                 "value of beta in its compiled graph"
             )
         if not isinstance(elbo, _SUPPORTED) or isinstance(elbo, TraceTailAdaptive_ELBO):
+            got = f"{type(elbo).__name__}, in which a weight of the KL has no meaning"
+            if isinstance(elbo, type):
+                got = f"the class {elbo.__name__}: pass an object of it, such as {elbo.__name__}()"
             raise ValueError(
                 "Expected elbo to be one of Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, "
-                f"RenyiELBO, got {type(elbo).__name__}, in which a weight of the KL has no meaning"
+                f"RenyiELBO, got {got}"
             )
         self.elbo = elbo
         self.beta = beta
         AnnealMessenger(beta)
+        self._step_watch = StepWatch(self._schedules())
+
+    def __call__(self, model: Stochastic, guide: Stochastic) -> LossModule:
+        r"""The loss as a module, for optimizers of ``torch.optim`` and for PyTorch Lightning.
+
+        ``loss = elbo(vae.model, vae.guide)`` holds the modules of the model and the guide, each once, so that
+        ``parameters()``, ``state_dict()``, ``to()``, ``train()`` and ``eval()`` reach them: a module that is passed
+        itself as ``model`` or ``guide``, and otherwise the module that a bound method belongs to, as ``model_module``
+        or ``guide_module``, also inside a partial function or a handler. ``loss(x)`` is the annealed loss in training
+        mode and the loss at beta = 1 in evaluation mode.
+
+        Modules that a function refers to by name cannot be found: ``eval()`` does not reach them, ``parameters()``
+        lacks theirs, and the first loss warns if it has others. A guide of ``pyro.infer.autoguide`` has parameters once
+        it has run. If a module keeps the loss of its own methods as an attribute, parameters and state stay with that
+        module.
+
+        Args:
+            model: a module, a method of a module, or any other model.
+            guide: a module, a method of a module, or any other guide.
+
+        Returns:
+            a module whose result is a tensor of shape (), in nats.
+
+        Raises:
+            ValueError: for an objective without a differentiable loss.
+            TypeError: for a model or guide that cannot be called, or that is a class.
+
+        Example:
+            >>> from pyro.infer import Trace_ELBO
+            >>> from pyro_ilvae import VAE, MLPDecoder, MLPEncoder, likelihoods
+            >>> decoder = MLPDecoder(latent_dim=2, event_shape=6, hidden_features=(8,))
+            >>> encoder = MLPEncoder(event_shape=6, latent_dim=2, hidden_features=(8,))
+            >>> vae = VAE(decoder, encoder, likelihoods.Normal(0.5))
+            >>> loss = AnnealedELBO(Trace_ELBO(), beta=0.1)(vae.model, vae.guide)
+            >>> optimizer = torch.optim.Adam(loss.parameters())
+            >>> loss(torch.randn(20, 6)).backward()
+            >>> optimizer.step()
+        """
+        self._check_differentiable()
+        return LossModule(_checks.function("model", model), _checks.function("guide", guide), self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.elbo).__name__}, beta={self.beta!r})"
@@ -133,11 +182,7 @@ class AnnealedELBO(ELBO):
         rng_state = torch.get_rng_state()
         with poutine.trace(param_only=True) as capture:
             loss = self._annealed(self.elbo.loss_and_grads, rng_state, model, guide, *args, **kwargs)
-        # With module-local parameters, Pyro records the nn.Parameter, which has no unconstrained().
-        values: dict[str, Any] = {name: node["value"] for name, node in capture.trace.nodes.items()}
-        parameters: dict[str, Tensor] = {
-            name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()
-        }
+        parameters = {name: unconstrained(node["value"]) for name, node in capture.trace.nodes.items()}
         value = torch_item(loss)
         try:
             self._check_loss(value, rng_state, model, guide, *args, **kwargs)
@@ -149,24 +194,22 @@ class AnnealedELBO(ELBO):
 
     def differentiable_loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Tensor:
         """The negative annealed objective, in nats, as a tensor to differentiate."""
-        if not hasattr(self.elbo, "differentiable_loss"):
-            raise ValueError(
-                f"Expected an objective with a differentiable loss, got {type(self.elbo).__name__}, which works with "
-                "SVI only"
-            )
+        self._check_differentiable()
         rng_state = torch.get_rng_state()
-        loss: Tensor = self._annealed(self.elbo.differentiable_loss, rng_state, model, guide, *args, **kwargs)
+        compute = self.elbo.differentiable_loss  # type: ignore[union-attr]
+        loss: Tensor = self._annealed(compute, rng_state, model, guide, *args, **kwargs)
         self._check_loss(torch_item(loss), rng_state, model, guide, *args, **kwargs)
         return loss
 
     def _annealed(
         self, compute: Stochastic, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any
     ) -> Any:
+        self._step_watch.count(*args, **kwargs)
         # One handler around the whole computation sees the sites of both model and guide, even if the guide runs the
         # model itself (Pyro's GuideMessenger).
         try:
-            with AnnealMessenger(self.beta):
-                return compute(model, guide, *args, **kwargs)
+            with AnnealMessenger(self.beta) as messenger:
+                loss = compute(model, guide, *args, **kwargs)
         except ValueError as error:
             if "share a common" in str(error):
                 raise ValueError(
@@ -178,6 +221,23 @@ class AnnealedELBO(ELBO):
             if not site:
                 raise
             raise self._non_finite_loss("invalid arguments of a distribution", site) from error
+        if messenger.without_counterpart:
+            raise ValueError(
+                f"Expected beta to name sites of both model and guide, got {messenger.without_counterpart}, which only "
+                "one of them draws"
+            )
+        return loss
+
+    def _check_differentiable(self) -> None:
+        if not hasattr(self.elbo, "differentiable_loss"):
+            raise ValueError(
+                f"Expected an objective with a differentiable loss, got {type(self.elbo).__name__}, which works with "
+                "SVI only"
+            )
+
+    def _schedules(self) -> list[Schedule]:
+        betas = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
+        return [beta for beta in betas if isinstance(beta, Schedule)]
 
     def _check_loss(
         self, loss: float, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any
@@ -210,8 +270,7 @@ class AnnealedELBO(ELBO):
             )
 
     def _step(self) -> int | None:
-        betas = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
-        return next((beta.num_steps_taken for beta in betas if isinstance(beta, Schedule)), None)
+        return next((schedule.num_steps_taken for schedule in self._schedules()), None)
 
     def _step_text(self) -> str:
         step = self._step()

@@ -2,13 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
 from pyro_ilvae import _checks
 
 __all__ = ["InverseLipschitzScheduler", "Schedule", "constant", "cosine", "cyclical", "exponential", "linear"]
+
+# Gradients in float32 hold squares of L, which overflow above.
+_LARGEST_CONSTANT = 1e18
 
 
 def __dir__() -> list[str]:
@@ -25,6 +28,10 @@ class Schedule:
             schedule can.
         name: the schedule's name for ``print``; the name of the function if None.
 
+    Raises:
+        ValueError: where the function's value at a step is not a finite number; step 0 is tried at once.
+        TypeError: for a ``function`` that is none.
+
     Example:
         >>> beta = linear(0.0, 1.0, num_steps=4)
         >>> [beta.at(step) for step in range(6)]
@@ -36,17 +43,24 @@ class Schedule:
         (0.25, {'num_steps_taken': 1})
     """
 
+    # Unlike the position, the number of calls of step() is nothing that a checkpoint restores.
+    _num_calls = 0
+    # The values that all others lie between, where they are known.
+    _ends: tuple[float, ...] = ()
+
     def __init__(self, function: Callable[[int], float], *, name: str | None = None) -> None:
-        self.function = function
+        self.function = _checks.function("function", function, "a function from a step to a number")
         self.name = f"Schedule({getattr(function, '__name__', function)})" if name is None else name
         self.num_steps_taken = 0
+        self.at(0)
 
     def __repr__(self) -> str:
         return f"{self.name} at step {self.num_steps_taken}: {self.value:g}"
 
     def at(self, step: int) -> float:
         """The value at any step; the current step does not matter."""
-        return self.function(_checks.positive_int("step", step, at_least=0))
+        step = _checks.positive_int("step", step, at_least=0)
+        return _checks.finite(f"the value of {self.name} at step {step}", self.function(step))
 
     @property
     def value(self) -> float:
@@ -56,14 +70,17 @@ class Schedule:
     def step(self) -> None:
         """Move to the next step."""
         self.num_steps_taken += 1
+        self._num_calls += 1
 
     def state_dict(self) -> dict[str, int]:
         """The position, for a checkpoint."""
         return {"num_steps_taken": self.num_steps_taken}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Return to a saved position."""
-        self.num_steps_taken = int(state["num_steps_taken"])
+        if not isinstance(state, Mapping) or "num_steps_taken" not in state:
+            raise ValueError(f"Expected state to be a dictionary with num_steps_taken, got {state!r}")
+        self.num_steps_taken = _checks.positive_int("num_steps_taken", state["num_steps_taken"], at_least=0)
 
 
 def constant(value: float) -> Schedule:
@@ -191,13 +208,17 @@ class InverseLipschitzScheduler:
     as L falls; a schedule that starts at L = 0 does the reverse. At every step, the guarantee holds with the constant
     of that step.
 
+    :meth:`step` moves the schedule. A schedule that is beta's as well, or another decoder's, would move twice in each
+    turn of the training loop: give each its own.
+
     Args:
         decoder: a decoder or map whose ``inverse_lipschitz`` can be set.
-        schedule: the constant L as a function of the step.
+        schedule: the constant L as a function of the step, from 0 to 1e18.
 
     Raises:
-        ValueError: for a decoder without an ``inverse_lipschitz``, and for a ``schedule`` that is not a
-            :class:`Schedule`.
+        ValueError: for a decoder without an ``inverse_lipschitz``, for a ``schedule`` that is not a :class:`Schedule`
+            or has an end outside of these limits, and by :meth:`step` if anything else has moved the schedule.
+        TypeError: for a class in place of a decoder.
 
     Example:
         >>> from pyro_ilvae import BrenierMap
@@ -214,6 +235,8 @@ class InverseLipschitzScheduler:
     """
 
     def __init__(self, decoder: _HasInverseLipschitz, schedule: Schedule) -> None:
+        if isinstance(decoder, type):
+            raise TypeError(f"Expected decoder to be a decoder, got the class {decoder.__name__}: pass an object of it")
         if not hasattr(decoder, "inverse_lipschitz"):
             hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
             raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}{hint}")
@@ -221,26 +244,47 @@ class InverseLipschitzScheduler:
             raise ValueError(
                 f"Expected a Schedule, got {schedule!r}; schedules.constant(value) makes a Schedule of a number"
             )
+        for value in (schedule.value, *schedule._ends):
+            if not 0 <= value <= _LARGEST_CONSTANT:
+                raise ValueError(
+                    f"Expected schedule to give an inverse_lipschitz from 0 to {_LARGEST_CONSTANT:g}, got {value!r} "
+                    f"from {schedule.name}"
+                )
         self.decoder = decoder
         self.schedule = schedule
-        self.decoder.inverse_lipschitz = schedule.value
+        try:
+            self._set()
+        except AttributeError as error:
+            raise ValueError(
+                f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}, whose constant "
+                f"cannot be set: {error}"
+            ) from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.decoder).__name__}, {self.schedule!r})"
 
     def step(self) -> None:
         """Move the schedule to its next step and set the constant."""
+        if self.schedule._num_calls != self._num_calls:
+            raise ValueError(
+                f"Expected only this scheduler to step {self.schedule.name}, got a step from elsewhere: a schedule "
+                "that beta and a decoder share, or two decoders, would move twice as fast. Give each its own schedule"
+            )
         self.schedule.step()
+        self._set()
+
+    def _set(self) -> None:
         self.decoder.inverse_lipschitz = self.schedule.value
+        self._num_calls = self.schedule._num_calls
 
     def state_dict(self) -> dict[str, int]:
         """The position of the schedule, for a checkpoint."""
         return self.schedule.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Return to a saved position, and set the constant."""
         self.schedule.load_state_dict(state)
-        self.decoder.inverse_lipschitz = self.schedule.value
+        self._set()
 
 
 _Shape = Callable[[float, float, float], float]  # from start, end and the fraction of the steps taken to the value
@@ -257,6 +301,7 @@ def _build(
 ) -> Schedule:
     _checks.positive_int("num_steps", num_steps)
     start, end = _checks.finite("start", start), _checks.finite("end", end)
+    _checks.finite("end - start", end - start)
     function = partial(_ramp, start=start, end=end, num_steps=num_steps, shape=shape)
     if planned_steps is not None and num_steps > _checks.positive_int("planned_steps", planned_steps):
         warnings.warn(
@@ -264,7 +309,9 @@ def _build(
             f"{function(planned_steps):.3g} and never reaches {end:g}.",
             stacklevel=3,
         )
-    return Schedule(function, name=f"{name}({start}, {end}, num_steps={num_steps}{options})")
+    schedule = Schedule(function, name=f"{name}({start}, {end}, num_steps={num_steps}{options})")
+    schedule._ends = (start, end)
+    return schedule
 
 
 def _ramp(step: int, *, start: float, end: float, num_steps: int, shape: _Shape) -> float:
@@ -280,7 +327,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def _exponential(start: float, end: float, progress: float) -> float:
-    return start * (end / start) ** progress
+    return start ** (1 - progress) * end**progress  # end / start may overflow
 
 
 def _cyclical(start: float, end: float, progress: float, *, num_cycles: int, ramp: float) -> float:

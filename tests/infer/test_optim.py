@@ -1,5 +1,6 @@
 """JointOptim moves parameters as PyroOptim does, with one norm for all of them."""
 
+import functools
 import pickle
 
 import pyro
@@ -177,7 +178,150 @@ def test_a_model_without_parameters_takes_a_step():
     assert isinstance(pickle.loads(pickle.dumps(optimizer)), JointOptim)
 
 
-@pytest.mark.parametrize("clip_args", [lambda module, name: {"clip_norm": 1.0}, {"norm": 1.0}])
+def late(scheduler, optim_args=None, steps=3):
+    """The optimizer after steps for a, and later for a and b, under a scheduler."""
+    optimizer = JointOptim(torch.optim.SGD, {"lr": 1.0} if optim_args is None else optim_args)
+    SVI(gradients_at({"a": 1.0}), lambda: None, optimizer, Trace_ELBO()).step()
+    schedule = scheduler(optimizer.optimizer)
+    for _ in range(2):
+        schedule.step()
+    both = SVI(gradients_at({"a": 1.0, "b": 1.0}), lambda: None, optimizer, Trace_ELBO())
+    for _ in range(steps):
+        both.step()
+        schedule.step()
+    return optimizer
+
+
+SCHEDULERS = {
+    "lambda": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch),
+    "exponential": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+    "step": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_late_parameter_has_the_learning_rate_of_the_scheduler(scheduler):
+    optimizer = late(SCHEDULERS[scheduler])
+    (group,) = optimizer.optimizer.param_groups
+    assert len(group["params"]) == 2
+    # The scheduler has halved the rate twice when b appears.
+    expected = -(0.25 + 0.125 + 0.0625)
+    assert float(pyro.param("b").detach()) == pytest.approx(expected)
+    assert float(pyro.param("a").detach()) == pytest.approx(-1.0 + expected)
+
+
+def test_a_late_parameter_shares_a_rate_that_is_set_by_hand():
+    def halved(optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=100)
+
+    class Steps:
+        def __init__(self, optimizer):
+            self.plateau = halved(optimizer)
+
+        def step(self):
+            self.plateau.step(1.0)
+
+    late(Steps)
+    assert float(pyro.param("b").detach()) == pytest.approx(-1.5)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_late_parameter_with_arguments_of_its_own_is_refused_under_a_scheduler():
+    def of_name(name):
+        return {"lr": 1.0 if name == "a" else 0.1}
+
+    with pytest.raises(ValueError, match=r"earlier ones, got 'b' with \{'lr': 0.1\}, of which the scheduler"):
+        late(SCHEDULERS["lambda"], of_name)
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
+@pytest.mark.parametrize("limit", [-1.0, 0.0, float("nan"), "1", True, torch.tensor([1.0, 2.0])])
+def test_limits_are_positive(name, limit):
+    with pytest.raises(ValueError, match=f"Expected {name} to be a finite number > 0"):
+        JointOptim(torch.optim.Adam, {"lr": 0.1}, {name: limit})
+
+
+def test_an_infinite_limit_is_none():
+    optimizer = JointOptim(torch.optim.SGD, {"lr": 1.0}, {"clip_norm": float("inf")})
+    SVI(gradients_at({"a": 5.0}), lambda: None, optimizer, Trace_ELBO()).step()
+    assert float(pyro.param("a").detach()) == -5.0
+
+
+@pytest.mark.parametrize(
+    "constructor",
+    [
+        pyro.optim.Adam,
+        pyro.optim.ClippedAdam,
+        pyro.optim.Adam({"lr": 0.1}),
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)]),
+        torch.optim.lr_scheduler.ExponentialLR,
+        torch.nn.Linear,
+        "Adam",
+        None,
+    ],
+)
+def test_only_classes_of_optimizers_are_constructors(constructor):
+    with pytest.raises(TypeError, match=r"Expected optim_constructor to be a class of torch.optim"):
+        JointOptim(constructor, {"lr": 0.1})
+
+
+def test_what_a_constructor_builds_is_checked_too():
+    with pytest.raises(TypeError, match="Expected optim_constructor to build an optimizer of PyTorch, got a dict"):
+        JointOptim(lambda params, lr: {}, {"lr": 0.1})
+    with pytest.raises(TypeError, match="Expected optim_constructor to treat each parameter on its own, got LBFGS"):
+        JointOptim(torch.optim.LBFGS, {"lr": 0.1})
+    assert JointOptim(functools.partial(torch.optim.SGD, momentum=0.5), {"lr": 0.1}).optimizer is None
+
+
+@pytest.mark.parametrize("arguments", [None, 0.1, [("lr", 0.1)], "lr", dict, lambda: {}, lambda a, b, c: {}])
+def test_arguments_are_a_dictionary_or_a_function(arguments):
+    with pytest.raises(TypeError, match="Expected optim_args to be a"):
+        JointOptim(torch.optim.Adam, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"learning_rate": 0.1},
+        {"lr": "a"},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"lr": 0.1, "betas": 0.9},
+        {"lr": 0.1, "betas": (2.0, 0.9)},
+        {"lr": 0.1, "weight_decay": -1.0},
+    ],
+)
+def test_the_class_refuses_arguments_at_once(arguments):
+    with pytest.raises((ValueError, TypeError), match=r"Expected optim_args to be arguments of Adam, got \{"):
+        JointOptim(torch.optim.Adam, arguments)
+    optimizer = JointOptim(torch.optim.Adam, lambda name: arguments)
+    with pytest.raises((ValueError, TypeError), match=r"Expected optim_args to be arguments of Adam, got \{"):
+        SVI(gradients_at({"a": 1.0}), lambda: None, optimizer, Trace_ELBO()).step()
+
+
+def test_arguments_of_a_function_are_a_dictionary():
+    optimizer = JointOptim(torch.optim.Adam, lambda name: 0.1)
+    with pytest.raises(TypeError, match=r"Expected optim_args to return a dictionary of arguments for 'a', got 0\.1"):
+        SVI(gradients_at({"a": 1.0}), lambda: None, optimizer, Trace_ELBO()).step()
+
+
+def test_arguments_may_depend_on_two_names():
+    optimizer = JointOptim(torch.optim.SGD, lambda module, name: {"lr": 0.5 if name == "a" else 1.0})
+    SVI(gradients_at({"a": 1.0}), lambda: None, optimizer, Trace_ELBO()).step()
+    assert float(pyro.param("a").detach()) == -0.5
+
+
+@pytest.mark.parametrize("state", [None, "state", [1], {"a": 3}, {"a": {"scheduler": {}, "optimizer": {}}}])
+def test_only_states_of_optimizers_are_taken(state):
+    with pytest.raises((ValueError, TypeError), match="Expected state_dict"):
+        JointOptim(torch.optim.Adam, {"lr": 0.1}).set_state(state)
+
+
+@pytest.mark.parametrize("clip_args", [lambda module, name: {"clip_norm": 1.0}, {"norm": 1.0}, [1.0], 5.0, "clip_norm"])
 def test_rejects_clipping_of_single_parameters(clip_args):
     with pytest.raises(ValueError, match="Expected clip_args"):
         JointOptim(torch.optim.Adam, {"lr": 0.1}, clip_args)

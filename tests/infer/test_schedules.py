@@ -3,10 +3,18 @@
 import pickle
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_ilvae import BrenierMap, InverseLipschitzDecoder, InverseLipschitzScheduler, MLPDecoder, schedules
+from pyro_ilvae import (
+    BrenierMap,
+    InverseLipschitzDecoder,
+    InverseLipschitzScheduler,
+    MLPDecoder,
+    Schedule,
+    schedules,
+)
 
 TABLE = [
     (schedules.constant(0.3), [0.3, 0.3, 0.3]),
@@ -95,8 +103,55 @@ def test_scheduler_sets_the_constant(decoder):
         (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.constant(-1.0)), "inverse_lipschitz"),
         (lambda: InverseLipschitzScheduler(BrenierMap(2), 0.5), "Expected a Schedule, got 0.5"),
         (lambda: schedules.linear(0.0, 1.0, 3).at(-1), "step to be an int >= 0, got -1"),
+        (lambda: schedules.linear(0.0, 1.0, -3), "num_steps to be an int >= 1, got -3"),
+        (lambda: schedules.linear(0.0, 1.0, 3.0), "num_steps to be an int >= 1, got 3.0"),
+        (lambda: schedules.cosine(0.0, 1.0, 3, planned_steps=0), "planned_steps to be an int >= 1"),
+        (lambda: schedules.linear("0", 1.0, 3), "start to be a finite number, got '0'"),
+        (lambda: schedules.linear(-1e308, 1e308, 3), "end - start to be a finite number, got inf"),
+        (lambda: schedules.cyclical(0.0, 1.0, 3, ramp=float("nan")), "ramp .*nan"),
+        (lambda: schedules.constant(float("nan")), "value to be a finite number, got nan"),
+        (lambda: schedules.constant(float("inf")), "value to be a finite number, got inf"),
+        (lambda: Schedule(lambda step: float("nan")), "the value of .* at step 0 to be a finite number, got nan"),
+        (lambda: Schedule(lambda step: "a"), "the value of .* at step 0 to be a finite number, got 'a'"),
+        (lambda: Schedule(lambda step: 1.0 / (1 - step) if step != 1 else 1e999).at(1), "at step 1 .*got inf"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.constant(1e308)), "from 0 to 1e.18, got 1e.308"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.linear(1.0, 1e308, 9)), "from 0 to 1e.18"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.linear(1.0, -1.0, 9)), "from 0 to 1e.18, got -1"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), Schedule(lambda step: -1.0)), "from 0 to 1e.18, got -1"),
     ],
 )
 def test_refuses(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, 3, "num_steps_taken", {}, {"num_steps_taken": -1}, {"num_steps_taken": 2.5}, {"num_steps_taken": "3"}],
+)
+def test_only_positions_are_loaded(state):
+    for owner in (
+        schedules.constant(1.0),
+        InverseLipschitzScheduler(BrenierMap(2), schedules.linear(0.0, 1.0, 3)),
+    ):
+        with pytest.raises(ValueError, match="num_steps_taken"):
+            owner.load_state_dict(state)
+
+
+def test_only_functions_and_decoders_are_taken():
+    with pytest.raises(TypeError, match="Expected function to be a function from a step to a number, got a float"):
+        Schedule(0.5)
+    with pytest.raises(TypeError, match="Expected decoder to be a decoder, got the class BrenierMap"):
+        InverseLipschitzScheduler(BrenierMap, schedules.constant(1.0))
+
+
+def test_an_exponential_path_between_extreme_values_is_finite():
+    assert schedules.exponential(1e-300, 1e300, 2).at(1) == pytest.approx(1.0)
+
+
+def test_gradients_are_finite_at_the_largest_constant():
+    brenier = BrenierMap(2)
+    InverseLipschitzScheduler(brenier, schedules.constant(1e18))
+    z = torch.ones(3, 2, requires_grad=True)
+    (brenier(z) ** 2).sum().backward()
+    assert z.grad.isfinite().all()
