@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ilvae import _checks
-from pyro_ilvae.networks import mlp
+from pyro_ilvae.networks import Module, mlp
 
 __all__ = ["ConvEncoder", "MLPEncoder"]
 
@@ -18,7 +18,7 @@ __all__ = ["ConvEncoder", "MLPEncoder"]
 _SMALLEST_SCALE = 1e-6
 
 
-class MLPEncoder(PyroModule):
+class MLPEncoder(Module):
     r"""A multilayer perceptron giving the location and scale of :math:`q(z \mid x) = N(\mu(x), \operatorname{diag}
     \sigma(x)^2)`.
 
@@ -76,7 +76,7 @@ class MLPEncoder(PyroModule):
         return _posterior(output, self)
 
 
-class ConvEncoder(PyroModule):
+class ConvEncoder(Module):
     r"""A small convolutional network giving the location and scale of :math:`q(z \mid x)` for images.
 
     Each convolution (kernel 3, stride 2) halves height and width. A multilayer perceptron reads the last feature map

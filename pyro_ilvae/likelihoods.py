@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
+from pyro_ilvae.networks import Module
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
 
@@ -32,7 +33,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class _ExponentialFamily(PyroModule):
+class _ExponentialFamily(Module):
     """Likelihoods of independent entries, each an exponential family whose natural parameter is linear in eta.
 
     The divergence and the Fisher information rest on that, so a likelihood that overrides ``forward`` with any other

@@ -5,19 +5,20 @@ from typing import Any
 
 import torch
 from pyro.distributions import TransformModule, constraints
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.networks import Module
 
 __all__ = ["BrenierMap", "BrenierTransform"]
 
 INITIAL_SCALE = 0.3  # root mean square of what an ICNN adds to each coordinate of a linear map at the start
 
 
-class BrenierMap(PyroModule):
+class BrenierMap(Module):
     r"""The gradient of a strongly convex potential, an L-inverse Lipschitz map of :math:`\mathbb{R}^D` to itself.
 
     .. math:: g(z) = \nabla\psi(z) + L z, \qquad (g(z) - g(z'))^\top (z - z') \ge L \|z - z'\|^2,

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.networks import Module
 
 __all__ = ["ConditionalDecoder", "DecoderGiven"]
 
 
-class ConditionalDecoder(PyroModule):
+class ConditionalDecoder(Module):
     """The sizes of a decoder with an optional context, and the decoder at one context.
 
     Args:

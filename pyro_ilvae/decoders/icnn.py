@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
 from pyro_ilvae.decoders.frames import Frame
-from pyro_ilvae.networks import linear
+from pyro_ilvae.networks import Module, linear
 
 __all__ = ["ICNN"]
 
@@ -68,7 +68,7 @@ class _HiddenWeight(PyroModule):
         return F.softplus(self.raw)
 
 
-class ICNN(PyroModule):
+class ICNN(Module):
     r"""Input convex neural network: a scalar potential :math:`\psi: \mathbb{R}^D \to \mathbb{R}` that is convex.
 
     .. math::

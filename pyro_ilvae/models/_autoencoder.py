@@ -1,8 +1,6 @@
 """The base of all models: checks that the parts fit, checks of the data, and the plate over the data."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import pyro
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.likelihoods import check_support, mean_of_data
-from pyro_ilvae.networks import unused
+from pyro_ilvae.models._minibatch import PLATE, check_replayed, checked_index, refuse_other_order
+from pyro_ilvae.networks import unused, warn_of_another
 
 
 class Autoencoder(PyroModule):
@@ -57,7 +56,7 @@ class Autoencoder(PyroModule):
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, data_size={self.data_size}"
 
     @pyro_method
-    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The amortized posterior, or the prior without data; the arguments are as for the model.
 
         Returns:
@@ -65,7 +64,7 @@ class Autoencoder(PyroModule):
         """
         x = self._checked(x)
         self._warn_of_another_model()
-        return self._sample_z(x, self._data_plate(x, num_data))
+        return self._sample_z(x, self._data_plate(x, index, num_data))
 
     @torch.no_grad()
     def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -94,16 +93,50 @@ class Autoencoder(PyroModule):
             value: Tensor = pyro.sample("z", fn)
         return value
 
-    def _data_plate(self, x: Tensor | None, num_data: int) -> pyro.plate:
+    def create_plates(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> pyro.plate:
+        """The plate over the data, for the argument ``create_plates`` of Pyro's AutoGuides.
+
+        An AutoGuide holds values for each datum and draws batches of its own. With this plate it takes the batch that
+        it is called with. The arguments are as for the model.
+
+        Raises:
+            ValueError: as for the model, for a batch of less than ``data_size`` data without ``index``, and for an
+                ``index`` of all data that is not in order.
+
+        Example:
+            >>> from pyro.infer.autoguide import AutoNormal
+            >>> from pyro_ilvae import VAE, MLPDecoder, MLPEncoder, likelihoods
+            >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, hidden_features=(16,))
+            >>> encoder = MLPEncoder(latent_dim=2, event_shape=8, hidden_features=(16,))
+            >>> vae = VAE(decoder, encoder, likelihoods.Normal(), data_size=60)
+            >>> guide = AutoNormal(vae.model, create_plates=vae.create_plates)
+            >>> guide(torch.randn(10, 8), index=torch.randperm(60)[:10])["z"].shape
+            torch.Size([10, 2])
+        """
+        x = self._checked(x)
+        index = checked_index(index, x, self.data_size)
+        if x is not None and index is None and self.data_size not in (None, len(x)):
+            raise ValueError(
+                f"Expected index, the numbers of the {len(x)} data at site 'x' among data_size = {self.data_size}, "
+                "for a guide that holds values for each datum, got None: pass index="
+            )
+        if self.data_size is not None:
+            refuse_other_order(index, self.data_size)
+        return self._data_plate(x, index, num_data)
+
+    def _data_plate(self, x: Tensor | None, index: Any, num_data: int) -> pyro.plate:
+        index = checked_index(index, x, self.data_size)
         if x is None:
-            return pyro.plate("data", _checks.positive_int("num_data", num_data))
-        if self.data_size is None or self.data_size == len(x):
-            return pyro.plate("data", len(x))
-        if self.data_size < len(x):
-            raise ValueError(f"Expected at most data_size = {self.data_size} data at site 'x', got {len(x)}")
-        # The caller has drawn a random batch. These indices stand for it, because letting the plate draw indices would
-        # cost a permutation of the whole data set.
-        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
+            return pyro.plate(PLATE, _checks.positive_int("num_data", num_data))
+        size = len(x) if self.data_size is None else self.data_size
+        if size < len(x):
+            raise ValueError(f"Expected at most data_size = {size} data at site 'x', got {len(x)}")
+        check_replayed(len(x), size, index)
+        if index is None and size > len(x):
+            # The caller has drawn a random batch. These indices stand for it, because letting the plate draw indices
+            # would cost a permutation of the whole data set.
+            index = torch.arange(len(x), device=x.device)
+        return pyro.plate(PLATE, size, subsample=index)
 
     @overload
     def _checked(self, x: Tensor) -> Tensor: ...
@@ -138,27 +171,7 @@ class Autoencoder(PyroModule):
 
     def _warn_of_another_model(self) -> None:
         """Warn if the param store holds parameters of another model, under the names of this model's parameters."""
-        if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
-            return
-        store = pyro.get_param_store()
-        prefix = f"{self._pyro_name}{'.' * bool(self._pyro_name)}"
-        for name, parameter in self._own_parameters():
-            full_name = f"{prefix}{name}"
-            stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
-            if stored is not None and stored.unconstrained() is not parameter:
-                warnings.warn(
-                    f"Pyro's param store holds another model's '{full_name}': SVI would train the parameters of that "
-                    "model instead of this model's. Call pyro.clear_param_store() before fitting a new model.",
-                    stacklevel=3,
-                )
-                return
-
-    def _own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's own parameters, and the first parameter of each part, which stands for the whole part."""
-        yield from self.named_parameters(recurse=False)
-        for part, module in self.named_children():
-            for name, parameter in islice(module.named_parameters(), 1):
-                yield _stored_name(self, f"{part}.{name}"), parameter
+        warn_of_another(self, "model", "Call pyro.clear_param_store() before fitting a new model")
 
 
 class DenseAutoencoder(Autoencoder):
@@ -208,16 +221,6 @@ class DenseAutoencoder(Autoencoder):
             expected = ", ".join(["N", *map(str, data_shape)])
             raise ValueError(f"Expected data at site 'x' of shape ({expected}), got {tuple(x.shape)}")
         return distribution.to_event(len(data_shape))
-
-
-def _stored_name(module: nn.Module, path: str) -> str:
-    """The name of a module's parameter in Pyro's param store, where $$$ marks the first part that is no PyroModule."""
-    *parts, name = path.split(".")
-    for i, part in enumerate(parts, start=1):
-        module = module._modules[part]  # type: ignore[assignment]
-        if not isinstance(module, PyroModule):
-            return f"{'.'.join(parts[:i])}$$${'.'.join([*parts[i:], name])}"
-    return path
 
 
 def agreed(name: str, values: dict[str, Any]) -> Any:

@@ -153,10 +153,10 @@ class MixtureVAE(DenseAutoencoder):
         )
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The generative model, with arguments and value as for :meth:`~pyro_ilvae.VAE.model`."""
         x = self._checked(x)
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         # The components are read outside the plate, so that a prior on them is global and not one for each datum.
         logits, loc, scale = self._components()
         with plate:
@@ -169,11 +169,11 @@ class MixtureVAE(DenseAutoencoder):
         return self._sample_x(z, x, plate)
 
     @pyro_method
-    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The amortized posterior, with arguments and value as for :meth:`~pyro_ilvae.VAE.guide`."""
         x = self._checked(x)
         self._warn_of_another_model()
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         if self.enumerate_in == "model":
             return self._sample_z(x, plate)
         logits, loc, scale = self._components() if x is None else self._posterior(x)

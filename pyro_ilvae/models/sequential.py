@@ -108,7 +108,7 @@ class SequentialVAE(Autoencoder):
         )
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
@@ -119,7 +119,7 @@ class SequentialVAE(Autoencoder):
             The value of site ``x``: the data, or a draw of shape (num_data, max_length).
         """
         x = self._checked(x)
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
         # Some handlers (uncondition) draw even if there are data: such draws have the length of the data.

@@ -58,7 +58,7 @@ class VAE(DenseAutoencoder):
     """
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         r"""The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
@@ -69,7 +69,7 @@ class VAE(DenseAutoencoder):
             The value of site ``x``: the data, or the draw.
         """
         x = self._checked(x)
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
         return self._sample_x(z, x, plate)

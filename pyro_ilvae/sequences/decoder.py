@@ -3,18 +3,18 @@
 import math
 
 import torch
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.frames import check_centered
-from pyro_ilvae.networks import unused
+from pyro_ilvae.networks import Module, unused
 from pyro_ilvae.sequences.histories import State, make_history
 
 __all__ = ["SequenceDecoder", "SequenceDecoderGiven"]
 
 
-class SequenceDecoder(PyroModule):
+class SequenceDecoder(Module):
     r"""An autoregressive decoder: at each position, any decoder given the state of a history of the tokens before it.
 
     .. math:: x_t \mid x_{<t}, z \sim \operatorname{Categorical}(\operatorname{softmax} f(z; h_t)),

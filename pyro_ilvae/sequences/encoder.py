@@ -1,18 +1,17 @@
 """The network for guides over sequences: from tokens to the location and scale of the latent variable."""
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_ilvae import _checks
 from pyro_ilvae.encoders import location_and_scale
-from pyro_ilvae.networks import mlp
+from pyro_ilvae.networks import Module, mlp
 
 __all__ = ["SequenceEncoder"]
 
 
-class SequenceEncoder(PyroModule):
+class SequenceEncoder(Module):
     r"""A bidirectional GRU giving the location and scale of :math:`q(z \mid x)` for sequences of any length.
 
     .. math:: (m, r) = \operatorname{MLP}(\overrightarrow{h}_T, \overleftarrow{h}_1), \qquad \mu = m, \qquad

@@ -4,17 +4,17 @@ import math
 from typing import Literal, TypeAlias
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.networks import Module
 
 __all__ = ["RecurrentHistory", "TransformerHistory"]
 
 State: TypeAlias = tuple[Tensor, ...]  # each tensor with the sequences in its first dimension
 
 
-class RecurrentHistory(PyroModule):
+class RecurrentHistory(Module):
     r"""A recurrent network over the tokens before each position.
 
     .. math:: h_t = \operatorname{GRU}(h_{t-1}, e_{x_{t-1}}), \qquad x_0 = \text{start},
@@ -78,7 +78,7 @@ class RecurrentHistory(PyroModule):
         return output[:, 0], tuple(part.transpose(0, 1) for part in parts)
 
 
-class TransformerHistory(PyroModule):
+class TransformerHistory(Module):
     r"""A small causal Transformer over the tokens before each position, with sinusoidal positions.
 
     .. math:: h = \operatorname{Transformer}(\sqrt{H}\, e_{x_{0:T-1}} + p_{1:T}), \qquad x_0 = \text{start},
