@@ -33,12 +33,14 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class _ExponentialFamily(Module):
+class ExponentialFamily(Module):
     """Likelihoods of independent entries, each an exponential family whose natural parameter is linear in eta.
 
     The divergence and the Fisher information rest on that, so a likelihood that overrides ``forward`` with any other
     density has to override ``divergence``, ``information_product`` and ``smallest_information`` too.
     """
+
+    _kind = "likelihood"
 
     support_hint = ""
     integer_data = False
@@ -68,7 +70,7 @@ class _ExponentialFamily(Module):
         return self.smallest_information(eta) * tangent
 
 
-class Normal(_ExponentialFamily):
+class Normal(ExponentialFamily):
     r"""Independent Normal noise around the decoder's output.
 
     .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
@@ -153,7 +155,7 @@ class Normal(_ExponentialFamily):
         return torch.ones_like(eta) / self.scale.square()
 
 
-class Bernoulli(_ExponentialFamily):
+class Bernoulli(ExponentialFamily):
     r"""Binary data, :math:`p(x_d = 1 \mid \eta) = 1 / (1 + e^{-\eta_d})`.
 
     Example:
@@ -173,7 +175,7 @@ class Bernoulli(_ExponentialFamily):
         return torch.sigmoid(eta) * torch.sigmoid(-eta)
 
 
-class ContinuousBernoulli(_ExponentialFamily):
+class ContinuousBernoulli(ExponentialFamily):
     r"""Intensities in [0, 1], :math:`p(x_d \mid \eta) \propto e^{\eta_d x_d}`.
 
     References:
@@ -209,6 +211,8 @@ class Categorical(PyroModule):
         >>> Categorical(num_categories=4)(torch.zeros(10, 3, 4)).batch_shape
         torch.Size([10, 3])
     """
+
+    _kind = "likelihood"
 
     support_hint = ""
     integer_data = True
@@ -258,7 +262,7 @@ class Categorical(PyroModule):
         return torch.zeros_like(eta[..., 0])
 
 
-class Poisson(_ExponentialFamily):
+class Poisson(ExponentialFamily):
     r"""Counts with rate :math:`e^{\eta_d}`.
 
     Example:
@@ -277,7 +281,7 @@ class Poisson(_ExponentialFamily):
         return eta.exp()
 
 
-class NegativeBinomial(_ExponentialFamily):
+class NegativeBinomial(ExponentialFamily):
     r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
 
     Args:

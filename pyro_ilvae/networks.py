@@ -13,6 +13,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ilvae import _checks
+
 __all__ = ["mlp"]
 
 T = TypeVar("T")
@@ -38,29 +40,26 @@ class Module(PyroModule):
     "network.0.weight". A second one with the same names is then called with its own parameters, which nobody trains.
     """
 
+    _kind: str  # "decoder", "encoder", "likelihood" or "history", of classes that are one of these parts of a model
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The value of ``forward``."""
         # Parts have the prefix of the whole, which was called before them.
-        if not self._pyro_context.active and not torch.compiler.is_compiling():
+        if not self._pyro_context.active and not torch.compiler.is_compiling() and _svi_collects_parameters():
             warn_of_another(
-                self,
-                "module",
-                "Give each module a name of its own, as an attribute of one PyroModule or by pyro.module",
+                self, "module", "Make the modules attributes of one PyroModule, or name each by pyro.module"
             )
         return super().__call__(*args, **kwargs)
 
 
-def warn_of_another(module: PyroModule, kind: str, remedy: str) -> None:
-    """Warn if the param store holds parameters of another module under the names of this module's parameters.
+def _svi_collects_parameters() -> bool:
+    """Whether this runs in a step of SVI, which trains the parameters that the param store has for the names it met."""
+    return any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK)
 
-    Only SVI reads the parameters it trains from the param store; where it runs, it collects the names in a trace.
-    """
-    if not torch.is_grad_enabled() or not _PYRO_STACK or pyro.settings.get("module_local_params"):
-        return
-    for handler in _PYRO_STACK:
-        if isinstance(handler, TraceMessenger) and handler.param_only:
-            break
-    else:
+
+def warn_of_another(module: PyroModule, kind: str, remedy: str) -> None:
+    """Warn if the param store holds parameters of another module under the names of this module's parameters."""
+    if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
         return
     store = pyro.get_param_store()
     for name, parameter in _some_parameters(module):
@@ -141,7 +140,9 @@ def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> 
         >>> mlp(2, (16,), 3)(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    sizes = [in_features, *hidden_features]
+    _checks.positive_int("in_features", in_features)
+    _checks.positive_int("out_features", out_features)
+    sizes = [in_features, *(_checks.widths("hidden_features", hidden_features) if len(hidden_features) else ())]
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(sizes):
         layers += [Linear(wide, narrow), _Softplus()]

@@ -17,12 +17,12 @@ ROOT = Path(pyro_ilvae.__file__).parent
 # What each part may import of the others; pyro_ilvae itself imports them all.
 ALLOWED = {
     "_checks": set(),
-    "networks": set(),
+    "networks": {"_checks"},
     "distributions": set(),
     "protocols": set(),
     "_contexts": {"_checks"},
     "_programs": {"_checks", "_contexts", "distributions"},
-    "likelihoods": {"_checks", "distributions"},
+    "likelihoods": {"_checks", "networks", "distributions"},
     "encoders": {"_checks", "networks"},
     "decoders": {"_checks", "networks"},
     "sequences": {"_checks", "networks", "distributions", "encoders", "decoders"},

@@ -20,6 +20,8 @@ class ConditionalDecoder(Module):
         context_dim: the width C of the context; None for a function of z alone.
     """
 
+    _kind = "decoder"
+
     def __init__(self, latent_dim: int, event_shape: int | Sequence[int], context_dim: int | None) -> None:
         super().__init__()
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
@@ -55,6 +57,8 @@ class DecoderGiven(nn.Module):
     Raises:
         ValueError: for a decoder without a context, and a context of another shape.
     """
+
+    _kind = "decoder"
 
     conditional = False
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.models._autoencoder import DenseAutoencoder, batches
+from pyro_ilvae.models._autoencoder import DenseAutoencoder
 from pyro_ilvae.models._clusters import find_clusters
 from pyro_ilvae.models._components import checked, mean_and_scale, of_component, responsibilities, times_factor
 
@@ -187,7 +187,7 @@ class MixtureVAE(DenseAutoencoder):
         r"""Mean and standard deviation of :math:`q(z \mid x)`, over all components, each of shape (N, K).
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data encoded at a time; all at once if None.
         """
         moments = [mean_and_scale(*posterior) for posterior in self._posteriors(x, batch_size)]
@@ -203,7 +203,7 @@ class MixtureVAE(DenseAutoencoder):
         draws of z. Otherwise it needs no draws.
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data treated at a time; all at once if None.
             num_samples: the number of draws of z for each datum.
             seed: a seed for the draws; the global random state if None.
@@ -211,7 +211,7 @@ class MixtureVAE(DenseAutoencoder):
         _checks.positive_int("num_samples", num_samples)
         probs = []
         with evaluation_mode(self), seeded(seed):
-            for batch in batches(self._checked(x), batch_size):
+            for batch in self._batches(x, batch_size):
                 if self.enumerate_in == "guide":
                     probs.append(self._posterior(batch)[0].softmax(-1))
                 else:
@@ -229,12 +229,14 @@ class MixtureVAE(DenseAutoencoder):
         likelihood, the result holds probabilities, and has the categories as its last dimension.
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data treated at a time; all at once if None.
         """
-        posteriors = self._posteriors(x, batch_size)
-        z = torch.cat([of_component(loc, probs.argmax(-1)) for probs, loc, _ in posteriors])
-        return self._decoded(z, batch_size, mean=True)
+        means = []
+        for batch in self._batches(x, batch_size):
+            probs, loc, _ = self._posterior_of(batch)
+            means.append(self._decoded(of_component(loc, probs.argmax(-1)), None, mean=True))
+        return torch.cat(means)
 
     @torch.no_grad()
     def sample_component(
@@ -257,6 +259,7 @@ class MixtureVAE(DenseAutoencoder):
         """
         component = _checks.index_below("component", component, self.num_components)
         _checks.positive_int("num_samples", num_samples)
+        _checks.boolean("mean", mean)
         _, loc, scale = self._components()
         with seeded(seed):
             z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
@@ -278,7 +281,7 @@ class MixtureVAE(DenseAutoencoder):
         least a tenth of the variance of the locations. Fixed weights and scales keep their values.
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data encoded at a time; all at once if None.
             restarts: the number of runs of k-means; the run with the closest clusters counts.
             seed: a seed for k-means; the global random state if None.
@@ -325,7 +328,7 @@ class MixtureVAE(DenseAutoencoder):
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""
         output = self.encoder(x)
-        if len(output) == 3:
+        if isinstance(output, tuple | list) and len(output) == 3:
             return checked(output, self.num_components, self.latent_dim)
         self._check_no_prior("a guide whose encoder gives a factor")
         return times_factor(*self._components(), *self._location_and_scale(output))
@@ -335,14 +338,17 @@ class MixtureVAE(DenseAutoencoder):
 
         If y is enumerated in the model, C is 1, and the only component is q(z | x).
         """
-        posteriors = []
+        return [self._posterior_of(batch) for batch in self._batches(x, batch_size)]
+
+    def _posterior_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The posterior of one batch."""
+        if self.enumerate_in == "model":
+            loc, scale = (part.unsqueeze(-2) for part in self._code(x))
+            return torch.ones_like(loc[..., 0]), loc, scale
         with evaluation_mode(self):
-            for batch in batches(self._checked(x), batch_size):
-                if self.enumerate_in == "guide":
-                    logits, loc, scale = self._posterior(batch)
-                    probs = logits.softmax(-1)
-                else:
-                    loc, scale = (part.unsqueeze(-2) for part in self._location_and_scale(self.encoder(batch)))
-                    probs = torch.ones_like(loc[..., 0])
-                posteriors.append((probs, loc, scale))
-        return posteriors
+            logits, loc, scale = self._posterior(x)
+        if loc.shape[:-2] != (len(x),):
+            raise ValueError(
+                f"Expected encoder to return one posterior for each of {len(x)} data, got {loc.shape[:-2]}"
+            )
+        return logits.softmax(-1), loc, scale

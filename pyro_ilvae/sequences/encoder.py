@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from pyro_ilvae import _checks
 from pyro_ilvae.encoders import location_and_scale
 from pyro_ilvae.networks import Module, mlp
+from pyro_ilvae.sequences._tokens import tokens_of
 
 __all__ = ["SequenceEncoder"]
 
@@ -27,7 +28,8 @@ class SequenceEncoder(Module):
         num_layers: the number of layers of the GRU.
 
     Raises:
-        ValueError: for widths below 1, and from ``forward`` for sequences without a token.
+        ValueError: for widths below 1, and from ``forward`` for sequences without a token, for tokens outside the
+            vocabulary, and for tokens after padding.
 
     Example:
         >>> encoder = SequenceEncoder(vocab_size=10, latent_dim=2)
@@ -35,6 +37,8 @@ class SequenceEncoder(Module):
         >>> loc.shape, bool((scale > 0).all())
         (torch.Size([2, 2]), True)
     """
+
+    _kind = "encoder"
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class SequenceEncoder(Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""
+        x = tokens_of("x", x, self.vocab_size)
         flat = x.reshape(-1, x.shape[-1])
         lengths = (flat >= 0).sum(-1)
         if not lengths.all():

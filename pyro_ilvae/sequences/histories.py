@@ -36,6 +36,8 @@ class RecurrentHistory(Module):
         torch.Size([1, 3, 32])
     """
 
+    _kind = "history"
+
     def __init__(
         self,
         vocab_size: int,
@@ -104,6 +106,8 @@ class TransformerHistory(Module):
         >>> history(torch.tensor([[10, 3, 4]])).shape
         torch.Size([1, 3, 32])
     """
+
+    _kind = "history"
 
     def __init__(
         self,
