@@ -147,4 +147,4 @@ def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> 
     for wide, narrow in pairwise(sizes):
         layers += [Linear(wide, narrow), _Softplus()]
     layers.append(Linear(sizes[-1], out_features))
-    return _MLP(*layers)
+    return _MLP(*layers)  # type: ignore[arg-type]

@@ -50,6 +50,8 @@ class Autoencoder(PyroModule):
         self.decoder = unused(decoder)
         self.encoder = unused(encoder)
         self.likelihood = unused(likelihood)
+        if hasattr(likelihood, "_event_dim"):
+            likelihood._event_dim = len(self.event_shape)
         self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
 
     _prior_loc: Tensor
@@ -177,7 +179,8 @@ class Autoencoder(PyroModule):
             raise ValueError(
                 f"Expected encoder to return location and scale of shape (..., {self.latent_dim}), got {shapes}"
             )
-        return tuple(output)
+        loc, scale = output
+        return loc, scale
 
     def _warn_of_another_model(self) -> None:
         """Warn if the param store holds parameters of another model, under the names of this model's parameters."""

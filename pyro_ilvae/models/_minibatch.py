@@ -144,4 +144,4 @@ def _holds_values_of_positions(trace: Trace, frame: Any, size: int) -> bool:
 
 
 def _auxiliary(trace: Trace) -> list[Any]:
-    return [node for node in trace.nodes.values() if node.get("infer") and node["infer"].get("is_auxiliary")]
+    return [node for node in trace.nodes.values() if (node.get("infer") or {}).get("is_auxiliary")]

@@ -15,6 +15,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.models._autoencoder import DenseAutoencoder
 from pyro_ilvae.models._clusters import find_clusters
 from pyro_ilvae.models._components import checked, mean_and_scale, of_component, responsibilities, times_factor
+from pyro_ilvae.models._objective import refuse_without_enumeration
 
 __all__ = ["MixtureVAE"]
 
@@ -72,7 +73,7 @@ class MixtureVAE(DenseAutoencoder):
     Raises:
         ValueError: if the parts disagree on a dimension or on the number of components, and for a likelihood with an
             optimal scale where y is enumerated in the guide. ``model`` and ``guide`` raise it as for
-            :class:`~pyro_ilvae.VAE`.
+            :class:`~pyro_ilvae.VAE`, and ``model`` under an ELBO that does not enumerate y.
 
     References:
         | Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -155,6 +156,7 @@ class MixtureVAE(DenseAutoencoder):
     @pyro_method
     def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The generative model, with arguments and value as for :meth:`~pyro_ilvae.VAE.model`."""
+        refuse_without_enumeration("y", self.enumerate_in)
         x = self._checked(x)
         plate = self._data_plate(x, index, num_data)
         # The components are read outside the plate, so that a prior on them is global and not one for each datum.
@@ -329,7 +331,7 @@ class MixtureVAE(DenseAutoencoder):
         """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""
         output = self.encoder(x)
         if isinstance(output, tuple | list) and len(output) == 3:
-            return checked(output, self.num_components, self.latent_dim)
+            return checked(tuple(output), self.num_components, self.latent_dim)
         self._check_no_prior("a guide whose encoder gives a factor")
         return times_factor(*self._components(), *self._location_and_scale(output))
 
