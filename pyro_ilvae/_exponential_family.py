@@ -61,7 +61,8 @@ class ExponentialFamily(Module):
 
         Computed in double precision, of the shape of ``eta``.
         """
-        p, q = self(as_eta(eta).double()), self(as_eta(other, "other").double())
+        eta, other = as_pair(eta, other)
+        p, q = self(eta.double()), self(other.double())
         # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean. The mean need not be in the
         # support, so validation is off. PyTorch's own formulas are infinite once a probability rounds to one.
         mean = p.mean
@@ -80,6 +81,16 @@ def as_eta(value: Tensor, name: str = "eta") -> Tensor:
     if eta.is_complex():
         raise ValueError(f"Expected {name} to hold real numbers, got {eta.dtype}")
     return eta if eta.is_floating_point() else eta.to(torch.get_default_dtype())
+
+
+def as_pair(eta: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Natural parameters of two distributions, whose shapes broadcast."""
+    eta, other = as_eta(eta), as_eta(other, "other")
+    try:
+        torch.broadcast_shapes(eta.shape, other.shape)
+    except RuntimeError:
+        raise ValueError(f"Expected other of shape {tuple(eta.shape)}, as eta, got {tuple(other.shape)}") from None
+    return eta, other
 
 
 def as_tangent(value: Tensor, eta: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_tangent
+from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_pair, as_tangent
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
@@ -217,9 +217,8 @@ class Categorical(PyroModule):
 
         Computed in double precision.
         """
-        eta = self._logits(eta)
-        p = dist.Categorical(logits=eta.double())
-        q = dist.Categorical(logits=self._logits(other, "other").double())
+        eta, other = as_pair(self._logits(eta), self._logits(other, "other"))
+        p, q = dist.Categorical(logits=eta.double()), dist.Categorical(logits=other.double())
         return torch.distributions.kl_divergence(p, q)
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:

@@ -142,7 +142,9 @@ def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> 
     """
     _checks.positive_int("in_features", in_features)
     _checks.positive_int("out_features", out_features)
-    sizes = [in_features, *(_checks.widths("hidden_features", hidden_features) if len(hidden_features) else ())]
+    # An affine map has no hidden layer.
+    affine = isinstance(hidden_features, tuple | list) and not hidden_features
+    sizes = [in_features, *(() if affine else _checks.widths("hidden_features", hidden_features))]
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(sizes):
         layers += [Linear(wide, narrow), _Softplus()]

@@ -18,7 +18,7 @@ ROOT = Path(pyro_ilvae.__file__).parent
 ALLOWED = {
     "_checks": set(),
     "networks": {"_checks"},
-    "distributions": set(),
+    "distributions": {"_checks"},
     "protocols": set(),
     "_contexts": {"_checks"},
     "_programs": {"_checks", "_contexts", "distributions"},

@@ -123,6 +123,7 @@ class SequenceDecoder(Module):
     @pyro_method
     def begin(self, z: Tensor) -> tuple[Tensor, State]:
         """Logits of the first token, of shape (N, V) for ``z`` of shape (N, K), and the state for :meth:`step`."""
+        z = _checks.tensor("z", z)
         _checks.last_dim("z", z, self.latent_dim)
         for name in ("begin", "step"):
             if not hasattr(self.history, name):

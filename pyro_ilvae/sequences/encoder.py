@@ -66,9 +66,9 @@ class SequenceEncoder(Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""
         x = tokens_of("x", x, self.vocab_size)
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         lengths = (flat >= 0).sum(-1)
-        if not lengths.all():
+        if not len(lengths) or not lengths.all():
             raise ValueError(f"Expected x with at least one token in each row, got {int((lengths == 0).sum())} without")
         packed = pack_padded_sequence(
             self.embedding(flat.clamp(min=0)), lengths.cpu(), batch_first=True, enforce_sorted=False

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.networks import Module
+from pyro_ilvae.sequences._tokens import inputs_of
 
 __all__ = ["RecurrentHistory", "TransformerHistory"]
 
@@ -62,17 +63,20 @@ class RecurrentHistory(Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=2)
         states: Tensor = self.recurrent(self.embedding(inputs))[0]
         return states
 
     def begin(self, num_sequences: int) -> State:
         """The state before any input."""
+        _checks.positive_int("num_sequences", num_sequences, at_least=0)
         weight = self.embedding.weight
         zeros = weight.new_zeros(num_sequences, self.recurrent.num_layers, self.features)
         return (zeros,) if self.kind == "gru" else (zeros, zeros)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """The state of shape (N, H) after one more input for each sequence, of shape (N,), and all of the state."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=1)
         # PyTorch puts the layers first, even with batch_first.
         before = tuple(part.transpose(0, 1).contiguous() for part in state)
         output, after = self.recurrent(self.embedding(inputs[:, None]), before[0] if self.kind == "gru" else before)
@@ -141,6 +145,7 @@ class TransformerHistory(Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=2)
         embedded = math.sqrt(self.features) * self.embedding(inputs)
         length = inputs.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, embedded.device, embedded.dtype)
@@ -149,11 +154,13 @@ class TransformerHistory(Module):
 
     def begin(self, num_sequences: int) -> State:
         """The state before any input: no tokens."""
+        _checks.positive_int("num_sequences", num_sequences, at_least=0)
         device = self.embedding.weight.device
         return (torch.empty(num_sequences, 0, dtype=torch.long, device=device),)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """The state of shape (N, H) after one more input for each sequence, of shape (N,), and all inputs so far."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=1)
         inputs = torch.cat([state[0], inputs[:, None]], dim=1)
         return self(inputs)[:, -1], (inputs,)
 
