@@ -10,6 +10,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae.likelihoods import check_support
 
 _DATA = "data at site 'x'"
+_SMALL_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16)
 
 
 def parts(x: Any) -> Iterator[Any]:
@@ -39,6 +40,8 @@ def as_tensor(x: Any) -> Tensor:
     x = _checks.tensor(_DATA, x)
     if x.layout != torch.strided:
         raise TypeError(f"Expected {_DATA} as a dense tensor, got {x.layout}; make it dense with .to_dense()")
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which PyTorch has few operations
+        x = x.to(torch.int64)
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"Expected {_DATA} as a tensor of shape (N, ...) with N >= 1, got {tuple(x.shape)}")
     return x
@@ -55,7 +58,8 @@ def in_support(x: Tensor, likelihood: object, like: Tensor) -> Tensor:
     x = x.to(like.device)
     if getattr(likelihood, "integer_data", False):
         return _checks.tensor(_DATA, x, dtype=torch.int64) if x.is_floating_point() else x
-    return _checks.tensor(_DATA, x, dtype=like.dtype)
+    # Floats hold small integers exactly, and looking at each of them again would cost every step of training.
+    return x.to(like.dtype) if x.dtype in _SMALL_INTEGERS else _checks.tensor(_DATA, x, dtype=like.dtype)
 
 
 def as_tokens(x: Any, device: torch.device) -> Tensor:
