@@ -79,9 +79,7 @@ def svi_of(modules, arguments, name=None):
 def left_where_they_were(svi, modules):
     before = [[value.clone() for value in module.parameters()] for module in modules]
     svi.step()
-    return [
-        all(map(torch.equal, values, module.parameters())) for values, module in zip(before, modules, strict=True)
-    ]
+    return [all(map(torch.equal, values, module.parameters())) for values, module in zip(before, modules, strict=True)]
 
 
 @EVERY_MODULE

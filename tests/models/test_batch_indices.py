@@ -1,4 +1,4 @@
-"""The numbers of a batch's data: guides that hold a value for each datum learn the values of these data and no others."""
+"""The numbers of a batch's data: a guide with a value for each datum learns the values of these data and no others."""
 
 import pyro
 import pyro.distributions as dist
@@ -117,7 +117,7 @@ def losses(vae, guide, *batches):
 @pytest.mark.parametrize("build", WITHOUT.values(), ids=WITHOUT.keys())
 def test_batches_whose_numbers_are_not_given_are_refused(build):
     vae, x, _ = linear_vae()
-    with pytest.raises(ValueError, match="pass index=|of 30 data"):
+    with pytest.raises(ValueError, match=r"pass index=|of 30 data"):
         losses(vae, build(vae), (x[:BATCH], {}), (x[BATCH : 2 * BATCH], {}))
 
 
@@ -146,11 +146,11 @@ def test_all_data_are_refused_where_the_guide_draws_some():
     vae, x, _ = linear_vae()
     guide = AutoNormal(vae.model)
     guide(x[:BATCH])
-    with pytest.raises(ValueError, match="draws z for 30 of 30 data .* got one that draws it for 6 of 30"):
+    with pytest.raises(ValueError, match=r"draws z for 30 of 30 data .* got one that draws it for 6 of 30"):
         losses(vae, guide, (x, {}))
     batch_only, whole = linear_vae(data_size=None)[0], AutoNormal(vae.model)
     whole(x)
-    with pytest.raises(ValueError, match="draws z for 6 of 6 data .* got one that draws it for 30 of 30"):
+    with pytest.raises(ValueError, match=r"draws z for 6 of 6 data .* got one that draws it for 30 of 30"):
         losses(batch_only, whole, (x[:BATCH], {}))
 
 
@@ -169,7 +169,7 @@ def test_an_amortized_guide_may_draw_indices_that_it_does_not_use():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(*vae.encoder(x)).to_event(1))
 
-    with pytest.raises(ValueError, match="draws z for 5 of 30 data .* got one that draws it for 5 of 5"):
+    with pytest.raises(ValueError, match=r"draws z for 5 of 30 data .* got one that draws it for 5 of 5"):
         Trace_ELBO().loss(vae.model, outside, x[:5])
 
 

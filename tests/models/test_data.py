@@ -18,10 +18,12 @@ METHODS = {
     "reconstruct": lambda model, x: model.reconstruct(x),
     "predict_component": lambda model, x: model.predict_component(x, seed=0),
     "initialize_components": lambda model, x: model.initialize_components(x, seed=0),
-    "log density": lambda model, x: poutine.trace(poutine.condition(model.model, {"z": torch.zeros(NUM_DATA, LATENT)}))
-    .get_trace(x)
-    .nodes["x"]["fn"]
-    .log_prob(model._checked(x)),
+    "log density": lambda model, x: (
+        poutine.trace(poutine.condition(model.model, {"z": torch.zeros(NUM_DATA, LATENT)}))
+        .get_trace(x)
+        .nodes["x"]["fn"]
+        .log_prob(model._checked(x))
+    ),
 }
 
 
@@ -177,7 +179,11 @@ def test_what_is_no_data_is_refused(case, x):
 
 def test_lossy_conversions_are_refused():
     vae = vae_with()
-    for x in (torch.rand(12, *EVENT, dtype=torch.float64), np.full((12, *EVENT), 2**24 + 1), np.full((12, *EVENT), 0.1)):
+    for x in (
+        torch.rand(12, *EVENT, dtype=torch.float64),
+        np.full((12, *EVENT), 2**24 + 1),
+        np.full((12, *EVENT), 0.1),
+    ):
         for function in (vae.model, vae.guide, vae.encode, vae.reconstruct):
             with pytest.raises(ValueError, match=r"Expected data at site 'x' of dtype torch.float32, got .*convert"):
                 function(x)
