@@ -12,6 +12,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pyro_ilvae import _checks
+
 __all__ = ["PADDING", "IsotropicNormal", "NaturalContinuousBernoulli", "NaturalPoisson", "TokenSequence"]
 
 PADDING = -1  #: the number that fills a row of tokens after the last token of a shorter sequence
@@ -48,7 +50,8 @@ class IsotropicNormal(dist.Normal):
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
-        self.common_scale = scale
+        loc = _checks.tensor("loc", loc)
+        self.common_scale = scale = _checks.tensor("scale", scale)
         super().__init__(loc, scale, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -69,7 +72,7 @@ class _Natural(TorchDistribution):
     arg_constraints = {"eta": constraints.real}  # noqa: RUF012 - PyTorch's name and form
 
     def __init__(self, eta: Tensor, validate_args: bool | None = None) -> None:
-        self.eta = eta
+        self.eta = eta = _checks.tensor("eta", eta)
         super().__init__(eta.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -229,6 +232,9 @@ class TokenSequence(TorchDistribution):
         drawn: bool = False,
         validate_args: bool | None = None,
     ) -> None:
+        logits, tokens = _checks.tensor("logits", logits), _checks.tensor("tokens", tokens)
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise ValueError(f"Expected tokens of dtype torch.int64, got {tokens.dtype}")
         if logits.shape[-2:-1] != tokens.shape[-1:]:
             raise ValueError(
                 f"Expected logits of shape (..., T, V) for tokens of shape (..., T), got {tuple(logits.shape)} and "
@@ -242,6 +248,8 @@ class TokenSequence(TorchDistribution):
         self._last_draw: tuple[Tensor, Tensor] | None = None
         batch_shape = torch.broadcast_shapes(logits.shape[:-2], tokens.shape[:-1])
         super().__init__(batch_shape, tokens.shape[-1:], validate_args=validate_args)
+        if self._validate_args:
+            self._check_tokens(tokens)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -290,7 +298,10 @@ class TokenSequence(TorchDistribution):
             raise ValueError(
                 f"Expected the tokens that the logits were computed for, got others, of shape {tuple(value.shape)}"
             )
+        self._check_tokens(value)
+        return self._logits_of(value)
+
+    def _check_tokens(self, value: Tensor) -> None:
         inside = (value >= PADDING) & (value < self.logits.shape[-1])
         if not inside.all():
             raise ValueError(f"Expected tokens from {PADDING} to {self.logits.shape[-1] - 1}, got {value[~inside][0]}")
-        return self._logits_of(value)

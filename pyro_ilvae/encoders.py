@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ilvae import _checks
-from pyro_ilvae.networks import mlp
+from pyro_ilvae.networks import Module, mlp
 
 __all__ = ["ConvEncoder", "MLPEncoder"]
 
@@ -18,7 +18,7 @@ __all__ = ["ConvEncoder", "MLPEncoder"]
 _SMALLEST_SCALE = 1e-6
 
 
-class MLPEncoder(PyroModule):
+class MLPEncoder(Module):
     r"""A multilayer perceptron giving the location and scale of :math:`q(z \mid x) = N(\mu(x), \operatorname{diag}
     \sigma(x)^2)`.
 
@@ -44,6 +44,8 @@ class MLPEncoder(PyroModule):
         (torch.Size([5, 2]), True)
     """
 
+    _kind = "encoder"
+
     def __init__(
         self,
         *,
@@ -54,7 +56,7 @@ class MLPEncoder(PyroModule):
         num_components: int | None = None,
     ) -> None:
         super().__init__()
-        self.input_transform = input_transform
+        self.input_transform = None if input_transform is None else _checks.function("input_transform", input_transform)
         self.event_shape = _checks.event_shape(event_shape)
         self.latent_dim = _checks.positive_int("latent_dim", latent_dim)
         self.num_components = None if num_components is None else _checks.positive_int("num_components", num_components)
@@ -71,12 +73,13 @@ class MLPEncoder(PyroModule):
 
         With ``num_components``, logits of shape (..., C), and location and scale of shape (..., C, K).
         """
+        x = _checks.tensor("x", x)
         batch_shape = _batch_shape(x, self.event_shape)
-        output = self.network(_as_input(x, self, self.input_transform).reshape((*batch_shape, -1)))
-        return _posterior(output, self)
+        inputs = _as_input(x, self, self.input_transform).reshape((*batch_shape, self.event_shape.numel()))
+        return _posterior(self.network(inputs), self)
 
 
-class ConvEncoder(PyroModule):
+class ConvEncoder(Module):
     r"""A small convolutional network giving the location and scale of :math:`q(z \mid x)` for images.
 
     Each convolution (kernel 3, stride 2) halves height and width. A multilayer perceptron reads the last feature map
@@ -100,6 +103,8 @@ class ConvEncoder(PyroModule):
         (torch.Size([5, 2]), True)
     """
 
+    _kind = "encoder"
+
     def __init__(
         self,
         *,
@@ -111,7 +116,7 @@ class ConvEncoder(PyroModule):
         num_components: int | None = None,
     ) -> None:
         super().__init__()
-        self.input_transform = input_transform
+        self.input_transform = None if input_transform is None else _checks.function("input_transform", input_transform)
         self.event_shape = _checks.event_shape(event_shape)
         if len(self.event_shape) not in (2, 3):
             raise ValueError(f"Expected event_shape (H, W) or (C, H, W), got {tuple(self.event_shape)}")
@@ -138,9 +143,11 @@ class ConvEncoder(PyroModule):
 
         With ``num_components``, logits of shape (..., C), and location and scale of shape (..., C, K).
         """
+        x = _checks.tensor("x", x)
         batch_shape = _batch_shape(x, self.event_shape)
-        features = self.convolutions(_as_input(x, self, self.input_transform).reshape((-1, *self._image_shape)))
-        return _posterior(self.network(features.flatten(1)).reshape((*batch_shape, -1)), self)
+        images = _as_input(x, self, self.input_transform).reshape((batch_shape.numel(), *self._image_shape))
+        output = self.network(self.convolutions(images).flatten(1))
+        return _posterior(output.reshape((*batch_shape, output.shape[-1])), self)
 
 
 def _sizes(encoder: MLPEncoder | ConvEncoder) -> str:
@@ -157,10 +164,17 @@ def _batch_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
 
 
 def _as_input(x: Tensor, module: nn.Module, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
-    # Counts and binary data may be integers, and a network's weights are floating point.
-    if not x.is_floating_point():
-        x = x.to(next(module.parameters()).dtype)
-    return x if transform is None else transform(x)
+    dtype = next(module.parameters()).dtype
+    if x.dtype != dtype:
+        # Counts and binary data may be integers, and a network's weights are floating point.
+        x = _checks.tensor("x", x, dtype=dtype) if x.is_floating_point() or x.is_complex() else x.to(dtype)
+    if transform is None:
+        return x
+    transformed = transform(x)
+    if not isinstance(transformed, Tensor) or transformed.shape != x.shape:
+        got = tuple(transformed.shape) if isinstance(transformed, Tensor) else f"a {type(transformed).__name__}"
+        raise ValueError(f"Expected input_transform to return a tensor of shape {tuple(x.shape)}, got {got}")
+    return transformed
 
 
 def _num_outputs(encoder: MLPEncoder | ConvEncoder) -> int:

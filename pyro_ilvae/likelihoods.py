@@ -23,6 +23,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_pair, as_tangent
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
@@ -32,42 +33,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class _ExponentialFamily(PyroModule):
-    """Likelihoods of independent entries, each an exponential family whose natural parameter is linear in eta.
-
-    The divergence and the Fisher information rest on that, so a likelihood that overrides ``forward`` with any other
-    density has to override ``divergence``, ``information_product`` and ``smallest_information`` too.
-    """
-
-    support_hint = ""
-    integer_data = False
-    depends_on_batch = False
-    smallest_information: Callable[[Tensor], Tensor]
-
-    @pyro_method
-    def mean(self, eta: Tensor) -> Tensor:
-        """The mean of a datum, of the shape of ``eta``."""
-        return self(eta).mean  # type: ignore[no-any-return]
-
-    @pyro_method
-    def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
-        r"""The divergence of each entry, :math:`\mathrm{KL}(p(x_d \mid \eta_d) \| p(x_d \mid \eta'_d))`, in nats.
-
-        Computed in double precision, of the shape of ``eta``.
-        """
-        p, q = self(eta.double()), self(other.double())
-        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean. The mean need not be in the
-        # support, so validation is off. PyTorch's own formulas are infinite once a probability rounds to one.
-        mean = p.mean
-        p._validate_args = q._validate_args = False
-        return p.log_prob(mean) - q.log_prob(mean)  # type: ignore[no-any-return]
-
-    def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
-        r"""The product :math:`I(\eta) v` for a ``tangent`` v whose shape ends in the shape of ``eta``."""
-        return self.smallest_information(eta) * tangent
-
-
-class Normal(_ExponentialFamily):
+class Normal(ExponentialFamily):
     r"""Independent Normal noise around the decoder's output.
 
     .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
@@ -113,7 +79,7 @@ class Normal(_ExponentialFamily):
 
     def extra_repr(self) -> str:
         """The scale and its estimate, for ``print``."""
-        return f"scale={float(self.log_scale.detach().exp()):.4g}, estimate={self.estimate!r}"
+        return f"scale={self._shown('log_scale')}, estimate={self.estimate!r}"
 
     @property
     def scale(self) -> Tensor:
@@ -132,7 +98,8 @@ class Normal(_ExponentialFamily):
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; only the optimal scale uses ``x``."""
-        scale = self.scale
+        eta = as_eta(eta)
+        scale = self._beside("log_scale", eta).exp()
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
             # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
             log_scale = 0.5 * (x - eta.detach()).square().mean().clamp(min=1e-12).log()
@@ -149,10 +116,11 @@ class Normal(_ExponentialFamily):
 
         The scale is the one that is used without data.
         """
-        return torch.ones_like(eta) / self.scale.square()
+        eta = as_eta(eta)
+        return torch.ones_like(eta) / self._beside("log_scale", eta).exp().square()
 
 
-class Bernoulli(_ExponentialFamily):
+class Bernoulli(ExponentialFamily):
     r"""Binary data, :math:`p(x_d = 1 \mid \eta) = 1 / (1 + e^{-\eta_d})`.
 
     Example:
@@ -165,14 +133,15 @@ class Bernoulli(_ExponentialFamily):
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return dist.Bernoulli(logits=eta)
+        return dist.Bernoulli(logits=as_eta(eta))
 
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`p (1 - p)`, of the shape of ``eta``."""
+        eta = as_eta(eta)
         return torch.sigmoid(eta) * torch.sigmoid(-eta)
 
 
-class ContinuousBernoulli(_ExponentialFamily):
+class ContinuousBernoulli(ExponentialFamily):
     r"""Intensities in [0, 1], :math:`p(x_d \mid \eta) \propto e^{\eta_d x_d}`.
 
     References:
@@ -188,11 +157,11 @@ class ContinuousBernoulli(_ExponentialFamily):
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return NaturalContinuousBernoulli(eta)
+        return NaturalContinuousBernoulli(as_eta(eta))
 
     def smallest_information(self, eta: Tensor) -> Tensor:
         """The Fisher information of each entry, which is its variance, of the shape of ``eta``."""
-        return NaturalContinuousBernoulli(eta).variance
+        return NaturalContinuousBernoulli(as_eta(eta)).variance
 
 
 class Categorical(PyroModule):
@@ -208,6 +177,8 @@ class Categorical(PyroModule):
         >>> Categorical(num_categories=4)(torch.zeros(10, 3, 4)).batch_shape
         torch.Size([10, 3])
     """
+
+    _kind = "likelihood"
 
     support_hint = ""
     integer_data = True
@@ -226,14 +197,19 @@ class Categorical(PyroModule):
         """The integers 0 ... C - 1."""
         return constraints.integer_interval(0, self.num_categories - 1)
 
+    def _logits(self, value: Tensor, name: str = "eta") -> Tensor:
+        eta = as_eta(value, name)
+        _checks.last_dim(name, eta, self.num_categories)
+        return eta
+
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape[:-1]``; ``x`` is not used."""
-        _checks.last_dim("eta", eta, self.num_categories)
+        eta = self._logits(eta)
         return dist.Categorical(logits=eta)
 
     def mean(self, eta: Tensor) -> Tensor:
         """The probabilities of the categories, of the shape of ``eta``: categories have no mean."""
-        _checks.last_dim("eta", eta, self.num_categories)
+        eta = self._logits(eta)
         return eta.softmax(-1)
 
     def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
@@ -241,23 +217,24 @@ class Categorical(PyroModule):
 
         Computed in double precision.
         """
-        _checks.last_dim("eta", eta, self.num_categories)
+        eta, other = as_pair(self._logits(eta), self._logits(other, "other"))
         p, q = dist.Categorical(logits=eta.double()), dist.Categorical(logits=other.double())
         return torch.distributions.kl_divergence(p, q)
 
     def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
         r"""The product :math:`(\operatorname{diag} p - p p^\top) v` of each entry, for a ``tangent`` v as ``eta``."""
-        _checks.last_dim("eta", eta, self.num_categories)
+        eta = self._logits(eta)
         p = eta.softmax(-1)
+        tangent = as_tangent(tangent, eta)
         return p * (tangent - (p * tangent).sum(-1, keepdim=True))
 
     def smallest_information(self, eta: Tensor) -> Tensor:
         """The smallest eigenvalue of each entry, of shape ``eta.shape[:-1]``: 0, for a shift of all categories."""
-        _checks.last_dim("eta", eta, self.num_categories)
+        eta = self._logits(eta)
         return torch.zeros_like(eta[..., 0])
 
 
-class Poisson(_ExponentialFamily):
+class Poisson(ExponentialFamily):
     r"""Counts with rate :math:`e^{\eta_d}`.
 
     Example:
@@ -269,14 +246,14 @@ class Poisson(_ExponentialFamily):
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return NaturalPoisson(eta)
+        return NaturalPoisson(as_eta(eta))
 
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`e^\eta`, of the shape of ``eta``."""
-        return eta.exp()
+        return as_eta(eta).exp()
 
 
-class NegativeBinomial(_ExponentialFamily):
+class NegativeBinomial(ExponentialFamily):
     r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
 
     Args:
@@ -306,16 +283,18 @@ class NegativeBinomial(_ExponentialFamily):
 
     def extra_repr(self) -> str:
         """The total count and its estimate, for ``print``."""
-        return f"total_count={float(self.log_total_count.detach().exp()):.4g}, estimate={self.estimate!r}"
+        return f"total_count={self._shown('log_total_count')}, estimate={self.estimate!r}"
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return dist.NegativeBinomial(self.log_total_count.exp(), logits=eta)
+        eta = as_eta(eta)
+        return dist.NegativeBinomial(self._beside("log_total_count", eta).exp(), logits=eta)
 
     @pyro_method
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`r / (1 + e^{-\eta})`, of the shape of ``eta``."""
-        return self.log_total_count.exp() * torch.sigmoid(eta)
+        eta = as_eta(eta)
+        return self._beside("log_total_count", eta).exp() * torch.sigmoid(eta)
 
 
 def check_support(likelihood: object, x: Tensor, site: str) -> None:

@@ -1,12 +1,19 @@
-"""The multilayer perceptron of encoders, backbones and plain decoders."""
+"""What the package's modules are made of: a PyroModule that knows its names in the param store, and a perceptron."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pyro
+import torch
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pyro_ilvae import _checks
 
 __all__ = ["mlp"]
 
@@ -24,6 +31,77 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     product = (x.unsqueeze(-2) @ weight.mT).squeeze(-2)
     return product if bias is None else product + bias
+
+
+class Module(PyroModule):
+    """A PyroModule that warns if SVI would train the parameters of another module in place of its own.
+
+    A PyroModule that is no part of another one stores its parameters without a prefix, for example as
+    "network.0.weight". A second one with the same names is then called with its own parameters, which nobody trains.
+    """
+
+    _kind: str  # "decoder", "encoder", "likelihood" or "history", of classes that are one of these parts of a model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The value of ``forward``."""
+        # Parts have the prefix of the whole, which was called before them.
+        if not self._pyro_context.active and not torch.compiler.is_compiling() and _svi_collects_parameters():
+            warn_of_another(
+                self, "module", "Make the modules attributes of one PyroModule, or name each by pyro.module"
+            )
+        return super().__call__(*args, **kwargs)
+
+
+def _svi_collects_parameters() -> bool:
+    """Whether this runs in a step of SVI, which trains the parameters that the param store has for the names it met."""
+    return any(isinstance(handler, TraceMessenger) and handler.param_only for handler in _PYRO_STACK)
+
+
+def warn_of_another(module: PyroModule, kind: str, remedy: str) -> None:
+    """Warn if the param store holds parameters of another module under the names of this module's parameters."""
+    if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
+        return
+    store = pyro.get_param_store()
+    for name, parameter in _some_parameters(module):
+        stored = store._params.get(name)
+        # A module that has a name by pyro.module is trained under that name.
+        if stored is not None and stored is not parameter and parameter not in store._param_to_name:
+            warnings.warn(
+                f"Pyro's param store holds another {kind}'s '{name}': SVI would train the parameters of that {kind} "
+                f"instead of this {type(module).__name__}'s. {remedy}.",
+                stacklevel=3,
+            )
+            return
+
+
+def _some_parameters(module: PyroModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """The module's own parameters, and the first parameter of each part, which stands for the whole part."""
+    prefix = f"{module._pyro_name}." if module._pyro_name else ""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield f"{prefix}{name}", parameter
+    for name, part in module._modules.items():
+        if part is not None and (found := _first_parameter(part, f"{prefix}{name}")):
+            yield found
+
+
+def _first_parameter(module: nn.Module, name: str) -> tuple[str, nn.Parameter] | None:
+    """A module's first parameter, with its name in Pyro's param store: $$$ marks the first part that is no PyroModule.
+
+    By hand, because the module's own iterator over names takes several times as long.
+    """
+    prefix = f"{name}." if isinstance(module, PyroModule) or "$$$" in name else f"{name}$$$"
+    for own, parameter in module._parameters.items():
+        if parameter is not None:
+            return f"{prefix}{own}", parameter
+    for own, part in module._modules.items():
+        if part is not None and (found := _first_parameter(part, f"{prefix}{own}")):
+            return found
+    return None
+
+
+class _MLP(_Sequential, Module):  # type: ignore[valid-type, misc]
+    """A sequence of layers that knows its names in the param store."""
 
 
 class Linear(_PyroLinear):  # type: ignore[valid-type, misc]
@@ -62,9 +140,13 @@ def mlp(in_features: int, hidden_features: Sequence[int], out_features: int) -> 
         >>> mlp(2, (16,), 3)(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    sizes = [in_features, *hidden_features]
+    _checks.positive_int("in_features", in_features)
+    _checks.positive_int("out_features", out_features)
+    # An affine map has no hidden layer.
+    affine = isinstance(hidden_features, tuple | list) and not hidden_features
+    sizes = [in_features, *(() if affine else _checks.widths("hidden_features", hidden_features))]
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(sizes):
         layers += [Linear(wide, narrow), _Softplus()]
     layers.append(Linear(sizes[-1], out_features))
-    return _Sequential(*layers)
+    return _MLP(*layers)  # type: ignore[arg-type]

@@ -17,12 +17,13 @@ ROOT = Path(pyro_ilvae.__file__).parent
 # What each part may import of the others; pyro_ilvae itself imports them all.
 ALLOWED = {
     "_checks": set(),
-    "networks": set(),
-    "distributions": set(),
+    "networks": {"_checks"},
+    "distributions": {"_checks"},
     "protocols": set(),
     "_contexts": {"_checks"},
     "_programs": {"_checks", "_contexts", "distributions"},
-    "likelihoods": {"_checks", "distributions"},
+    "_exponential_family": {"_checks", "networks"},
+    "likelihoods": {"_checks", "_exponential_family", "distributions"},
     "encoders": {"_checks", "networks"},
     "decoders": {"_checks", "networks"},
     "sequences": {"_checks", "networks", "distributions", "encoders", "decoders"},

@@ -5,7 +5,7 @@ from typing import Any, SupportsFloat
 
 import torch
 from pyro.distributions import TransformModule, constraints
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor
 
 from pyro_ilvae import _checks
@@ -13,6 +13,7 @@ from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.inversion import invert, weights_are_drawn
+from pyro_ilvae.networks import Module
 
 __all__ = ["BrenierMap", "BrenierTransform"]
 
@@ -28,7 +29,7 @@ def constant(name: str, value: SupportsFloat) -> float:
     return number
 
 
-class BrenierMap(PyroModule):
+class BrenierMap(Module):
     r"""The gradient of a strongly convex potential, an L-inverse Lipschitz map of :math:`\mathbb{R}^D` to itself.
 
     .. math:: g(z) = \nabla\psi(z) + L z, \qquad (g(z) - g(z'))^\top (z - z') \ge L \|z - z'\|^2,

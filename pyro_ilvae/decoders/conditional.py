@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dense, points
+from pyro_ilvae.networks import Module
 
 __all__ = ["ConditionalDecoder", "DecoderGiven"]
 
 
-class ConditionalDecoder(PyroModule):
+class ConditionalDecoder(Module):
     """The sizes of a decoder with an optional context, and the decoder at one context.
 
     Args:
@@ -20,6 +20,8 @@ class ConditionalDecoder(PyroModule):
         event_shape: the shape of the natural parameters of one datum.
         context_dim: the width C of the context; None for a function of z alone.
     """
+
+    _kind = "decoder"
 
     def __init__(self, latent_dim: int, event_shape: int | Sequence[int], context_dim: int | None) -> None:
         super().__init__()
@@ -78,6 +80,8 @@ class DecoderGiven(nn.Module):
     Raises:
         ValueError: for a decoder without a context, and a context of another shape.
     """
+
+    _kind = "decoder"
 
     conditional = False
 

@@ -13,7 +13,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
 from pyro_ilvae.decoders.arguments import dtype_of, points
 from pyro_ilvae.decoders.frames import Frame
-from pyro_ilvae.networks import linear
+from pyro_ilvae.networks import Module, linear
 
 __all__ = ["ICNN"]
 
@@ -71,7 +71,7 @@ class _HiddenWeight(PyroModule):
         return F.softplus(self.raw)
 
 
-class ICNN(PyroModule):
+class ICNN(Module):
     r"""Input convex neural network: a scalar potential :math:`\psi: \mathbb{R}^D \to \mathbb{R}` that is convex.
 
     .. math::

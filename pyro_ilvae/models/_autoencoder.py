@@ -1,9 +1,7 @@
 """The base of all models: checks that the parts fit, checks of the data, and the plate over the data."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import Any, overload
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -14,8 +12,10 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.likelihoods import check_support, mean_of_data
-from pyro_ilvae.networks import unused
+from pyro_ilvae.likelihoods import mean_of_data
+from pyro_ilvae.models._data import as_tensor, in_support, parts
+from pyro_ilvae.models._minibatch import PLATE, check_replayed, checked_index, refuse_other_order
+from pyro_ilvae.networks import unused, warn_of_another
 
 
 class Autoencoder(PyroModule):
@@ -32,12 +32,14 @@ class Autoencoder(PyroModule):
         event_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        check_roles(decoder, encoder, likelihood)
+        self._check_decoder(decoder)
         dims = {
             "the argument latent_dim": latent_dim,
             "decoder.latent_dim": getattr(decoder, "latent_dim", None),
             "encoder.latent_dim": getattr(encoder, "latent_dim", None),
         }
-        self.latent_dim: int = agreed("latent_dim", dims)
+        self.latent_dim = _checks.positive_int("latent_dim", agreed("latent_dim", dims))
         own_shape = getattr(decoder, "event_shape", None)
         shapes = {
             "the argument event_shape": None if event_shape is None else _checks.event_shape(event_shape),
@@ -48,6 +50,8 @@ class Autoencoder(PyroModule):
         self.decoder = unused(decoder)
         self.encoder = unused(encoder)
         self.likelihood = unused(likelihood)
+        if hasattr(likelihood, "_event_dim"):
+            likelihood._event_dim = len(self.event_shape)
         self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
 
     _prior_loc: Tensor
@@ -57,7 +61,7 @@ class Autoencoder(PyroModule):
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, data_size={self.data_size}"
 
     @pyro_method
-    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The amortized posterior, or the prior without data; the arguments are as for the model.
 
         Returns:
@@ -65,27 +69,46 @@ class Autoencoder(PyroModule):
         """
         x = self._checked(x)
         self._warn_of_another_model()
-        return self._sample_z(x, self._data_plate(x, num_data))
+        return self._sample_z(x, self._data_plate(x, index, num_data))
 
     @torch.no_grad()
     def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         r"""Location and scale of q(z | x), each of shape (N, K), for ``x`` of shape (N, \*data shape).
 
         Args:
-            x: the data.
-            batch_size: the number of data encoded at a time; all at once if None.
+            x: the data, or an iterable of batches, such as a DataLoader, which are encoded one after the other. Each
+                batch is a tensor of data, or a tuple or list with this tensor in its first place.
+            batch_size: the number of data encoded at a time; all, or all of a batch, at once if None.
         """
         return self._encoded(x, batch_size)
+
+    def _check_decoder(self, decoder: nn.Module) -> None:
+        """Raise unless the model can use a decoder of this kind."""
 
     def _prior(self) -> TorchDistribution:
         """The prior of z, with batch shape () and event shape (K,)."""
         return dist.Normal(self._prior_loc, torch.ones_like(self._prior_loc)).to_event(1)
 
-    def _encoded(self, x: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
-        """Location and scale of all data, for an encoder that returns these two."""
+    def _batches(self, x: Any, batch_size: int | None) -> Iterator[Tensor]:
+        """The data, checked, from a tensor or an iterable of batches, at most ``batch_size`` at a time."""
+        for part in parts(x):
+            yield from batches(self._checked_data(part), batch_size)
+
+    def _code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of a batch, each (N, K), for an encoder that returns these two."""
         with evaluation_mode(self):
-            parts = [self._location_and_scale(self.encoder(batch)) for batch in batches(self._checked(x), batch_size)]
-        return torch.cat([loc for loc, _ in parts]), torch.cat([scale for _, scale in parts])
+            loc, scale = self._location_and_scale(self.encoder(x))
+        if loc.dim() > 2 or loc.shape[:-1] not in ((), (1,), (len(x),)):
+            raise ValueError(
+                f"Expected encoder to return location and scale of shape {(len(x), self.latent_dim)}, got "
+                f"{tuple(loc.shape)}"
+            )
+        return loc.expand(len(x), -1), scale.expand(len(x), -1)
+
+    def _encoded(self, x: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """Location and scale of all data, for an encoder that returns these two."""
+        codes = [self._code(batch) for batch in self._batches(x, batch_size)]
+        return torch.cat([loc for loc, _ in codes]), torch.cat([scale for _, scale in codes])
 
     def _sample_z(self, x: Tensor | None, plate: pyro.plate) -> Tensor:
         """The value of site ``z`` in the guide; without data, the guide is the prior."""
@@ -94,75 +117,85 @@ class Autoencoder(PyroModule):
             value: Tensor = pyro.sample("z", fn)
         return value
 
-    def _data_plate(self, x: Tensor | None, num_data: int) -> pyro.plate:
-        if x is None:
-            return pyro.plate("data", _checks.positive_int("num_data", num_data))
-        if self.data_size is None or self.data_size == len(x):
-            return pyro.plate("data", len(x))
-        if self.data_size < len(x):
-            raise ValueError(f"Expected at most data_size = {self.data_size} data at site 'x', got {len(x)}")
-        # The caller has drawn a random batch. These indices stand for it, because letting the plate draw indices would
-        # cost a permutation of the whole data set.
-        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
+    def create_plates(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> pyro.plate:
+        """The plate over the data, for the argument ``create_plates`` of Pyro's AutoGuides.
 
-    @overload
-    def _checked(self, x: Tensor) -> Tensor: ...
+        An AutoGuide holds values for each datum and draws batches of its own. With this plate it takes the batch that
+        it is called with. The arguments are as for the model.
 
-    @overload
-    def _checked(self, x: Tensor | None) -> Tensor | None: ...
+        Raises:
+            ValueError: as for the model, for a batch of less than ``data_size`` data without ``index``, and for an
+                ``index`` of all data that is not in order.
 
-    def _checked(self, x: Tensor | None) -> Tensor | None:
-        """The data, checked, and converted to floating point unless the likelihood takes integers."""
-        if x is None:
-            return None
-        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"Expected data at site 'x' as a tensor of shape (N, ...) with N >= 1, got {got}")
-        if x.is_complex() or (x.is_floating_point() and x.dtype != self._prior_loc.dtype):
+        Example:
+            >>> from pyro.infer.autoguide import AutoNormal
+            >>> from pyro_ilvae import VAE, MLPDecoder, MLPEncoder, likelihoods
+            >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, hidden_features=(16,))
+            >>> encoder = MLPEncoder(latent_dim=2, event_shape=8, hidden_features=(16,))
+            >>> vae = VAE(decoder, encoder, likelihoods.Normal(), data_size=60)
+            >>> guide = AutoNormal(vae.model, create_plates=vae.create_plates)
+            >>> guide(torch.randn(10, 8), index=torch.randperm(60)[:10])["z"].shape
+            torch.Size([10, 2])
+        """
+        x = self._checked(x)
+        index = checked_index(index, x, self.data_size)
+        if x is not None and index is None and self.data_size not in (None, len(x)):
             raise ValueError(
-                f"Expected data at site 'x' of dtype {self._prior_loc.dtype}, as the model, got {x.dtype}; convert "
-                "data or model, for example by x.float() or model.double()"
+                f"Expected index, the numbers of the {len(x)} data at site 'x' among data_size = {self.data_size}, "
+                "for a guide that holds values for each datum, got None: pass index="
             )
-        check_support(self.likelihood, x, "x")
-        # No density of PyTorch takes booleans, and few take integers.
-        return x if getattr(self.likelihood, "integer_data", False) else x.to(self._prior_loc.dtype)
+        if self.data_size is not None:
+            refuse_other_order(index, self.data_size)
+        return self._data_plate(x, index, num_data)
+
+    def _data_plate(self, x: Tensor | None, index: Any, num_data: int) -> pyro.plate:
+        index = checked_index(index, x, self.data_size)
+        if x is None:
+            return pyro.plate(PLATE, _checks.positive_int("num_data", num_data))
+        size = len(x) if self.data_size is None else self.data_size
+        if size < len(x):
+            raise ValueError(f"Expected at most data_size = {size} data at site 'x', got {len(x)}")
+        check_replayed(len(x), size, index)
+        if index is None and size > len(x):
+            # The caller has drawn a random batch. These indices stand for it, because letting the plate draw indices
+            # would cost a permutation of the whole data set.
+            index = torch.arange(len(x), device=x.device)
+        return pyro.plate(PLATE, size, subsample=index)
+
+    def _checked(self, x: Any) -> Tensor | None:
+        """The data, checked, if there are any."""
+        return None if x is None else self._checked_data(x)
+
+    def _checked_data(self, x: Any) -> Tensor:
+        """The data, checked, and converted to floating point unless the likelihood takes integers."""
+        return in_support(as_tensor(x), self.likelihood, self._prior_loc)
 
     def _location_and_scale(self, output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The output of an encoder, checked to be a location and a scale."""
+        if not isinstance(output, tuple | list) or not all(isinstance(part, Tensor) for part in output):
+            raise TypeError(f"Expected encoder to return a tuple of tensors, got a {type(output).__name__}")
         shapes = tuple(tuple(part.shape) for part in output)
         if len(output) != 2 or shapes[0] != shapes[1] or shapes[0][-1:] != (self.latent_dim,):
             raise ValueError(
                 f"Expected encoder to return location and scale of shape (..., {self.latent_dim}), got {shapes}"
             )
-        return output
+        loc, scale = output
+        return loc, scale
 
     def _warn_of_another_model(self) -> None:
         """Warn if the param store holds parameters of another model, under the names of this model's parameters."""
-        if not torch.is_grad_enabled() or pyro.settings.get("module_local_params"):
-            return
-        store = pyro.get_param_store()
-        prefix = f"{self._pyro_name}{'.' * bool(self._pyro_name)}"
-        for name, parameter in self._own_parameters():
-            full_name = f"{prefix}{name}"
-            stored: Any = store[full_name] if full_name in store else None  # noqa: SIM401 - the store has no get
-            if stored is not None and stored.unconstrained() is not parameter:
-                warnings.warn(
-                    f"Pyro's param store holds another model's '{full_name}': SVI would train the parameters of that "
-                    "model instead of this model's. Call pyro.clear_param_store() before fitting a new model.",
-                    stacklevel=3,
-                )
-                return
-
-    def _own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's own parameters, and the first parameter of each part, which stands for the whole part."""
-        yield from self.named_parameters(recurse=False)
-        for part, module in self.named_children():
-            for name, parameter in islice(module.named_parameters(), 1):
-                yield _stored_name(self, f"{part}.{name}"), parameter
+        warn_of_another(self, "model", "Call pyro.clear_param_store() before fitting a new model")
 
 
 class DenseAutoencoder(Autoencoder):
     """A model of data of a fixed shape, for which the decoder returns all natural parameters at once."""
+
+    def _check_decoder(self, decoder: nn.Module) -> None:
+        if getattr(decoder, "conditional", False):
+            raise ValueError(
+                f"Expected decoder to be a function of z alone, got a {type(decoder).__name__} that needs a context; "
+                "fix the context by decoder.given(context)"
+            )
 
     @torch.no_grad()
     def sample_prior(
@@ -177,6 +210,7 @@ class DenseAutoencoder(Autoencoder):
             seed: a seed for the draws; the global random state if None.
         """
         shape = torch.Size([_checks.positive_int("num_samples", num_samples)])
+        _checks.boolean("mean", mean)
         with seeded(seed):
             return self._decoded(self._prior().sample(shape), batch_size, mean=mean)
 
@@ -198,11 +232,15 @@ class DenseAutoencoder(Autoencoder):
         return value
 
     def _likelihood(self, eta: Tensor, x: Tensor | None) -> TorchDistribution:
+        if not isinstance(eta, Tensor):
+            raise TypeError(f"Expected decoder to return a tensor, got a {type(eta).__name__}")
         split = eta.dim() - len(self.event_shape)
         if split < 1 or eta.shape[split:] != self.event_shape:
             expected = ", ".join(["...", *map(str, self.event_shape)])
             raise ValueError(f"Expected decoder to return shape ({expected}), got {tuple(eta.shape)}")
         distribution = self.likelihood(eta, x)
+        if not isinstance(distribution, torch.distributions.Distribution):
+            raise TypeError(f"Expected likelihood to return a distribution, got a {type(distribution).__name__}")
         data_shape = distribution.batch_shape[split:]
         if x is not None and x.shape[1:] != data_shape:
             expected = ", ".join(["N", *map(str, data_shape)])
@@ -210,14 +248,16 @@ class DenseAutoencoder(Autoencoder):
         return distribution.to_event(len(data_shape))
 
 
-def _stored_name(module: nn.Module, path: str) -> str:
-    """The name of a module's parameter in Pyro's param store, where $$$ marks the first part that is no PyroModule."""
-    *parts, name = path.split(".")
-    for i, part in enumerate(parts, start=1):
-        module = module._modules[part]  # type: ignore[assignment]
-        if not isinstance(module, PyroModule):
-            return f"{'.'.join(parts[:i])}$$${'.'.join([*parts[i:], name])}"
-    return path
+def check_roles(decoder: Any, encoder: Any, likelihood: Any) -> None:
+    """Raise unless the parts can be called, and none of them is known to be a part of another kind."""
+    given = {"decoder": (decoder, "MLPDecoder(...)"), "encoder": (encoder, "MLPEncoder(...)")}
+    for name, (part, example) in {**given, "likelihood": (likelihood, "likelihoods.Normal()")}.items():
+        _checks.function(name, part, f"a module or a function, such as {example}")
+        if isinstance(part, torch.distributions.Distribution):
+            raise TypeError(f"Expected {name} to be a function that returns a distribution, got a distribution")
+        kind = getattr(part, "_kind", name)  # Modules of users need not say what they are.
+        if kind != name:
+            raise TypeError(f"Expected {name} to be such as {example}, got a {type(part).__name__}, which is a {kind}")
 
 
 def agreed(name: str, values: dict[str, Any]) -> Any:

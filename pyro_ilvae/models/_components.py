@@ -8,6 +8,8 @@ from torch import Tensor
 
 def checked(output: tuple[Tensor, ...], num_components: int, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output of an encoder if its parts have shapes (..., C), (..., C, K) and (..., C, K)."""
+    if not all(isinstance(part, Tensor) for part in output):
+        raise TypeError(f"Expected encoder to return tensors, got {[type(part).__name__ for part in output]}")
     logits, loc, scale = output
     shape = (*logits.shape[:-1], num_components, latent_dim)
     shapes = (shape[:-1], shape, shape)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.models._autoencoder import DenseAutoencoder, batches
+from pyro_ilvae.models._autoencoder import DenseAutoencoder
 from pyro_ilvae.models._clusters import find_clusters
 from pyro_ilvae.models._components import checked, mean_and_scale, of_component, responsibilities, times_factor
+from pyro_ilvae.models._objective import refuse_without_enumeration
 
 __all__ = ["MixtureVAE"]
 
@@ -72,7 +73,7 @@ class MixtureVAE(DenseAutoencoder):
     Raises:
         ValueError: if the parts disagree on a dimension or on the number of components, and for a likelihood with an
             optimal scale where y is enumerated in the guide. ``model`` and ``guide`` raise it as for
-            :class:`~pyro_ilvae.VAE`.
+            :class:`~pyro_ilvae.VAE`, and ``model`` under an ELBO that does not enumerate y.
 
     References:
         | Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -153,10 +154,11 @@ class MixtureVAE(DenseAutoencoder):
         )
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The generative model, with arguments and value as for :meth:`~pyro_ilvae.VAE.model`."""
+        refuse_without_enumeration("y", self.enumerate_in)
         x = self._checked(x)
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         # The components are read outside the plate, so that a prior on them is global and not one for each datum.
         logits, loc, scale = self._components()
         with plate:
@@ -169,11 +171,11 @@ class MixtureVAE(DenseAutoencoder):
         return self._sample_x(z, x, plate)
 
     @pyro_method
-    def guide(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The amortized posterior, with arguments and value as for :meth:`~pyro_ilvae.VAE.guide`."""
         x = self._checked(x)
         self._warn_of_another_model()
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         if self.enumerate_in == "model":
             return self._sample_z(x, plate)
         logits, loc, scale = self._components() if x is None else self._posterior(x)
@@ -187,7 +189,7 @@ class MixtureVAE(DenseAutoencoder):
         r"""Mean and standard deviation of :math:`q(z \mid x)`, over all components, each of shape (N, K).
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data encoded at a time; all at once if None.
         """
         moments = [mean_and_scale(*posterior) for posterior in self._posteriors(x, batch_size)]
@@ -203,7 +205,7 @@ class MixtureVAE(DenseAutoencoder):
         draws of z. Otherwise it needs no draws.
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data treated at a time; all at once if None.
             num_samples: the number of draws of z for each datum.
             seed: a seed for the draws; the global random state if None.
@@ -211,7 +213,7 @@ class MixtureVAE(DenseAutoencoder):
         _checks.positive_int("num_samples", num_samples)
         probs = []
         with evaluation_mode(self), seeded(seed):
-            for batch in batches(self._checked(x), batch_size):
+            for batch in self._batches(x, batch_size):
                 if self.enumerate_in == "guide":
                     probs.append(self._posterior(batch)[0].softmax(-1))
                 else:
@@ -229,12 +231,14 @@ class MixtureVAE(DenseAutoencoder):
         likelihood, the result holds probabilities, and has the categories as its last dimension.
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data treated at a time; all at once if None.
         """
-        posteriors = self._posteriors(x, batch_size)
-        z = torch.cat([of_component(loc, probs.argmax(-1)) for probs, loc, _ in posteriors])
-        return self._decoded(z, batch_size, mean=True)
+        means = []
+        for batch in self._batches(x, batch_size):
+            probs, loc, _ = self._posterior_of(batch)
+            means.append(self._decoded(of_component(loc, probs.argmax(-1)), None, mean=True))
+        return torch.cat(means)
 
     @torch.no_grad()
     def sample_component(
@@ -257,6 +261,7 @@ class MixtureVAE(DenseAutoencoder):
         """
         component = _checks.index_below("component", component, self.num_components)
         _checks.positive_int("num_samples", num_samples)
+        _checks.boolean("mean", mean)
         _, loc, scale = self._components()
         with seeded(seed):
             z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
@@ -278,7 +283,7 @@ class MixtureVAE(DenseAutoencoder):
         least a tenth of the variance of the locations. Fixed weights and scales keep their values.
 
         Args:
-            x: the data, of shape (N, \*data shape).
+            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data encoded at a time; all at once if None.
             restarts: the number of runs of k-means; the run with the closest clusters counts.
             seed: a seed for k-means; the global random state if None.
@@ -325,8 +330,8 @@ class MixtureVAE(DenseAutoencoder):
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""
         output = self.encoder(x)
-        if len(output) == 3:
-            return checked(output, self.num_components, self.latent_dim)
+        if isinstance(output, tuple | list) and len(output) == 3:
+            return checked(tuple(output), self.num_components, self.latent_dim)
         self._check_no_prior("a guide whose encoder gives a factor")
         return times_factor(*self._components(), *self._location_and_scale(output))
 
@@ -335,14 +340,17 @@ class MixtureVAE(DenseAutoencoder):
 
         If y is enumerated in the model, C is 1, and the only component is q(z | x).
         """
-        posteriors = []
+        return [self._posterior_of(batch) for batch in self._batches(x, batch_size)]
+
+    def _posterior_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The posterior of one batch."""
+        if self.enumerate_in == "model":
+            loc, scale = (part.unsqueeze(-2) for part in self._code(x))
+            return torch.ones_like(loc[..., 0]), loc, scale
         with evaluation_mode(self):
-            for batch in batches(self._checked(x), batch_size):
-                if self.enumerate_in == "guide":
-                    logits, loc, scale = self._posterior(batch)
-                    probs = logits.softmax(-1)
-                else:
-                    loc, scale = (part.unsqueeze(-2) for part in self._location_and_scale(self.encoder(batch)))
-                    probs = torch.ones_like(loc[..., 0])
-                posteriors.append((probs, loc, scale))
-        return posteriors
+            logits, loc, scale = self._posterior(x)
+        if loc.shape[:-2] != (len(x),):
+            raise ValueError(
+                f"Expected encoder to return one posterior for each of {len(x)} data, got {loc.shape[:-2]}"
+            )
+        return logits.softmax(-1), loc, scale

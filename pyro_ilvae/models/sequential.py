@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import overload
+from typing import Any
 
 import pyro
 import torch
@@ -13,7 +13,8 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.distributions import PADDING, TokenSequence
 from pyro_ilvae.likelihoods import Categorical
-from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches
+from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches, check_roles
+from pyro_ilvae.models._data import as_tokens
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.generation import ancestral_sample, beam_search
 
@@ -90,11 +91,12 @@ class SequentialVAE(Autoencoder):
         end_token: int | None = None,
         max_length: int = 100,
     ) -> None:
+        check_roles(decoder, encoder, Categorical(1))
         sizes = {
             "decoder.vocab_size": getattr(decoder, "vocab_size", None),
             "encoder.vocab_size": getattr(encoder, "vocab_size", None),
         }
-        vocab_size: int = agreed("vocab_size", sizes)
+        vocab_size = _checks.positive_int("vocab_size", agreed("vocab_size", sizes))
         super().__init__(decoder, encoder, Categorical(vocab_size), data_size=data_size, event_shape=vocab_size)
         self.vocab_size = vocab_size
         self.max_length = _checks.positive_int("max_length", max_length)
@@ -108,18 +110,19 @@ class SequentialVAE(Autoencoder):
         )
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
             x: a batch of tokens of shape (N, T), or None for a draw from the prior predictive.
+            index: as for :meth:`~pyro_ilvae.VAE.model`.
             num_data: the number of data to draw if ``x`` is None.
 
         Returns:
             The value of site ``x``: the data, or a draw of shape (num_data, max_length).
         """
         x = self._checked(x)
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
         # Some handlers (uncondition) draw even if there are data: such draws have the length of the data.
@@ -203,7 +206,7 @@ class SequentialVAE(Autoencoder):
         """The sequences that :meth:`search` finds at the posterior means of z, of shape (N, max_length).
 
         Args:
-            x: tokens of shape (N, T).
+            x: tokens of shape (N, T), or an iterable of batches, as for :meth:`encode`.
             batch_size: the number of data treated at a time; all at once if None.
             num_beams: as for :meth:`search`.
             max_length: as for :meth:`search`.
@@ -227,7 +230,8 @@ class SequentialVAE(Autoencoder):
             Tokens of shape (num_steps, max_length), padded with -1 after the end token.
         """
         _checks.positive_int("num_steps", num_steps, at_least=2)
-        first, last = (self.encode(sequence.unsqueeze(0))[0] for sequence in (start, end))
+        ends = {"start": start, "end": end}
+        first, last = (self.encode(_checks.tensor(name, value).unsqueeze(0))[0] for name, value in ends.items())
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
         return self.search(torch.lerp(first, last, weight), num_beams=num_beams, max_length=max_length)
 
@@ -236,9 +240,12 @@ class SequentialVAE(Autoencoder):
         self, z: Tensor, batch_size: int | None, function: Callable[..., Tensor], max_length: int | None, option: float
     ) -> Tensor:
         """The sequences that a function of :mod:`pyro_ilvae.sequences.generation` returns for ``z``, in batches."""
+        z = _checks.tensor("z", z)
         _checks.last_dim("z", z, self.latent_dim)
+        if z.is_complex() or not z.isfinite().all():
+            raise ValueError("Expected z to hold finite real numbers, got others")
         length = self.max_length if max_length is None else _checks.positive_int("max_length", max_length)
-        flat = z.reshape(-1, self.latent_dim).to(self._prior_loc.dtype)
+        flat = z.reshape(-1, self.latent_dim).to(self._prior_loc)
         with evaluation_mode(self):
             parts = [
                 function(self.decoder, batch, length, self.end_token, option) for batch in batches(flat, batch_size)
@@ -274,21 +281,13 @@ class SequentialVAE(Autoencoder):
             )
         return self._logits(z, tokens)
 
-    @overload
-    def _checked(self, x: Tensor) -> Tensor: ...
+    def _check_decoder(self, decoder: nn.Module) -> None:
+        if not all(hasattr(decoder, name) for name in ("vocab_size", "begin", "step")):
+            raise TypeError(f"Expected decoder to be a SequenceDecoder, got a {type(decoder).__name__}")
 
-    @overload
-    def _checked(self, x: Tensor | None) -> Tensor | None: ...
-
-    def _checked(self, x: Tensor | None) -> Tensor | None:
+    def _checked_data(self, x: Any) -> Tensor:
         """The tokens, checked, without the columns that hold only padding."""
-        if x is None:
-            return None
-        if not isinstance(x, Tensor) or x.dim() != 2 or len(x) == 0:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"Expected data at site 'x' as a tensor of tokens of shape (N, T) with N >= 1, got {got}")
-        if x.dtype != torch.long:
-            raise ValueError(f"Expected data at site 'x' of dtype torch.int64, got {x.dtype}")
+        x = as_tokens(x, self._prior_loc.device)
         if x.numel() and not (x.min() >= PADDING and x.max() < self.vocab_size):
             raise ValueError(
                 f"Expected tokens at site 'x' from 0 to {self.vocab_size - 1}, or {PADDING} as padding, "

@@ -58,18 +58,22 @@ class VAE(DenseAutoencoder):
     """
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, num_data: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         r"""The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
-            x: a batch of data of shape (N, \*data shape), or None for a draw from the prior predictive.
+            x: a batch of data of shape (N, \*data shape), or None for a draw from the prior predictive. Arrays, data
+                frames and lists are converted where that changes no value.
+            index: the numbers of these data in the data set, ints below ``data_size`` of shape (N,), at which the plate
+                is then held. A guide with a value for each datum needs them; the guide of this model does not. If None,
+                a batch of all data is taken to be in the order of the data set.
             num_data: the number of data to draw if ``x`` is None.
 
         Returns:
             The value of site ``x``: the data, or the draw.
         """
         x = self._checked(x)
-        plate = self._data_plate(x, num_data)
+        plate = self._data_plate(x, index, num_data)
         with plate:
             z = pyro.sample("z", self._prior())
         return self._sample_x(z, x, plate)
@@ -81,7 +85,9 @@ class VAE(DenseAutoencoder):
         For a categorical likelihood, the result holds probabilities, and has the categories as its last dimension.
 
         Args:
-            x: the data.
-            batch_size: the number of data treated at a time; all at once if None.
+            x: the data, or an iterable of batches, as for :meth:`encode`.
+            batch_size: the number of data treated at a time; all, or all of a batch, at once if None.
         """
-        return self._decoded(self.encode(x, batch_size)[0], batch_size, mean=True)
+        # Batch by batch, because a decoder takes more memory than its result.
+        means = [self._decoded(self._code(batch)[0], None, mean=True) for batch in self._batches(x, batch_size)]
+        return torch.cat(means)

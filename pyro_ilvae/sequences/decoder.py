@@ -3,18 +3,19 @@
 import math
 
 import torch
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.frames import check_centered
-from pyro_ilvae.networks import unused
+from pyro_ilvae.networks import Module, unused
+from pyro_ilvae.sequences._tokens import tokens_of
 from pyro_ilvae.sequences.histories import State, make_history
 
 __all__ = ["SequenceDecoder", "SequenceDecoderGiven"]
 
 
-class SequenceDecoder(PyroModule):
+class SequenceDecoder(Module):
     r"""An autoregressive decoder: at each position, any decoder given the state of a history of the tokens before it.
 
     .. math:: x_t \mid x_{<t}, z \sim \operatorname{Categorical}(\operatorname{softmax} f(z; h_t)),
@@ -56,11 +57,14 @@ class SequenceDecoder(PyroModule):
         (torch.Size([3, 3, 10]), 4.0)
     """
 
+    _kind = "decoder"
+
     # forward needs the tokens beside z.
     conditional = True
 
     def __init__(self, history: str | nn.Module, decoder: nn.Module, *, word_dropout: float = 0.0) -> None:
         super().__init__()
+        _checks.instance("decoder", decoder, nn.Module, "a module, such as MLPDecoder(...)")
         width = getattr(decoder, "context_dim", None)
         event_shape: tuple[int, ...] = getattr(decoder, "event_shape", ())
         if width is None:
@@ -104,7 +108,9 @@ class SequenceDecoder(PyroModule):
             z: of shape (..., N, K).
             x: the tokens, int64 of shape (..., N, T); padding may follow them.
         """
+        z = _checks.tensor("z", z)
         _checks.last_dim("z", z, self.latent_dim)
+        x = tokens_of("x", x, self.vocab_size)
         start = torch.full_like(x[..., :1], self.vocab_size)
         inputs = torch.cat([start, x[..., :-1].clamp(min=0)], dim=-1)
         if self.training and self.word_dropout > 0:
@@ -117,7 +123,13 @@ class SequenceDecoder(PyroModule):
     @pyro_method
     def begin(self, z: Tensor) -> tuple[Tensor, State]:
         """Logits of the first token, of shape (N, V) for ``z`` of shape (N, K), and the state for :meth:`step`."""
+        z = _checks.tensor("z", z)
         _checks.last_dim("z", z, self.latent_dim)
+        for name in ("begin", "step"):
+            if not hasattr(self.history, name):
+                raise TypeError(
+                    f"Expected history with a method {name} to draw sequences, got a {type(self.history).__name__}"
+                )
         start = torch.full((len(z),), self.vocab_size, device=z.device)
         return self.step(start, (z, *self.history.begin(len(z))))  # type: ignore[operator]
 
@@ -166,6 +178,8 @@ class SequenceDecoderGiven(nn.Module):
 
     def __init__(self, decoder: SequenceDecoder, x: Tensor) -> None:
         super().__init__()
+        _checks.instance("decoder", decoder, SequenceDecoder, "a SequenceDecoder")
+        x = tokens_of("x", x, decoder.vocab_size)
         if x.dim() != 1 or len(x) == 0 or x.min() < 0:
             raise ValueError(f"Expected x of shape (T,) with T >= 1 tokens and no padding, got {x.tolist()}")
         self.decoder = decoder

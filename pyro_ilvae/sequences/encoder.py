@@ -1,18 +1,18 @@
 """The network for guides over sequences: from tokens to the location and scale of the latent variable."""
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_ilvae import _checks
 from pyro_ilvae.encoders import location_and_scale
-from pyro_ilvae.networks import mlp
+from pyro_ilvae.networks import Module, mlp
+from pyro_ilvae.sequences._tokens import tokens_of
 
 __all__ = ["SequenceEncoder"]
 
 
-class SequenceEncoder(PyroModule):
+class SequenceEncoder(Module):
     r"""A bidirectional GRU giving the location and scale of :math:`q(z \mid x)` for sequences of any length.
 
     .. math:: (m, r) = \operatorname{MLP}(\overrightarrow{h}_T, \overleftarrow{h}_1), \qquad \mu = m, \qquad
@@ -28,7 +28,8 @@ class SequenceEncoder(PyroModule):
         num_layers: the number of layers of the GRU.
 
     Raises:
-        ValueError: for widths below 1, and from ``forward`` for sequences without a token.
+        ValueError: for widths below 1, and from ``forward`` for sequences without a token, for tokens outside the
+            vocabulary, and for tokens after padding.
 
     Example:
         >>> encoder = SequenceEncoder(vocab_size=10, latent_dim=2)
@@ -36,6 +37,8 @@ class SequenceEncoder(PyroModule):
         >>> loc.shape, bool((scale > 0).all())
         (torch.Size([2, 2]), True)
     """
+
+    _kind = "encoder"
 
     def __init__(
         self,
@@ -62,9 +65,10 @@ class SequenceEncoder(PyroModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""
-        flat = x.reshape(-1, x.shape[-1])
+        x = tokens_of("x", x, self.vocab_size)
+        flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         lengths = (flat >= 0).sum(-1)
-        if not lengths.all():
+        if not len(lengths) or not lengths.all():
             raise ValueError(f"Expected x with at least one token in each row, got {int((lengths == 0).sum())} without")
         packed = pack_padded_sequence(
             self.embedding(flat.clamp(min=0)), lengths.cpu(), batch_first=True, enforce_sorted=False

@@ -4,17 +4,18 @@ import math
 from typing import Literal, TypeAlias
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.networks import Module
+from pyro_ilvae.sequences._tokens import inputs_of
 
 __all__ = ["RecurrentHistory", "TransformerHistory"]
 
 State: TypeAlias = tuple[Tensor, ...]  # each tensor with the sequences in its first dimension
 
 
-class RecurrentHistory(PyroModule):
+class RecurrentHistory(Module):
     r"""A recurrent network over the tokens before each position.
 
     .. math:: h_t = \operatorname{GRU}(h_{t-1}, e_{x_{t-1}}), \qquad x_0 = \text{start},
@@ -35,6 +36,8 @@ class RecurrentHistory(PyroModule):
         >>> history(torch.tensor([[10, 3, 4]])).shape
         torch.Size([1, 3, 32])
     """
+
+    _kind = "history"
 
     def __init__(
         self,
@@ -60,17 +63,20 @@ class RecurrentHistory(PyroModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=2)
         states: Tensor = self.recurrent(self.embedding(inputs))[0]
         return states
 
     def begin(self, num_sequences: int) -> State:
         """The state before any input."""
+        _checks.positive_int("num_sequences", num_sequences, at_least=0)
         weight = self.embedding.weight
         zeros = weight.new_zeros(num_sequences, self.recurrent.num_layers, self.features)
         return (zeros,) if self.kind == "gru" else (zeros, zeros)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """The state of shape (N, H) after one more input for each sequence, of shape (N,), and all of the state."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=1)
         # PyTorch puts the layers first, even with batch_first.
         before = tuple(part.transpose(0, 1).contiguous() for part in state)
         output, after = self.recurrent(self.embedding(inputs[:, None]), before[0] if self.kind == "gru" else before)
@@ -78,7 +84,7 @@ class RecurrentHistory(PyroModule):
         return output[:, 0], tuple(part.transpose(0, 1) for part in parts)
 
 
-class TransformerHistory(PyroModule):
+class TransformerHistory(Module):
     r"""A small causal Transformer over the tokens before each position, with sinusoidal positions.
 
     .. math:: h = \operatorname{Transformer}(\sqrt{H}\, e_{x_{0:T-1}} + p_{1:T}), \qquad x_0 = \text{start},
@@ -104,6 +110,8 @@ class TransformerHistory(PyroModule):
         >>> history(torch.tensor([[10, 3, 4]])).shape
         torch.Size([1, 3, 32])
     """
+
+    _kind = "history"
 
     def __init__(
         self,
@@ -137,6 +145,7 @@ class TransformerHistory(PyroModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """States of shape (N, T, H) after each of the ``inputs``, int64 of shape (N, T)."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=2)
         embedded = math.sqrt(self.features) * self.embedding(inputs)
         length = inputs.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, embedded.device, embedded.dtype)
@@ -145,11 +154,13 @@ class TransformerHistory(PyroModule):
 
     def begin(self, num_sequences: int) -> State:
         """The state before any input: no tokens."""
+        _checks.positive_int("num_sequences", num_sequences, at_least=0)
         device = self.embedding.weight.device
         return (torch.empty(num_sequences, 0, dtype=torch.long, device=device),)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """The state of shape (N, H) after one more input for each sequence, of shape (N,), and all inputs so far."""
+        inputs = inputs_of(inputs, self.vocab_size, dim=1)
         inputs = torch.cat([state[0], inputs[:, None]], dim=1)
         return self(inputs)[:, -1], (inputs,)
 

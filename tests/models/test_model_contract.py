@@ -443,10 +443,10 @@ def test_draws_for_arviz_have_every_latent_site(case):
 # Errors.
 
 
-def wrong_dtypes(case):
+def wrong_data(case):
     if case.x.is_floating_point():
-        return torch.float64, torch.float16, torch.complex64
-    return torch.float32, torch.int32, torch.bool
+        return case.x.double() / 3, case.x.to(torch.complex64)
+    return case.x.float(), case.x > 0
 
 
 @one_of_each()
@@ -454,9 +454,7 @@ def test_refuses_data(case):
     model = case.build(data_size=NUM_DATA)
     wrong = [
         (case.x[:0], "with N >= 1"),
-        (case.x.tolist(), "as a tensor .*got list"),
-        (case.x.numpy(), "as a tensor .*got ndarray"),
-        *((case.x.to(dtype), f"dtype .*got {dtype}") for dtype in wrong_dtypes(case)),
+        *((x, f"dtype .*got {x.dtype}") for x in wrong_data(case)),
     ]
     for function in (model.model, model.guide, model.encode, model.reconstruct):
         for x, message in wrong:

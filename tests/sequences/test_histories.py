@@ -160,7 +160,7 @@ def test_a_history_without_steps_serves_for_all_but_drawing():
     assert not torch.equal(plain.network[0].weight, before)
     assert vae.encode(x)[0].shape == (4, LATENT)
     for draw in (vae.sample_prior, lambda: vae.reconstruct(x), lambda: vae.decoder.begin(torch.zeros(4, LATENT))):
-        with pytest.raises(AttributeError, match="begin"):
+        with pytest.raises(TypeError, match="Expected history with a method begin to draw sequences, got a Counts"):
             draw()
 
 

@@ -1,0 +1,100 @@
+"""What the likelihoods of independent entries share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae.networks import Module
+
+
+class ExponentialFamily(Module):
+    """Likelihoods of independent entries, each an exponential family whose natural parameter is linear in eta.
+
+    The divergence and the Fisher information rest on that, so a likelihood that overrides ``forward`` with any other
+    density has to override ``divergence``, ``information_product`` and ``smallest_information`` too.
+    """
+
+    _kind = "likelihood"
+
+    support_hint = ""
+    integer_data = False
+    depends_on_batch = False
+    smallest_information: Callable[[Tensor], Tensor]
+    _event_dim: int | None = None  # the number of dimensions of one datum's natural parameters; a model sets it
+
+    def _shown(self, name: str) -> str:
+        """The value of a parameter whose logarithm is stored, for ``print``; a prior has none."""
+        return "a prior" if name in self._pyro_samples else f"{float(getattr(self, name).detach().exp()):.4g}"
+
+    def _beside(self, name: str, eta: Tensor) -> Tensor:
+        """A parameter shared by all entries of a datum; draws from a prior get dimensions for these entries."""
+        value: Tensor = getattr(self, name)
+        if value.dim() == 0 or name not in self._pyro_samples:
+            return value
+        prior: Any = self._pyro_samples[name]
+        prior = prior if hasattr(prior, "event_dim") else prior(self)
+        own = getattr(prior, "event_dim", None)
+        if own is None or own == value.dim():  # not known, or no draws side by side
+            return value
+        if self._event_dim is None:
+            if own == 0 and value.dim() < eta.dim():
+                raise ValueError(
+                    f"Expected a prior on {name} with a dimension for the entries of a datum, as by "
+                    f".expand([1]).to_event(1), got draws of shape {tuple(value.shape)} for eta {tuple(eta.shape)}"
+                )
+            return value
+        split = value.dim() - own
+        return value.reshape(*value.shape[:split], *(1,) * (self._event_dim - own), *value.shape[split:])
+
+    @pyro_method
+    def mean(self, eta: Tensor) -> Tensor:
+        """The mean of a datum, of the shape of ``eta``."""
+        return self(eta).mean  # type: ignore[no-any-return]
+
+    @pyro_method
+    def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
+        r"""The divergence of each entry, :math:`\mathrm{KL}(p(x_d \mid \eta_d) \| p(x_d \mid \eta'_d))`, in nats.
+
+        Computed in double precision, of the shape of ``eta``.
+        """
+        eta, other = as_pair(eta, other)
+        p, q = self(eta.double()), self(other.double())
+        # log p(x) - log q(x) is linear in x, so its expectation is its value at the mean. The mean need not be in the
+        # support, so validation is off. PyTorch's own formulas are infinite once a probability rounds to one.
+        mean = p.mean
+        p._validate_args = q._validate_args = False
+        return p.log_prob(mean) - q.log_prob(mean)  # type: ignore[no-any-return]
+
+    def information_product(self, eta: Tensor, tangent: Tensor) -> Tensor:
+        r"""The product :math:`I(\eta) v` for a ``tangent`` v whose shape ends in the shape of ``eta``."""
+        eta = as_eta(eta)
+        return self.smallest_information(eta) * as_tangent(tangent, eta)
+
+
+def as_eta(value: Tensor, name: str = "eta") -> Tensor:
+    """The natural parameters as a tensor of floating point numbers."""
+    eta = _checks.tensor(name, value)
+    if eta.is_complex():
+        raise ValueError(f"Expected {name} to hold real numbers, got {eta.dtype}")
+    return eta if eta.is_floating_point() else eta.to(torch.get_default_dtype())
+
+
+def as_pair(eta: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Natural parameters of two distributions, whose shapes broadcast."""
+    eta, other = as_eta(eta), as_eta(other, "other")
+    try:
+        torch.broadcast_shapes(eta.shape, other.shape)
+    except RuntimeError:
+        raise ValueError(f"Expected other of shape {tuple(eta.shape)}, as eta, got {tuple(other.shape)}") from None
+    return eta, other
+
+
+def as_tangent(value: Tensor, eta: Tensor) -> Tensor:
+    tangent = as_eta(value, "tangent")
+    if tangent.dim() < eta.dim() or tangent.shape[tangent.dim() - eta.dim() :] != eta.shape:
+        raise ValueError(f"Expected tangent of shape (..., *{tuple(eta.shape)}), got {tuple(tangent.shape)}")
+    return tangent

@@ -1,0 +1,147 @@
+"""The indices of a batch: checks of those that a caller gives, and of those at which a guide has drawn."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.effect import AutoMessenger
+from pyro.poutine import Trace
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from pyro_ilvae import _checks
+from pyro_ilvae.distributions import innermost
+
+PLATE = "data"
+
+_REMEDY = (
+    "pass index=, the numbers of the data of this batch in the data set, to model and guide, and use them in the "
+    "plate of the guide, as AutoNormal(vae.model, create_plates=vae.create_plates) does"
+)
+
+
+def checked_index(index: Any, x: Tensor | None, data_size: int | None) -> Tensor | None:
+    """The numbers of the batch's data in the data set, int64 of shape (len(x),); None if they are not given."""
+    if index is None:
+        return None
+    if x is None or data_size is None:
+        missing = "x" if x is None else "data_size"
+        raise ValueError(f"Expected index=None without {missing}, got index: it numbers the data of a data set")
+    index = _checks.tensor("index", index)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise ValueError(f"Expected index to hold ints, got {index.dtype}")
+    if index.shape != (len(x),):
+        raise ValueError(f"Expected index of shape ({len(x)},), one number for each datum, got {tuple(index.shape)}")
+    index = index.to(x.device, torch.int64)
+    ordered = index.sort().values
+    if ordered[0] < 0 or ordered[-1] >= data_size:
+        raise ValueError(
+            f"Expected index from 0 to {data_size - 1}, below data_size, got {int(ordered[0])} to {int(ordered[-1])}"
+        )
+    if (ordered[1:] == ordered[:-1]).any():
+        raise ValueError("Expected index without repetitions, got some number more than once")
+    return index
+
+
+def refuse_other_order(index: Tensor | None, size: int) -> None:
+    """Raise if ``index`` holds all data in another order: Pyro gives a plate that is not subsampled its own order."""
+    if index is not None and len(index) == size and not torch.equal(index, torch.arange(size, device=index.device)):
+        raise ValueError(
+            f"Expected index = 0 ... {size - 1} for a batch of all {size} data with a guide that holds values for each "
+            "datum, got another order: Pyro's plates do not reorder these values"
+        )
+
+
+def check_replayed(num_data: int, size: int, index: Tensor | None) -> None:
+    """Raise if a guide has drawn the z with which the model is replayed for other data than the model is given.
+
+    Args:
+        num_data: the number of data in the batch.
+        size: the number of data in the data set.
+        index: the numbers of the batch's data, if they are known.
+    """
+    for handler in _PYRO_STACK:
+        if isinstance(handler, AutoMessenger):  # It gives z its distribution while the model runs.
+            if index is None and num_data < size:
+                raise ValueError(
+                    f"Expected index for {num_data} of {size} data at site 'x' and a guide with values for each datum, "
+                    "got None: pass index=, the numbers of the data of this batch in the data set"
+                )
+            refuse_other_order(index, size)
+        if isinstance(handler, ReplayMessenger) and handler.trace is not None and "z" in handler.trace.nodes:
+            _check_trace(handler.trace, num_data, size, index)
+
+
+def _check_trace(trace: Trace, num_data: int, size: int, index: Tensor | None) -> None:
+    frames = [frame for frame in trace.nodes["z"]["cond_indep_stack"] if frame.vectorized]
+    by_name = {frame.name: frame for frame in frames}
+    frame = by_name.get(PLATE) or next((frame for frame in frames if frame.full_size != frame.size), None)
+    if frame is None:
+        if num_data < size:
+            raise ValueError(
+                f"Expected a guide that draws z in a plate '{PLATE}' of size {size}, as the model, got one that draws "
+                f"it outside a plate, for a batch of {num_data} data: {_REMEDY}"
+            )
+        refuse_other_order(index, size)
+        return
+    drawn_for, of = frame.size, frame.full_size or frame.size
+    if (drawn_for, of) != (num_data, size):
+        raise ValueError(
+            f"Expected a guide that draws z for {num_data} of {size} data in the plate '{PLATE}', as the model, got "
+            f"one that draws it for {drawn_for} of {of}: {_REMEDY}"
+        )
+    if frame.name not in trace.nodes:
+        return
+    drawn_at = torch.as_tensor(trace.nodes[frame.name]["value"])
+    own = index if index is not None else torch.arange(num_data, device=drawn_at.device)
+    agree = drawn_at is own or torch.equal(drawn_at.to(own.device), own)
+    if num_data == size and agree:
+        if index is not None and _may_hold_values(trace, size):
+            refuse_other_order(index, size)
+    # A guide that computes z from the data may draw any indices, because it does not use them.
+    elif _holds_values(trace, frame, size) if agree and index is None else not agree and _may_hold_values(trace, size):
+        own_data = "whose numbers it was not told" if index is None else f"numbers {own[:3].tolist()} ..."
+        raise ValueError(
+            f"Expected a guide that draws z for the data at site 'x', {own_data}, got one that draws it for numbers "
+            f"{drawn_at[:3].tolist()} ... of the data set: {_REMEDY}"
+        )
+    elif _holds_values_of_positions(trace, frame, size):
+        raise ValueError(
+            f"Expected a guide with values for each of {size} data at site 'z', got one with values for the {num_data} "
+            "positions of a batch: use AutoNormal or AutoDelta, or batches of all data"
+        )
+
+
+def _parameters(trace: Trace) -> list[tuple[Any, Any]]:
+    """The sites of the guide's parameters, each with all of its entries."""
+    sites = [node for node in trace.nodes.values() if node["type"] == "param"]
+    return [(site, getattr(site["value"], "_pyro_unconstrained_param", site["value"])) for site in sites]
+
+
+def _holds_values(trace: Trace, frame: Any, size: int) -> bool:
+    """Whether a parameter of the guide is indexed by the plate."""
+    for site, value in _parameters(trace):
+        event_dim = site["kwargs"].get("event_dim")
+        if event_dim is not None and any(other.name == frame.name for other in site["cond_indep_stack"]):
+            dim = frame.dim - event_dim
+            if value.dim() >= -dim and value.shape[dim] == size:
+                return True
+    return False
+
+
+def _may_hold_values(trace: Trace, size: int) -> bool:
+    """Whether a guide seems to have an entry for each datum of the data set, or is one of Pyro's AutoGuides."""
+    return any(size in value.shape for _, value in _parameters(trace)) or bool(_auxiliary(trace))
+
+
+def _holds_values_of_positions(trace: Trace, frame: Any, size: int) -> bool:
+    """Whether an AutoGuide takes z from a site outside of the plate, as large as the first batch."""
+    outside = [site for site in _auxiliary(trace) if all(f.name != frame.name for f in site["cond_indep_stack"])]
+    if not outside or not isinstance(innermost(trace.nodes["z"]["fn"]), dist.Delta):
+        return False
+    return len(outside) == len(_auxiliary(trace)) and not any(size in value.shape for _, value in _parameters(trace))
+
+
+def _auxiliary(trace: Trace) -> list[Any]:
+    return [node for node in trace.nodes.values() if (node.get("infer") or {}).get("is_auxiliary")]
