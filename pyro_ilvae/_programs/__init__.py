@@ -10,7 +10,9 @@ from pyro_ilvae._programs.sites import (
     is_deterministic,
     is_variable,
     sample_sites,
+    site_bytes,
     site_log_prob,
+    site_numbers,
     site_shape,
 )
 
@@ -29,6 +31,8 @@ __all__ = [
     "is_deterministic",
     "is_variable",
     "sample_sites",
+    "site_bytes",
     "site_log_prob",
+    "site_numbers",
     "site_shape",
 ]

@@ -9,6 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae._contexts import seeded
+from pyro_ilvae._memory import MOST_BYTES, Allocations
 from pyro_ilvae._programs import (
     MOST_PAIRS,
     Arguments,
@@ -18,6 +19,7 @@ from pyro_ilvae._programs import (
     Values,
     is_deterministic,
     sample_sites,
+    site_bytes,
     site_log_prob,
     site_shape,
 )
@@ -43,7 +45,8 @@ class Batch:
         self.model, self.guide, self.arguments, self.plate = model, guide, arguments, plate
         self.num_data = arguments.num_data
         self.runs = Runs(model, guide, arguments)
-        self.runs.compared = [self.traces]
+        self.runs.compared = [self._traces_to_compare]
+        self.bytes_by_draws: dict[int, int] = {}  # that runs of so many draws take, as far as that was found out
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
         sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
@@ -58,7 +61,37 @@ class Batch:
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
         """Return how many draws to make in each pass, in bounded memory; one by one if model or guide need that."""
         most = (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments)
+        if samples_per_pass is None and num_samples > 1:
+            sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
+            largest = max((site_bytes(site) for site in sites), default=1)
+            most = min(most, MOST_BYTES // largest)
+            if most > 1 and self.runs.vectorizes:
+                most = min(most, MOST_BYTES // max(self._bytes_per_draw(most), largest))
         return self.runs.passes(num_samples, samples_per_pass, most)
+
+    def _bytes_per_draw(self, most: int) -> int:
+        """The bytes that each further draw takes, or more than that if ``most`` draws fit in memory anyhow."""
+        half = self.bytes_by_draws.get(2, 0) // 2
+        if most * half <= MOST_BYTES:
+            return half
+        if 1 not in self.bytes_by_draws:
+            with torch.no_grad(), seeded(0):
+                self._weighed_traces(1)
+        # An encoder, say, takes the same for any number of draws.
+        return self.bytes_by_draws[2] - self.bytes_by_draws[1]
+
+    def _traces_to_compare(self, num_draws: int, given: Values) -> tuple[Trace, Trace]:
+        weighed = num_draws == 2 and 2 not in self.bytes_by_draws
+        return self._weighed_traces(2, given) if weighed else self.traces(num_draws, given)
+
+    def _weighed_traces(self, num_draws: int, given: Values | None = None) -> tuple[Trace, Trace]:
+        """Traces, having noted how many bytes it takes to make them and their log densities."""
+        with Allocations() as allocations:
+            traces = self.traces(num_draws, given)
+            for site in (site for trace in traces for site in sample_sites(trace)):
+                site_log_prob(site)
+        self.bytes_by_draws[num_draws] = allocations.bytes
+        return traces
 
     def traces(
         self,
@@ -255,14 +288,14 @@ def batches(
     model: Program, guide: Program, arguments: Arguments, batch_size: int | None, plate: str | None = None
 ) -> Iterator[Batch]:
     """Yield model and guide on ``batch_size`` data at a time."""
-    vectorizes: dict[int, bool | None] = {}
+    known: dict[int, tuple[bool | None, dict[int, int]]] = {}
     for part in arguments.batches(batch_size):
         batch = Batch(model, guide, part, plate)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
-        batch.runs.known_to_vectorize = vectorizes.get(batch.num_data)
+        batch.runs.known_to_vectorize, batch.bytes_by_draws = known.get(batch.num_data, (None, {}))
         yield batch
-        vectorizes[batch.num_data] = batch.runs.known_to_vectorize
+        known[batch.num_data] = batch.runs.known_to_vectorize, batch.bytes_by_draws
 
 
 def _pruned(guide_trace: Trace, model_trace: Trace) -> tuple[Trace, Trace]:

@@ -92,7 +92,7 @@ def fisher_bound(
         num_samples: the number of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 20,000 pairs of a draw and a datum.
+            None, as many as fit in bounded memory, and at least one draw of ``batch_size`` data.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.

@@ -68,7 +68,7 @@ def posterior_fisher_divergence_of_draws(
         num_chains: the number of chains, whose draws follow each other.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 20,000 pairs of a draw and a datum.
+            None, as many as fit in bounded memory, and at least one draw of ``batch_size`` data.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.
 
