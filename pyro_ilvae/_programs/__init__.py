@@ -1,7 +1,8 @@
 """The one engine that runs a model and its guide: what they are called with, and runs of several draws at once."""
 
-from pyro_ilvae._programs.arguments import Arguments, ModelArgs
+from pyro_ilvae._programs.arguments import Arguments, ModelArgs, are_batches
 from pyro_ilvae._programs.handlers import Release, Replay
+from pyro_ilvae._programs.loaders import ArgumentsInBatches
 from pyro_ilvae._programs.runs import MOST_PAIRS, Program, Runs, Values
 from pyro_ilvae._programs.sites import (
     SiteShape,
@@ -19,6 +20,7 @@ from pyro_ilvae._programs.sites import (
 __all__ = [
     "MOST_PAIRS",
     "Arguments",
+    "ArgumentsInBatches",
     "ModelArgs",
     "Program",
     "Release",
@@ -26,6 +28,7 @@ __all__ = [
     "Runs",
     "SiteShape",
     "Values",
+    "are_batches",
     "drawn",
     "is_data",
     "is_deterministic",

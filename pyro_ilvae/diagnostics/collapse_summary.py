@@ -12,6 +12,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
+from pyro_ilvae.diagnostics._engine.sites import site_names
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite, OfWhole
 from pyro_ilvae.diagnostics.active_units import SUMMARY as ACTIVE_UNITS
 from pyro_ilvae.diagnostics.evidence import SUMMARY as EVIDENCE
@@ -71,8 +72,9 @@ def collapse_summary(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites; all of them if None.
         measures: what to compute, of "kl", "active_units", "mutual_information", "fisher", "evidence" and "decoder".
@@ -135,6 +137,7 @@ def collapse_summary(
     with seeded(seed):
         first = next(batches(model, guide, arguments, batch_size, plate))
     latent = [*first.latent_sites, *first.enumerated_sites]
+    sites = site_names(sites)
     if unknown := set(sites or ()) - set(latent):
         raise ValueError(f"Expected sites among the latent ones, {latent}, got {sorted(unknown)}")
     options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "plate": plate}

@@ -1,23 +1,30 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._memory import MOST_BYTES, Allocations
 from pyro_ilvae._programs import (
     MOST_PAIRS,
     Arguments,
+    ArgumentsInBatches,
     ModelArgs,
     Program,
     Runs,
     Values,
+    are_batches,
+    is_data,
     is_deterministic,
+    is_variable,
     sample_sites,
     site_bytes,
     site_log_prob,
@@ -46,7 +53,9 @@ class Batch:
         self.num_data = arguments.num_data
         self.runs = Runs(model, guide, arguments)
         self.runs.compared = [self._traces_to_compare]
+        self.from_loader = False  # whether other batches come from elsewhere than the same tensors
         self.bytes_by_draws: dict[int, int] = {}  # that runs of so many draws take, as far as that was found out
+        _check_order(self.runs)
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
         sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
@@ -55,6 +64,8 @@ class Batch:
             _check_shape(site)
         latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
         self._check_guide_sites(latent)
+        if not sites:
+            raise ValueError("Expected a model and a guide with sample sites, got none")
         self.latent_sites = [name for name in latent if name not in self.enumerated_sites]
         self.num_assignments = self._checked_assignments()
 
@@ -242,6 +253,28 @@ class Batch:
 
 def data_arguments(
     model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
+) -> Arguments | ArgumentsInBatches:
+    """Return what model and guide are called with, and the number of data, checked; for an iterable, of each batch."""
+    check_programs(model, guide)
+    if plate is not None and not isinstance(plate, str):
+        raise TypeError(f"Expected plate to be the name of a plate, got {plate!r}")
+    if are_batches(model_args):
+        return ArgumentsInBatches(
+            cast(Iterable[Any], model_args),
+            model_kwargs,
+            lambda args, kwargs: _arguments_of_call(model, guide, args, kwargs, plate),
+        )
+    return _arguments_of_call(model, guide, model_args, model_kwargs, plate)
+
+
+def check_programs(model: Program, guide: Program) -> None:
+    """Raise unless model and guide can be called."""
+    _checks.function("model", model, "a function or a module")
+    _checks.function("guide", guide, "a function or a module")
+
+
+def _arguments_of_call(
+    model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
 ) -> Arguments:
     """Return what model and guide are called with, and the number of data.
 
@@ -254,7 +287,7 @@ def data_arguments(
         return arguments
     if not sizes:
         arguments.check_others(None)
-    with seeded(0):  # so that no draw of the caller's is used up
+    with seeded(0), _naming_arguments():  # so that no draw of the caller's is used up
         runs = Runs(model, guide, arguments)
     sites = [site for trace in (runs.guide_trace, runs.model_trace) for site in sample_sites(trace)]
     plates = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
@@ -285,17 +318,46 @@ def data_batches(
 
 
 def batches(
-    model: Program, guide: Program, arguments: Arguments, batch_size: int | None, plate: str | None = None
+    model: Program,
+    guide: Program,
+    arguments: Arguments | ArgumentsInBatches,
+    batch_size: int | None,
+    plate: str | None = None,
 ) -> Iterator[Batch]:
     """Yield model and guide on ``batch_size`` data at a time."""
+    if batch_size is not None:
+        _checks.positive_int("batch_size", batch_size)
     known: dict[int, tuple[bool | None, dict[int, int]]] = {}
     for part in arguments.batches(batch_size):
-        batch = Batch(model, guide, part, plate)
+        with _naming_arguments():
+            batch = Batch(model, guide, part, plate)
+        batch.from_loader = isinstance(arguments, ArgumentsInBatches)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
         batch.runs.known_to_vectorize, batch.bytes_by_draws = known.get(batch.num_data, (None, {}))
         yield batch
         known[batch.num_data] = batch.runs.known_to_vectorize, batch.bytes_by_draws
+
+
+@contextmanager
+def _naming_arguments() -> Iterator[None]:
+    """Names the arguments in the error of a call that does not fit the parameters of model or guide."""
+    try:
+        yield
+    except TypeError as error:
+        if re.search(r"missing \d+ required|positional argument|keyword argument|multiple values for|0-d tensor", str(error)):
+            raise TypeError(
+                f"Expected model_args and model_kwargs that model and guide can be called with, got others: {error}"
+            ) from error
+        raise
+
+
+def _check_order(runs: Runs) -> None:
+    """Raise for a guide and a model in each other's place, where only the first observes data."""
+    observed = {site["name"] for site in sample_sites(runs.model_trace) if is_data(site)}
+    data = [site["name"] for site in sample_sites(runs.guide_trace) if is_data(site) and is_variable(site)]
+    if data and not observed:
+        raise ValueError(f"Expected model and guide in this order, got a model without data and a guide with {data}")
 
 
 def _pruned(guide_trace: Trace, model_trace: Trace) -> tuple[Trace, Trace]:
