@@ -12,7 +12,6 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
-from pyro_ilvae.diagnostics._engine.sites import site_names
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite, OfWhole
 from pyro_ilvae.diagnostics.active_units import SUMMARY as ACTIVE_UNITS
 from pyro_ilvae.diagnostics.evidence import SUMMARY as EVIDENCE
@@ -137,7 +136,6 @@ def collapse_summary(
     with seeded(seed):
         first = next(batches(model, guide, arguments, batch_size, plate))
     latent = [*first.latent_sites, *first.enumerated_sites]
-    sites = site_names(sites)
     if unknown := set(sites or ()) - set(latent):
         raise ValueError(f"Expected sites among the latent ones, {latent}, got {sorted(unknown)}")
     options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "plate": plate}

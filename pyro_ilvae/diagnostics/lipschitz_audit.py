@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ilvae import _checks
+from pyro_ilvae import _checks, _memory
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.decoding import (
@@ -23,7 +23,6 @@ from pyro_ilvae.diagnostics._engine.decoding import (
 
 __all__ = ["LipschitzAudit", "lipschitz_audit"]
 
-_MOST_IMAGE_NUMBERS = 4_000_000  # of decoded draws that are held at a time to compare them
 _LEARNING_RATE = 0.05  # in units of the prior's standard deviation, and of the logarithm of a distance
 
 
@@ -131,11 +130,13 @@ def lipschitz_audit(
             return torch.cat([compute(part) for part in split(rows, numbers, samples_per_pass, compute)])
 
         with torch.no_grad():
+            rows_per_pass = len(split(z, features, samples_per_pass, partial(decode, decoder))[0])
 
             def images_of(part: Tensor) -> Tensor:
-                return by_rows(partial(decode, decoder), part, features)
+                return torch.cat([decode(decoder, rows) for rows in part.split(rows_per_pass)])
 
-            at_a_time = max(1, _MOST_IMAGE_NUMBERS // features)
+            # A few copies of the images, in double precision, are in memory at a time.
+            at_a_time = max(1, _memory.MOST_BYTES // (64 * features))
             pairs = _worst_pairs(z, images_of, at_a_time, nearest, num_worst)
             ratios = by_rows(partial(_ratios, decoder), z[pairs], 2 * features)
 
@@ -174,7 +175,7 @@ def _worst_pairs(
 
     # In double precision, since distances by matrix products cancel, and centered, so that they cancel less.
     points = z.double() - z.double().mean(0)
-    mean = torch.stack([images(block).sum(0) for block in blocks]).sum(0) / len(z)
+    mean = sum(images(block).sum(0) for block in blocks) / len(z)
     found = []
     for position, block in enumerate(blocks):
         own = images(block) - mean

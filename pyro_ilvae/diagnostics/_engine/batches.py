@@ -1,8 +1,6 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -10,9 +8,8 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_ilvae import _checks
+from pyro_ilvae import _checks, _memory
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._memory import MOST_BYTES, Allocations
 from pyro_ilvae._programs import (
     MOST_PAIRS,
     Arguments,
@@ -22,14 +19,13 @@ from pyro_ilvae._programs import (
     Runs,
     Values,
     are_batches,
-    is_data,
     is_deterministic,
-    is_variable,
     sample_sites,
     site_bytes,
     site_log_prob,
     site_shape,
 )
+from pyro_ilvae.diagnostics._engine.calls import check_order, check_programs, naming_arguments
 from pyro_ilvae.distributions import innermost
 
 __all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites", "site_log_prob"]
@@ -55,7 +51,7 @@ class Batch:
         self.runs.compared = [self._traces_to_compare]
         self.from_loader = False  # whether other batches come from elsewhere than the same tensors
         self.bytes_by_draws: dict[int, int] = {}  # that runs of so many draws take, as far as that was found out
-        _check_order(self.runs)
+        check_order(self.runs)
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
         sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
@@ -75,15 +71,15 @@ class Batch:
         if samples_per_pass is None and num_samples > 1:
             sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
             largest = max((site_bytes(site) for site in sites), default=1)
-            most = min(most, MOST_BYTES // largest)
+            most = min(most, _memory.MOST_BYTES // largest)
             if most > 1 and self.runs.vectorizes:
-                most = min(most, MOST_BYTES // max(self._bytes_per_draw(most), largest))
+                most = min(most, _memory.MOST_BYTES // max(self._bytes_per_draw(most), largest))
         return self.runs.passes(num_samples, samples_per_pass, most)
 
     def _bytes_per_draw(self, most: int) -> int:
         """The bytes that each further draw takes, or more than that if ``most`` draws fit in memory anyhow."""
         half = self.bytes_by_draws.get(2, 0) // 2
-        if most * half <= MOST_BYTES:
+        if most * half <= _memory.MOST_BYTES:
             return half
         if 1 not in self.bytes_by_draws:
             with torch.no_grad(), seeded(0):
@@ -97,7 +93,7 @@ class Batch:
 
     def _weighed_traces(self, num_draws: int, given: Values | None = None) -> tuple[Trace, Trace]:
         """Traces, having noted how many bytes it takes to make them and their log densities."""
-        with Allocations() as allocations:
+        with _memory.Allocations() as allocations:
             traces = self.traces(num_draws, given)
             for site in (site for trace in traces for site in sample_sites(trace)):
                 site_log_prob(site)
@@ -267,12 +263,6 @@ def data_arguments(
     return _arguments_of_call(model, guide, model_args, model_kwargs, plate)
 
 
-def check_programs(model: Program, guide: Program) -> None:
-    """Raise unless model and guide can be called."""
-    _checks.function("model", model, "a function or a module")
-    _checks.function("guide", guide, "a function or a module")
-
-
 def _arguments_of_call(
     model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
 ) -> Arguments:
@@ -287,7 +277,7 @@ def _arguments_of_call(
         return arguments
     if not sizes:
         arguments.check_others(None)
-    with seeded(0), _naming_arguments():  # so that no draw of the caller's is used up
+    with seeded(0), naming_arguments(any_error=not sizes):  # so that no draw of the caller's is used up
         runs = Runs(model, guide, arguments)
     sites = [site for trace in (runs.guide_trace, runs.model_trace) for site in sample_sites(trace)]
     plates = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
@@ -329,7 +319,7 @@ def batches(
         _checks.positive_int("batch_size", batch_size)
     known: dict[int, tuple[bool | None, dict[int, int]]] = {}
     for part in arguments.batches(batch_size):
-        with _naming_arguments():
+        with naming_arguments():
             batch = Batch(model, guide, part, plate)
         batch.from_loader = isinstance(arguments, ArgumentsInBatches)
         # The first batch decides: the last batch can be as small as another plate.
@@ -337,27 +327,6 @@ def batches(
         batch.runs.known_to_vectorize, batch.bytes_by_draws = known.get(batch.num_data, (None, {}))
         yield batch
         known[batch.num_data] = batch.runs.known_to_vectorize, batch.bytes_by_draws
-
-
-@contextmanager
-def _naming_arguments() -> Iterator[None]:
-    """Names the arguments in the error of a call that does not fit the parameters of model or guide."""
-    try:
-        yield
-    except TypeError as error:
-        if re.search(r"missing \d+ required|positional argument|keyword argument|multiple values for|0-d tensor", str(error)):
-            raise TypeError(
-                f"Expected model_args and model_kwargs that model and guide can be called with, got others: {error}"
-            ) from error
-        raise
-
-
-def _check_order(runs: Runs) -> None:
-    """Raise for a guide and a model in each other's place, where only the first observes data."""
-    observed = {site["name"] for site in sample_sites(runs.model_trace) if is_data(site)}
-    data = [site["name"] for site in sample_sites(runs.guide_trace) if is_data(site) and is_variable(site)]
-    if data and not observed:
-        raise ValueError(f"Expected model and guide in this order, got a model without data and a guide with {data}")
 
 
 def _pruned(guide_trace: Trace, model_trace: Trace) -> tuple[Trace, Trace]:

@@ -38,11 +38,11 @@ def check_differentiable(site: Any) -> None:
 
 def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]:
     """The latent sites to differentiate by, checked; by default all continuous ones in the plate over the data."""
-    given = site_names(sites)
     nodes: dict[str, Any] = {name: batch.model_trace.nodes[name] for name in batch.latent_sites}
-    names = given or []
-    if given is None:
+    if sites is None:
         names = [n for n, site in nodes.items() if batch.is_local(site) and not site["fn"].support.is_discrete]
+    else:
+        names = site_names(sites)
     if not names:
         raise ValueError(f"Expected a continuous latent site in the plate over the data, got sites {list(nodes)}")
     for name in names:

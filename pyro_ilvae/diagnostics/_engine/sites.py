@@ -1,6 +1,6 @@
 """Which latent site a diagnostic is about, and what the diagnostics ask of sites."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from pyro_ilvae.diagnostics._engine.batches import Batch
@@ -11,7 +11,7 @@ def only_site(batch: Batch, name: str | None, *, continuous: bool = False) -> st
     """The latent site called ``name``; if None, the only (continuous) latent site that the guide samples."""
     if name is not None:
         if not isinstance(name, str):
-            raise TypeError(f"Expected site to be the name of a latent site, got {name!r}")
+            raise TypeError(f"Expected site to be the name of a site or None, got {name!r}")
         return name
     check_samples(batch)
     nodes: dict[str, Any] = batch.model_trace.nodes
@@ -24,15 +24,15 @@ def only_site(batch: Batch, name: str | None, *, continuous: bool = False) -> st
     raise ValueError(f"Expected the argument site to name one of several {kind} sites, {names}, got None")
 
 
-def site_names(sites: Sequence[str] | None) -> list[str] | None:
-    """The argument ``sites``, checked."""
-    if sites is None:
-        return None
+def site_names(sites: Any) -> list[str]:
+    """Return the argument ``sites`` as a list of names, each once."""
     if isinstance(sites, str):
         raise ValueError(f"Expected sites to be a sequence of names, got the string {sites!r}")
-    names = list(sites) if isinstance(sites, Iterable) else [sites]
-    if not (isinstance(sites, Iterable) and all(isinstance(name, str) for name in names)):
+    if not isinstance(sites, Iterable):
         raise TypeError(f"Expected sites to be a sequence of names, got {sites!r}")
+    names = list(sites)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"Expected sites to be names, each once, got {names!r}")
     return names
 
 

@@ -10,7 +10,8 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded, uncompiled
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import check_programs, data_batches
+from pyro_ilvae.diagnostics._engine.batches import data_batches
+from pyro_ilvae.diagnostics._engine.calls import check_programs
 from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, part_of
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
