@@ -101,7 +101,8 @@ def posterior_fisher_divergence_of_draws(
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
     arguments = data_arguments(model, prior, model_args, model_kwargs, plate).in_order()
-    num_data = arguments.num_data
+    with seeded(1):  # another seed than below, so that a loader that shuffles does not give one order twice
+        num_data = arguments.num_data
     columns, start = [], 0
     with seeded(0):  # the model draws to show its sites, and no result depends on it
         for batch in batches(model, prior, arguments, batch_size, plate):
