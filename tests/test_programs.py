@@ -117,7 +117,8 @@ def test_sequences_of_another_length_are_passed_as_they_are():
     ("args", "kwargs", "error", "match"),
     [
         ([X], None, TypeError, "Expected model_args to be a tensor or a tuple, got list"),
-        (X.numpy(), None, TypeError, "Expected model_args to be a tensor or a tuple, got ndarray"),
+        (X.numpy(), [X], TypeError, "Expected model_kwargs to be a mapping from names, got list"),
+        (X, {1: X}, TypeError, "Expected model_kwargs to be a mapping from names, got the key 1"),
         (PACKED, None, TypeError, "Expected model_args to be a tensor or a tuple, got PackedSequence"),
         (X, [X], TypeError, "Expected model_kwargs to be a mapping from names, got list"),
         ((), None, TypeError, "Expected a tensor with data along its first dimension .* got no arguments"),

@@ -1,14 +1,17 @@
 """What a model and its guide are called with, and parts of it for some of the data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Self, TypeAlias
 
-from torch import Tensor
+import numpy.typing as npt
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset
 
 from pyro_ilvae import _checks
 
-ModelArgs: TypeAlias = Tensor | tuple[Any, ...]
+#: a tuple, a single tensor or array, or an iterable of batches
+ModelArgs: TypeAlias = Tensor | tuple[Any, ...] | npt.ArrayLike | Iterable[Any]
 
 
 class Arguments(NamedTuple):
@@ -24,14 +27,8 @@ class Arguments(NamedTuple):
 
     @classmethod
     def of(cls, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None) -> Self:
-        """Return the arguments, checked; a single tensor is short for a tuple of that tensor."""
-        if isinstance(model_args, Tensor):
-            model_args = (model_args,)
-        if not isinstance(model_args, tuple) or isinstance(model_args, PackedSequence):
-            raise TypeError(f"Expected model_args to be a tensor or a tuple, got {_kind(model_args)}")
-        if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
-            raise TypeError(f"Expected model_kwargs to be a mapping from names, got {_kind(model_kwargs)}")
-        return cls(model_args, dict(model_kwargs or {}))
+        """Return the arguments, checked; a single tensor or array is short for a tuple of that tensor."""
+        return cls(_positional(model_args), keywords("model_kwargs", model_kwargs))
 
     @property
     def num_data(self) -> int:
@@ -49,6 +46,10 @@ class Arguments(NamedTuple):
     def sizes(self) -> list[int]:
         """The first dimensions of the tensors, each once."""
         return list(dict.fromkeys(len(value) for _, value in self._named() if _has_rows(value)))
+
+    def in_order(self) -> Self:
+        """Return the same arguments, whose data have an order."""
+        return self
 
     def batches(self, batch_size: int | None) -> Iterator[Self]:
         """Yield the arguments for ``batch_size`` data at a time, or for all data if that is None."""
@@ -102,10 +103,68 @@ class Arguments(NamedTuple):
             holds = size > 0 if num_data is None else size == num_data > 1
             if isinstance(value, PackedSequence) or (split and holds):
                 over = "the data" if num_data is None else f"the {num_data} data"
+                hint = "" if isinstance(value, PackedSequence) else "; convert it with torch.as_tensor(...)"
                 raise TypeError(
                     f"Expected {name} to be a tensor over {over} or something that all data share, got {_kind(value)} "
-                    f"of {size} values"
+                    f"of {size} values{hint}"
                 )
+
+
+def keywords(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return keyword arguments as a dictionary."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"Expected {name} to be a mapping from names, got {_kind(value)}")
+    for key in value or ():
+        if not isinstance(key, str):
+            raise TypeError(f"Expected {name} to be a mapping from names, got the key {key!r}")
+    return dict(value or {})
+
+
+def are_batches(model_args: ModelArgs) -> bool:
+    """Whether ``model_args`` is an iterable of batches that can be iterated again."""
+    if isinstance(model_args, Tensor | tuple | str | bytes | Mapping | Set | nn.Module | Dataset | Iterator):
+        return False
+    if isinstance(model_args, Sequence):
+        # A list of tensors may be meant as one call or as several.
+        return len(model_args) > 0 and all(map(_is_call, model_args))
+    is_array = hasattr(model_args, "__array__") or hasattr(model_args, "toarray")
+    return isinstance(model_args, Iterable) and not (is_array or isinstance(model_args, type))
+
+
+def _is_call(value: object) -> bool:
+    """Whether a tuple, a list or a mapping holds arguments, rather than numbers."""
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, tuple | list) and any(map(is_array, value))
+
+
+def is_array(value: object) -> bool:
+    """Whether the value is a tensor or an array, of at least one dimension."""
+    return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
+
+
+def _positional(model_args: Any) -> tuple[Any, ...]:
+    """The positional arguments that a tuple, a tensor or numbers stand for."""
+    if isinstance(model_args, tuple) and not isinstance(model_args, PackedSequence):
+        return model_args
+    if isinstance(model_args, Tensor):
+        return (model_args,)
+    hint = ""
+    if isinstance(model_args, list) and any(map(is_array, model_args)):
+        hint = " of tensors: pass a tuple for one call with all of them, or a list of tuples for a call with each"
+    elif isinstance(model_args, Mapping):
+        hint = ": pass keyword arguments as model_kwargs"
+    elif isinstance(model_args, Dataset):
+        hint = ": pass a DataLoader of it, or its tensors"
+    elif isinstance(model_args, Iterator):
+        hint = ", whose batches can be read only once: pass a DataLoader or a list of tuples"
+    elif are_batches(model_args):
+        hint = ": all data are needed in one call here, as tensors"
+    elif isinstance(model_args, PackedSequence):
+        pass  # Its data are in an order of their own.
+    elif isinstance(model_args, Sequence) or hasattr(model_args, "__array__") or hasattr(model_args, "toarray"):
+        return (_checks.tensor("model_args", model_args),)
+    raise TypeError(f"Expected model_args to be a tensor or a tuple, got {_kind(model_args)}{hint}")
 
 
 def _has_rows(value: object) -> bool:
@@ -124,4 +183,4 @@ def _num_values(value: Any) -> int:
 
 
 def _kind(value: object) -> str:
-    return type(value).__name__
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

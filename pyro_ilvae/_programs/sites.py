@@ -60,6 +60,21 @@ def site_log_prob(site: Any) -> Tensor:
     return masked
 
 
+def site_numbers(site: Any) -> int:
+    """Return the size of the largest tensor of a site: its value, or a parameter such as logits."""
+    return max(part.numel() for part in _tensors(site))
+
+
+def site_bytes(site: Any) -> int:
+    """Return the bytes of the largest tensor of a site, see :func:`site_numbers`."""
+    return max(part.numel() * part.element_size() for part in _tensors(site))
+
+
+def _tensors(site: Any) -> list[Tensor]:
+    parts = [site["value"], *vars(innermost(site["fn"])).values()]
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
 class SiteShape(NamedTuple):
     """The shape of a site in a run of one draw without enumeration."""
 

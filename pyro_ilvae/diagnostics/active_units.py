@@ -70,8 +70,9 @@ def active_units(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site in a plate over the data; if None, the only latent site that the guide samples.
         threshold: the variance above which a unit counts as active.

@@ -71,8 +71,9 @@ def collapse_summary(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites; all of them if None.
         measures: what to compute, of "kl", "active_units", "mutual_information", "fisher", "evidence" and "decoder".

@@ -68,13 +68,14 @@ def evidence(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         num_samples: the number :math:`S` of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 100,000 combinations of a draw, a datum and a value of the summed sites.
+            None, as many as fit in bounded memory, and at least one draw of ``batch_size`` data.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.

@@ -44,8 +44,9 @@ def kl_divergence(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site, whose divergence is the mean over the guide's draws of the other sites; if
             None, the result is the divergence of all latent sites together that the guide samples.
@@ -82,7 +83,7 @@ def kl_divergence(
     with seeded(seed), torch.no_grad():
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
-            if (name := site or only) is None:
+            if (name := only if site is None else site) is None:
                 parts.append(joint_kl(batch, num_samples, batch_size))
                 continue
             try:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_ilvae import _checks
+from pyro_ilvae import _checks, _memory
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.decoding import (
@@ -125,21 +126,30 @@ def lipschitz_audit(
         nearest = torch.finfo(z.dtype).eps ** 0.25 * spread
         features = num_features(decoder, z[:2])
 
+        def by_rows(compute: Callable[[Tensor], Tensor], rows: Tensor, numbers: int) -> Tensor:
+            return torch.cat([compute(part) for part in split(rows, numbers, samples_per_pass, compute)])
+
         with torch.no_grad():
-            eta = torch.cat([decode(decoder, part) for part in split(z, features, samples_per_pass)])
-        pairs = _worst_pairs(z, eta, nearest, num_worst)
-        ratios = _ratio(eta[pairs].double(), z[pairs].double())
+            rows_per_pass = len(split(z, features, samples_per_pass, partial(decode, decoder))[0])
+
+            def images_of(part: Tensor) -> Tensor:
+                return torch.cat([decode(decoder, rows) for rows in part.split(rows_per_pass)])
+
+            # A few copies of the images, in double precision, are in memory at a time.
+            at_a_time = max(1, _memory.MOST_BYTES // (64 * features))
+            pairs = _worst_pairs(z, images_of, at_a_time, nearest, num_worst)
+            ratios = by_rows(partial(_ratios, decoder), z[pairs], 2 * features)
 
         wide = features * z.shape[1]
-        values = torch.cat([_singular_values(decoder, part) for part in split(z, wide, samples_per_pass)])
+        values = by_rows(partial(_singular_values, decoder), z, wide)
         weakest = z[values.topk(min(num_worst, len(z)), largest=False).indices]
-        directions = torch.cat([_weakest_direction(decoder, part) for part in split(weakest, wide, samples_per_pass)])
+        directions = by_rows(partial(_weakest_direction, decoder), weakest, wide)
         near = torch.stack([weakest, weakest + 10 * nearest * directions], 1)
 
         starts = torch.cat([z[pairs], near])
-        descents = [
-            _descend(decoder, part, steps, spread, nearest) for part in split(starts, 2 * features, samples_per_pass)
-        ]
+        descend = partial(_descend, decoder, spread=spread, nearest=nearest)
+        parts = split(starts, 2 * features, samples_per_pass, partial(descend, steps=min(steps, 1)))
+        descents = [descend(part, steps=steps) for part in parts]
         worst_ratios, worst_pairs = (torch.cat(found) for found in zip(*descents, strict=True))
     return LipschitzAudit(
         certified=certified_constant(decoder),
@@ -152,24 +162,43 @@ def lipschitz_audit(
     )
 
 
-def _worst_pairs(z: Tensor, eta: Tensor, nearest: float, count: int) -> Tensor:
+def _worst_pairs(
+    z: Tensor, images_of: Callable[[Tensor], Tensor], images_at_a_time: int, nearest: float, count: int
+) -> Tensor:
     """Indices of shape (count, 2) of the pairs of draws, not too near, that have the smallest ratios."""
+    # The images of all draws can be more than fits in memory. They are then made anew for each comparison.
+    blocks = torch.arange(len(z), device=z.device).split(images_at_a_time)
+    kept = images_of(z) if len(blocks) == 1 else None
+
+    def images(block: Tensor) -> Tensor:
+        return (images_of(z[block]) if kept is None else kept).double()
+
     # In double precision, since distances by matrix products cancel, and centered, so that they cancel less.
-    points, images = (tensor.double() - tensor.double().mean(0) for tensor in (z, eta))
+    points = z.double() - z.double().mean(0)
+    mean = sum(images(block).sum(0) for block in blocks) / len(z)
     found = []
-    rows = torch.arange(len(z), device=z.device)
-    for part in split(rows, len(z)):
-        distances = torch.cdist(points[part], points)
-        ratios = torch.cdist(images[part], images) / distances
-        ratios[(distances < nearest) | (part[:, None] >= rows)] = math.inf
-        smallest = ratios.flatten().topk(min(count, ratios.numel()), largest=False)
-        i, j = smallest.indices // len(z), smallest.indices % len(z)
-        found.append((smallest.values, torch.stack([part[i], j], 1)))
-    values, pairs = (torch.cat(kept) for kept in zip(*found, strict=True))
+    for position, block in enumerate(blocks):
+        own = images(block) - mean
+        for other_block in blocks[position:]:
+            others = own if other_block is block else images(other_block) - mean
+            for part in split(torch.arange(len(block), device=z.device), len(other_block)):
+                distances = torch.cdist(points[block[part]], points[other_block])
+                ratios = torch.cdist(own[part], others) / distances
+                ratios[(distances < nearest) | (block[part, None] >= other_block)] = math.inf
+                smallest = ratios.flatten().topk(min(count, ratios.numel()), largest=False)
+                i, j = smallest.indices // len(other_block), smallest.indices % len(other_block)
+                found.append((smallest.values, torch.stack([block[part[i]], other_block[j]], 1)))
+    values, pairs = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not values.isfinite().any():
         raise ValueError("Expected prior draws that differ, got none far enough apart to be told from rounding")
     best = values.topk(min(count, int(values.isfinite().sum())), largest=False).indices
     return pairs[best]
+
+
+def _ratios(decoder: Callable[[Tensor], Tensor], pairs: Tensor) -> Tensor:
+    """The ratios of pairs of shape (P, 2, K), in double precision."""
+    eta = decode(decoder, pairs.flatten(0, 1)).reshape(*pairs.shape[:2], -1)
+    return _ratio(eta.double(), pairs.double())
 
 
 def _ratio(eta: Tensor, z: Tensor) -> Tensor:
@@ -191,7 +220,7 @@ def _weakest_direction(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor
 
 
 def _descend(
-    decoder: Callable[[Tensor], Tensor], pairs: Tensor, steps: int, spread: float, nearest: float
+    decoder: Callable[[Tensor], Tensor], pairs: Tensor, *, steps: int, spread: float, nearest: float
 ) -> tuple[Tensor, Tensor]:
     """The smallest ratio on the way down from each pair, of shape (P,), and where it is, of shape (P, 2, K)."""
     gap = pairs[:, 1] - pairs[:, 0]

@@ -91,8 +91,9 @@ def mutual_information(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site in a plate over the data; if None, the only latent site that the guide samples.
             If the site is in further plates, all values of a datum count as one z.
@@ -137,6 +138,8 @@ def mutual_information(
     """
     _checks.positive_int("num_samples", num_samples)
     arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    if aggregate_size is not None:
+        arguments = arguments.in_order()  # The posteriors of a subsample are made in a second iteration.
     size = arguments.num_data
     components = size if aggregate_size is None else _checks.positive_int("aggregate_size", aggregate_size)
     if components > size:
@@ -157,7 +160,7 @@ def mutual_information(
         log_priors: list[Tensor] = []
         values: Tensor | None = None
         for batch in batches(model, guide, arguments, batch_size, plate):
-            name = only_site(batch, site)
+            name, plate = only_site(batch, site), batch.data_plate
             posterior = data_posterior(batch, name)
             if not posteriors:
                 values = posterior.all_values()
@@ -178,9 +181,10 @@ def mutual_information(
         own = torch.arange(size)
         if components < size:
             chosen = torch.randperm(size)[:components]
-            # A datum outside of the subsample takes the place of the subsample's first member.
-            own = torch.zeros_like(own).index_copy(0, chosen, torch.arange(components))
-            subsample = arguments.select(chosen)
+            ordered, ranks = chosen.sort().values, chosen.argsort().argsort()
+            # A datum outside of the subsample takes the place of one of the members.
+            own = torch.full_like(own, int(ranks[0])).index_copy(0, chosen, ranks)
+            subsample = arguments.select(ordered)
             posteriors = [data_posterior(batch, name) for batch in batches(model, guide, subsample, batch_size, plate)]
         log_q = torch.cat([part.log_q for part in parts], 1)
         log_total = log_sum(posteriors, torch.cat([part.rows for part in parts], 1), log_q, own, samples_per_pass)

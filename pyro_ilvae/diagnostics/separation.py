@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, prior_draws
+from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, prior_draws, split
 from pyro_ilvae.distributions import without_event
 
 __all__ = ["Separation", "separation"]
@@ -85,7 +85,7 @@ def separation(
         num_samples: the number of draws of x for each pair if there is no formula.
         scale: the standard deviation of the prior, N(0, scale^2 I).
         sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
-        samples_per_pass: the number of pairs treated at a time; all at once if None.
+        samples_per_pass: the number of pairs treated at a time; if None, as many as fit in bounded memory.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
     Returns:
@@ -110,24 +110,28 @@ def separation(
     _checks.positive_int("num_pairs", num_pairs)
     _checks.positive_int("num_samples", num_samples)
     check_unconditional(decoder)
-    size = num_pairs if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
     constant = certified_constant(decoder)
-    divergences, scales, estimators = [], [], set()
+    estimators = set()
+
+    def divergences_and_scales(pairs: Tensor, num_samples: int = num_samples) -> tuple[Tensor, Tensor | None]:
+        """The divergences of pairs of shape (P, 2, K), of shape (P,), and the noise scale of each if there is one."""
+        # One call, so that weights with a prior are the same for both.
+        eta, other_eta = decoder(pairs.transpose(0, 1).flatten(0, 1)).chunk(2)
+        p, q = (without_event(likelihood(parameters)) for parameters in (eta, other_eta))
+        divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
+        estimators.add(estimator)
+        noise = _noise_scale(likelihood, p, q, eta, other_eta)
+        return divergence.reshape(len(eta), -1).sum(1), None if noise is None else noise.expand(len(eta))
+
     with torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
         z, other = prior_draws(decoder, 2 * num_pairs, latent_dim, scale, sampler).chunk(2)
-        for pair in zip(z.split(size), other.split(size), strict=True):
-            # One call, so that weights with a prior are the same for both.
-            eta, other_eta = decoder(torch.cat(pair)).chunk(2)
-            p, q = (without_event(likelihood(parameters)) for parameters in (eta, other_eta))
-            divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
-            divergences.append(divergence.reshape(len(eta), -1).sum(1))
-            noise = _noise_scale(likelihood, p, q, eta, other_eta)
-            scales += [] if noise is None else [noise.expand(len(eta))]
-            estimators.add(estimator)
+        # Draws of x come one after the other, so that one of them counts.
+        rows = split(torch.stack([z, other], 1), 1, samples_per_pass, lambda pairs: divergences_and_scales(pairs, 1))
+        divergences, scales = zip(*map(divergences_and_scales, rows), strict=True)
     kl = torch.cat(divergences)
     distances = (z - other).double().norm(dim=-1)
     guaranteed, smallest_ratio = None, None
-    if constant is not None and len(scales) == len(divergences):
+    if constant is not None and all(noise is not None for noise in scales):
         guaranteed = 0.5 * (constant * distances / torch.cat(scales)).square()
         smallest_ratio = float(torch.where(guaranteed > 0, kl / guaranteed, math.inf).min())
     return Separation(

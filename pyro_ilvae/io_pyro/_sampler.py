@@ -23,9 +23,9 @@ from pyro_ilvae._programs import (
     is_variable,
     sample_sites,
     site_log_prob,
+    site_numbers,
     site_shape,
 )
-from pyro_ilvae.distributions import innermost
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -106,7 +106,7 @@ class Sampler:
             _, values = runs.draw(1, self._given(0, 1))
             tensors += [site_log_prob(site).shape for site in sample_sites(runs.factors(1, values))]
         pairs = max((shape.numel() for shape in tensors), default=1)
-        numbers = max((_num_numbers(site) for site in sample_sites(runs.model_trace)), default=1)
+        numbers = max((site_numbers(site) for site in sample_sites(runs.model_trace)), default=1)
         most = min(MOST_PAIRS // max(1, pairs), _MOST_NUMBERS // max(1, numbers))
         return runs.passes(num_samples, samples_per_pass, most)
 
@@ -212,12 +212,6 @@ class Sampler:
                 f"in the first run, got shape {tuple(value.shape)}"
             ) from None
         return as_numpy(value.reshape(size, *(length for _, length in shape.kept), *shape.event))
-
-
-def _num_numbers(site: Any) -> int:
-    """The size of the largest tensor of a site in a run of one draw: its value, or a parameter such as logits."""
-    tensors = [site["value"], *vars(innermost(site["fn"])).values()]
-    return max(part.numel() for part in tensors if isinstance(part, torch.Tensor))
 
 
 class FiniteDraws(Messenger):

@@ -53,8 +53,12 @@ X = torch.linspace(-1.0, 1.0, 5)
 @pytest.mark.parametrize(
     ("model_args", "message"),
     [
-        ([1.0], "model_args to be a tensor or a tuple, got list"),
+        ([X], "model_args to be a tensor or a tuple, got list of tensors: pass a tuple"),
         ((X, [1.0] * 5), r"model_args\[1\] to be a tensor over the 5 data or something that all data share, got list"),
+        (
+            (X, X.numpy()),
+            r"model_args\[1\] to be a tensor over .*, got ndarray of 5 values; convert it with torch.as_te",
+        ),
     ],
 )
 def test_refuses_arguments_of_another_kind(model_args, message):

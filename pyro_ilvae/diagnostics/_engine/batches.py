@@ -1,26 +1,31 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ilvae import _checks, _memory
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import (
     MOST_PAIRS,
     Arguments,
+    ArgumentsInBatches,
     ModelArgs,
     Program,
     Runs,
     Values,
+    are_batches,
     is_deterministic,
     sample_sites,
+    site_bytes,
     site_log_prob,
     site_shape,
 )
+from pyro_ilvae.diagnostics._engine.calls import check_order, check_programs, naming_arguments
 from pyro_ilvae.distributions import innermost
 
 __all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites", "site_log_prob"]
@@ -43,7 +48,10 @@ class Batch:
         self.model, self.guide, self.arguments, self.plate = model, guide, arguments, plate
         self.num_data = arguments.num_data
         self.runs = Runs(model, guide, arguments)
-        self.runs.compared = [self.traces]
+        self.runs.compared = [self._traces_to_compare]
+        self.from_loader = False  # whether other batches come from elsewhere than the same tensors
+        self.bytes_by_draws: dict[int, int] = {}  # that runs of so many draws take, as far as that was found out
+        check_order(self.runs)
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
         sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
@@ -52,13 +60,45 @@ class Batch:
             _check_shape(site)
         latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
         self._check_guide_sites(latent)
+        if not sites:
+            raise ValueError("Expected a model and a guide with sample sites, got none")
         self.latent_sites = [name for name in latent if name not in self.enumerated_sites]
         self.num_assignments = self._checked_assignments()
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
         """Return how many draws to make in each pass, in bounded memory; one by one if model or guide need that."""
         most = (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments)
+        if samples_per_pass is None and num_samples > 1:
+            sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
+            largest = max((site_bytes(site) for site in sites), default=1)
+            most = min(most, _memory.MOST_BYTES // largest)
+            if most > 1 and self.runs.vectorizes:
+                most = min(most, _memory.MOST_BYTES // max(self._bytes_per_draw(most), largest))
         return self.runs.passes(num_samples, samples_per_pass, most)
+
+    def _bytes_per_draw(self, most: int) -> int:
+        """The bytes that each further draw takes, or more than that if ``most`` draws fit in memory anyhow."""
+        half = self.bytes_by_draws.get(2, 0) // 2
+        if most * half <= _memory.MOST_BYTES:
+            return half
+        if 1 not in self.bytes_by_draws:
+            with torch.no_grad(), seeded(0):
+                self._weighed_traces(1)
+        # An encoder, say, takes the same for any number of draws.
+        return self.bytes_by_draws[2] - self.bytes_by_draws[1]
+
+    def _traces_to_compare(self, num_draws: int, given: Values) -> tuple[Trace, Trace]:
+        weighed = num_draws == 2 and 2 not in self.bytes_by_draws
+        return self._weighed_traces(2, given) if weighed else self.traces(num_draws, given)
+
+    def _weighed_traces(self, num_draws: int, given: Values | None = None) -> tuple[Trace, Trace]:
+        """Traces, having noted how many bytes it takes to make them and their log densities."""
+        with _memory.Allocations() as allocations:
+            traces = self.traces(num_draws, given)
+            for site in (site for trace in traces for site in sample_sites(trace)):
+                site_log_prob(site)
+        self.bytes_by_draws[num_draws] = allocations.bytes
+        return traces
 
     def traces(
         self,
@@ -209,6 +249,22 @@ class Batch:
 
 def data_arguments(
     model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
+) -> Arguments | ArgumentsInBatches:
+    """Return what model and guide are called with, and the number of data, checked; for an iterable, of each batch."""
+    check_programs(model, guide)
+    if plate is not None and not isinstance(plate, str):
+        raise TypeError(f"Expected plate to be the name of a plate, got {plate!r}")
+    if are_batches(model_args):
+        return ArgumentsInBatches(
+            cast(Iterable[Any], model_args),
+            model_kwargs,
+            lambda args, kwargs: _arguments_of_call(model, guide, args, kwargs, plate),
+        )
+    return _arguments_of_call(model, guide, model_args, model_kwargs, plate)
+
+
+def _arguments_of_call(
+    model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
 ) -> Arguments:
     """Return what model and guide are called with, and the number of data.
 
@@ -221,7 +277,7 @@ def data_arguments(
         return arguments
     if not sizes:
         arguments.check_others(None)
-    with seeded(0):  # so that no draw of the caller's is used up
+    with seeded(0), naming_arguments(any_error=not sizes):  # so that no draw of the caller's is used up
         runs = Runs(model, guide, arguments)
     sites = [site for trace in (runs.guide_trace, runs.model_trace) for site in sample_sites(trace)]
     plates = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
@@ -252,17 +308,25 @@ def data_batches(
 
 
 def batches(
-    model: Program, guide: Program, arguments: Arguments, batch_size: int | None, plate: str | None = None
+    model: Program,
+    guide: Program,
+    arguments: Arguments | ArgumentsInBatches,
+    batch_size: int | None,
+    plate: str | None = None,
 ) -> Iterator[Batch]:
     """Yield model and guide on ``batch_size`` data at a time."""
-    vectorizes: dict[int, bool | None] = {}
+    if batch_size is not None:
+        _checks.positive_int("batch_size", batch_size)
+    known: dict[int, tuple[bool | None, dict[int, int]]] = {}
     for part in arguments.batches(batch_size):
-        batch = Batch(model, guide, part, plate)
+        with naming_arguments():
+            batch = Batch(model, guide, part, plate)
+        batch.from_loader = isinstance(arguments, ArgumentsInBatches)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
-        batch.runs.known_to_vectorize = vectorizes.get(batch.num_data)
+        batch.runs.known_to_vectorize, batch.bytes_by_draws = known.get(batch.num_data, (None, {}))
         yield batch
-        vectorizes[batch.num_data] = batch.runs.known_to_vectorize
+        known[batch.num_data] = batch.runs.known_to_vectorize, batch.bytes_by_draws
 
 
 def _pruned(guide_trace: Trace, model_trace: Trace) -> tuple[Trace, Trace]:

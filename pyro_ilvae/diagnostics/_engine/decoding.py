@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from pyro_ilvae import _checks
+from pyro_ilvae._memory import fitting_rows
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 _MOST_NUMBERS = 10_000_000  # held at a time for distances and Jacobians, unless a caller says otherwise
@@ -87,10 +88,17 @@ def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return eta.reshape(len(z), -1)
 
 
-def split(rows: Tensor, numbers: int, rows_per_pass: int | None = None) -> tuple[Tensor, ...]:
-    """Parts of ``rows_per_pass`` rows; if None, of as many rows as fit in memory with ``numbers`` for each of them."""
+def split(
+    rows: Tensor, numbers: int, rows_per_pass: int | None = None, compute: Callable[[Tensor], Any] | None = None
+) -> tuple[Tensor, ...]:
+    """Parts of ``rows_per_pass`` rows; if None, of as many rows as fit in memory.
+
+    Each row takes ``numbers``, and what ``compute`` takes for it where that is more, such as hidden layers.
+    """
     if rows_per_pass is None:
         rows_per_pass = max(1, _MOST_NUMBERS // numbers)
+        if compute is not None and rows_per_pass > 1 and len(rows) > 1:
+            rows_per_pass = min(rows_per_pass, fitting_rows(compute, rows))
     return rows.split(_checks.positive_int("samples_per_pass", rows_per_pass))
 
 

@@ -38,6 +38,11 @@ def check_numbers(log_densities: Tensor, sites: list[Any]) -> None:
 def shared_sites(batch: Batch, nodes: list[Any], batch_size: int | None) -> list[str]:
     """Return the names of the sites that all data share; then the data have to be in one batch."""
     shared = list(dict.fromkeys(node["name"] for node in nodes if not batch.is_local(node)))
+    if shared and batch.from_loader:
+        raise ValueError(
+            f"Expected all data in one call where data share sites, here {shared}, got model_args in batches: pass "
+            "tensors of all data"
+        )
     if shared and batch_size is not None:
         raise ValueError(f"Expected batch_size=None where data share sites, here {shared}, got {batch_size}")
     return shared

@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
-from pyro_ilvae.diagnostics._engine.sites import local_dim
+from pyro_ilvae.diagnostics._engine.sites import local_dim, site_names
 from pyro_ilvae.distributions import innermost
 
 _MOST_PAIRS = 20_000  # of a draw and a datum at a time: fewer than without gradients, whose networks keep no graph
@@ -38,13 +38,11 @@ def check_differentiable(site: Any) -> None:
 
 def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]:
     """The latent sites to differentiate by, checked; by default all continuous ones in the plate over the data."""
-    if isinstance(sites, str):
-        raise ValueError(f"Expected sites to be a sequence of names, got the string {sites!r}")
     nodes: dict[str, Any] = {name: batch.model_trace.nodes[name] for name in batch.latent_sites}
     if sites is None:
         names = [n for n, site in nodes.items() if batch.is_local(site) and not site["fn"].support.is_discrete]
     else:
-        names = list(sites)
+        names = site_names(sites)
     if not names:
         raise ValueError(f"Expected a continuous latent site in the plate over the data, got sites {list(nodes)}")
     for name in names:

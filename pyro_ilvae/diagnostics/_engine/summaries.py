@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pyro_ilvae._programs import Arguments, Program
+from pyro_ilvae._programs import Arguments, ArgumentsInBatches, Program
 
 
 class Call(NamedTuple):
@@ -11,7 +11,7 @@ class Call(NamedTuple):
 
     model: Program
     guide: Program
-    arguments: Arguments
+    arguments: Arguments | ArgumentsInBatches
     options: Mapping[str, Any]  #: ``num_samples``, ``batch_size``, ``seed`` and ``plate``
     limits: Mapping[str, float]  #: ``epsilon``, ``delta`` and ``threshold``
     notes: list[str]  #: what could not be computed, and why

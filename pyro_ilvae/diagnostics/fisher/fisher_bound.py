@@ -11,6 +11,7 @@ from pyro_ilvae._contexts import seeded, uncompiled
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import data_batches
+from pyro_ilvae.diagnostics._engine.calls import check_programs
 from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, part_of
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
@@ -82,8 +83,9 @@ def fisher_bound(
     Args:
         model: the model, in which data depend on the site through the decoder alone.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         decoder: the decoder; if None, the attribute ``decoder`` of the object whose method the model is, as in a
             :class:`~pyro_ilvae.VAE`.
@@ -92,7 +94,7 @@ def fisher_bound(
         num_samples: the number of draws for each datum.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 20,000 pairs of a draw and a datum.
+            None, as many as fit in bounded memory, and at least one draw of ``batch_size`` data.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.
@@ -121,6 +123,7 @@ def fisher_bound(
         True
     """
     _checks.positive_int("num_samples", num_samples)
+    check_programs(model, guide)
     if decoder is None:
         decoder = part_of(model, "decoder")
         if decoder is None:

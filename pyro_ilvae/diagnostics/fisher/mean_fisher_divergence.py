@@ -119,22 +119,25 @@ def mean_fisher_divergence(
     _checks.positive_int("num_samples", num_samples)
     check_unconditional(decoder)
     known = hasattr(likelihood, "information_product") and hasattr(likelihood, "smallest_information")
-    parts, smallest = [], []
+
+    def parts_and_smallest(z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The part of each coordinate at each z, of shape (N, K), and the smallest information, (N,), if known."""
+        eta = decode(decoder, z).reshape(len(z), *event_shape)
+        slopes = jacobian(decoder, z)
+        if not known:
+            return _sampled_squares(likelihood, eta, slopes), None
+        tangents = slopes.movedim(-1, 0).reshape(-1, *eta.shape)
+        products = likelihood.information_product(eta, tangents)  # type: ignore[attr-defined]
+        parts = (tangents * products).reshape(*tangents.shape[:2], -1).sum(-1).T
+        return parts, likelihood.smallest_information(eta).reshape(len(eta), -1).amin(-1)  # type: ignore[attr-defined]
+
     # Outside of inference mode, which has no derivatives.
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
         z = prior_draws(decoder, num_samples, latent_dim, scale, sampler)
         features = num_features(decoder, z[:2])
         event_shape = decoder(z[:1]).shape[1:]
-        for part in split(z, features * z.shape[1], samples_per_pass):
-            eta = decode(decoder, part).reshape(len(part), *event_shape)
-            slopes = jacobian(decoder, part)
-            if known:
-                tangents = slopes.movedim(-1, 0).reshape(-1, *eta.shape)
-                products = likelihood.information_product(eta, tangents)  # type: ignore[attr-defined]
-                parts.append((tangents * products).reshape(*tangents.shape[:2], -1).sum(-1).T)
-                smallest.append(likelihood.smallest_information(eta).reshape(len(eta), -1).amin(-1))  # type: ignore[attr-defined]
-            else:
-                parts.append(_sampled_squares(likelihood, eta, slopes))
+        rows = split(z, features * z.shape[1], samples_per_pass, parts_and_smallest)
+        parts, smallest = zip(*map(parts_and_smallest, rows), strict=True)
     values = torch.cat(parts).double()
     if not values.isfinite().all():
         raise ValueError(

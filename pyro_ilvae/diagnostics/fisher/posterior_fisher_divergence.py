@@ -55,14 +55,15 @@ def posterior_fisher_divergence(
     Args:
         model: the model.
         guide: its guide.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
         num_samples: the number of draws for each datum; below 30 there is neither smoothing nor k-hat.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 20,000 pairs of a draw and a datum.
+            None, as many as fit in bounded memory, and at least one draw of ``batch_size`` data.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.

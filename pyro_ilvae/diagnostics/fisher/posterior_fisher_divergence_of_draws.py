@@ -61,14 +61,15 @@ def posterior_fisher_divergence_of_draws(
         draws: a mapping from the names of sites to draws of shape (S, \*plates, \*event shape), as
             ``mcmc.get_samples()`` returns it. A site in no plate but that over the data has shape
             (S, N, \*event shape). Discrete sites may be left out; they are then summed over.
-        model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
-            the number of data are taken in batches, all other arguments are passed as they are.
+        model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
+            such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
+            dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites :math:`z`; if None, all continuous ones in the plate over the data.
         num_chains: the number of chains, whose draws follow each other.
         batch_size: the number of data treated at a time; all at once if None.
         samples_per_pass: the number of draws treated at a time, which bounds the memory and changes nothing else; if
-            None, as many as make at most 20,000 pairs of a draw and a datum.
+            None, as many as fit in bounded memory, and at least one draw of ``batch_size`` data.
         plate: the name of the plate over the data; if None, the only plate whose size is the number of data. Name it
             where tensors in ``model_args`` fit plates of different sizes.
 
@@ -95,11 +96,13 @@ def posterior_fisher_divergence_of_draws(
         >>> bool(((divergence.values - exact).abs() < 5 * divergence.standard_errors).all())
         True
     """
+    _checks.function("model", model, "a function or a module")
     num_samples = _num_samples(draws, num_chains)
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
-    arguments = data_arguments(model, prior, model_args, model_kwargs, plate)
-    num_data = arguments.num_data
+    arguments = data_arguments(model, prior, model_args, model_kwargs, plate).in_order()
+    with seeded(1):  # another seed than below, so that a loader that shuffles does not give one order twice
+        num_data = arguments.num_data
     columns, start = [], 0
     with seeded(0):  # the model draws to show its sites, and no result depends on it
         for batch in batches(model, prior, arguments, batch_size, plate):
