@@ -15,6 +15,8 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs.arguments import Arguments
 from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
+from pyro_ilvae._programs.matching import check_match
+from pyro_ilvae._programs.plates import SizePlates
 from pyro_ilvae._programs.sites import SiteShape, drawn, is_delta, is_variable, sample_sites, site_log_prob, site_shape
 
 Program: TypeAlias = Callable[..., Any]  # a model or a guide
@@ -52,11 +54,12 @@ class Runs:
         self.enumerated_sites: list[str] = []
         self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
         self.known_to_vectorize: bool | None = None
-        self._hold = HoldSubsamples()
+        self._hold, self._sizes = HoldSubsamples(), SizePlates()
         with torch.no_grad():
-            traces = self.traces(1, given)
-            if self._hold.moved:  # by the model, after the guide had run at other indices
-                traces = self.traces(1, given)
+            traces = self._first_traces(given)
+            if self._sizes.learn(*traces, set(given or ())):
+                traces = self._first_traces(given)
+        check_match(*traces)
         self.guide_trace, self.model_trace = traces
         self.nesting = max((len(site_shape(site).batch) for trace in traces for site in sample_sites(trace)), default=0)
         known = drawn(self.guide_trace).keys() | (given or {}).keys()
@@ -65,14 +68,14 @@ class Runs:
     @property
     def indices(self) -> Mapping[str, Any]:
         """The indices that each plate is held at, by its name."""
-        return self._hold.indices
+        return {name: torch.arange(size) for name, size in self._sizes.sizes.items()} | self._hold.indices
 
     def trace(
         self, program: Program, num_draws: int, around: Callable[[Program], Program] = lambda program: program
     ) -> Trace:
         """Return the trace of a run; handlers that have to see the draws go ``around`` it."""
         with poutine.block(), evaluation_mode(self.model, self.guide):
-            program = self._hold(program)
+            program = self._sizes(self._hold(program))
             if num_draws > 1:
                 program = pyro.plate("_draws", num_draws, dim=-self.nesting - 1)(program)
             return poutine.trace(around(program)).get_trace(*self.arguments.args, **self.arguments.kwargs)
@@ -165,6 +168,22 @@ class Runs:
         missing = self.nesting - (values.dim() - 1 - len(shape.event))
         return values.reshape(len(values), *(1,) * missing, *values.shape[1:])
 
+    def _first_traces(self, given: Values | None) -> tuple[Trace, Trace]:
+        try:
+            self._hold.moved = False
+            traces = self.traces(1, given)
+            if self._hold.moved:  # by the model, after the guide had run at other indices
+                traces = self.traces(1, given)
+        except (RuntimeError, IndexError) as error:
+            if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"Expected model_args that model and guide can be called with, got {_shapes(self.arguments)}, with which "
+                f"they raise {type(error).__name__}: {error} (a guide that holds values for each datum takes the data "
+                "that it was learned on, all together: batch_size=None)"
+            ) from error
+        return traces
+
     @property
     def _first_available_dim(self) -> int:
         return -self.nesting - 2
@@ -223,3 +242,12 @@ def _close(together: Tensor, alone: Tensor) -> bool:
     if not together.is_floating_point():
         return torch.equal(*torch.broadcast_tensors(together, alone))
     return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _shapes(arguments: Arguments) -> str:
+    """The arguments in words, tensors by their shapes."""
+    named = [(str(i), value) for i, value in enumerate(arguments.args)] + list(arguments.kwargs.items())
+    shapes = [
+        f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}" for name, value in named
+    ]
+    return f"({', '.join(shapes)})"
