@@ -41,10 +41,11 @@ class HoldSubsamples(Messenger):
             size = fn.size if fn.subsample_size is None else fn.subsample_size
             if size < 0:
                 raise ValueError(f"Expected a size for plate '{name}', which an AutoGuide needs, got none")
-            msg["value"] = self.indices.get(name, torch.arange(max(0, size), device=fn.device))
-            if len(msg["value"]) != size:
+            held = self.indices[name] if name in self.indices else torch.arange(size, device=fn.device)
+            msg["value"] = held
+            if len(held) != size:
                 raise ValueError(
-                    f"Expected plate '{name}' to have one size in model and guide, got {len(msg['value'])} and {size}: "
+                    f"Expected plate '{name}' to have one size in model and guide, got {len(held)} and {size}: "
                     "a guide that holds values for each datum, as an AutoGuide does, takes the data that it was "
                     "learned on, all together (batch_size=None)"
                 )

@@ -178,9 +178,9 @@ class Runs:
             if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"Expected model_args that model and guide can be called with, got {_shapes(self.arguments)}, with which "
-                f"they raise {type(error).__name__}: {error} (a guide that holds values for each datum takes the data "
-                "that it was learned on, all together: batch_size=None)"
+                f"Expected model_args that model and guide can be called with, got {_shapes(self.arguments)}, which "
+                f"raise {type(error).__name__}: {error} (a guide that holds values for each datum takes the data that "
+                "it was learned on, all together: batch_size=None)"
             ) from error
         return traces
 

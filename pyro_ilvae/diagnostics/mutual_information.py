@@ -136,7 +136,7 @@ def mutual_information(
         (1.0986, 1.0986, 'sampled, analytic mean KL')
     """
     _checks.positive_int("num_samples", num_samples)
-    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate, batch_size)
     size = arguments.num_data
     components = size if aggregate_size is None else _checks.positive_int("aggregate_size", aggregate_size)
     if components > size:

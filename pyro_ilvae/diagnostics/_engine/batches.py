@@ -1,6 +1,6 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,6 +16,7 @@ from pyro_ilvae._programs import (
     Program,
     Runs,
     Values,
+    is_data,
     is_deterministic,
     sample_sites,
     site_log_prob,
@@ -39,17 +40,26 @@ class Batch:
         num_assignments: the number of joint values of the enumerated sites.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Arguments, plate: str | None) -> None:
-        self.model, self.guide, self.arguments, self.plate = model, guide, arguments, plate
-        self.num_data = arguments.num_data
+    def __init__(
+        self, model: Program, guide: Program, arguments: Arguments, plate: str | None, *, whole: bool = True
+    ) -> None:
+        self.model, self.guide = model, guide
         self.runs = Runs(model, guide, arguments)
         self.runs.compared = [self.traces]
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
-        sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
-        self.data_plate = self._data_plate({f for site in sites for f in site["cond_indep_stack"] if f.vectorized})
-        for site in sites:
+        found = plate_over_data(self.guide_trace, self.model_trace, arguments, plate)
+        self.data_plate: str | None
+        self.data_plate, self.num_data = found if found is not None else (None, arguments.num_data)
+        if self.num_data != arguments.num_data and not whole:
+            raise ValueError(
+                f"Expected the {self.num_data} data of plate '{self.data_plate}' in model_args, of which batch_size "
+                f"takes a part, got tensors with first dimension {arguments.num_data} there"
+            )
+        self.arguments = arguments if found is None else arguments._replace(size=self.num_data)
+        for site in [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]:
             _check_shape(site)
+        self._check_plates()
         latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
         self._check_guide_sites(latent)
         self.latent_sites = [name for name in latent if name not in self.enumerated_sites]
@@ -152,29 +162,17 @@ class Batch:
         num_data = 1 if dim is None else self.num_data
         return log_prob.reshape(*lead, -1, num_data).expand(*lead, num_draws, num_data)
 
-    def _data_plate(self, frames: set[Any]) -> str | None:
-        sizes = {frame.name: frame.size for frame in frames}
-        if self.plate is not None:
-            if self.plate not in sizes:
-                raise ValueError(f"Expected plate to be one of {sorted(sizes)}, got {self.plate!r}")
-            if sizes[self.plate] != self.num_data:
-                raise ValueError(
-                    f"Expected plate '{self.plate}' to hold the data, got size {sizes[self.plate]} for "
-                    f"{self.num_data} data"
-                )
-            return self.plate
-        found = sorted(name for name, size in sizes.items() if size == self.num_data)
-        if len(found) > 1:
-            raise ValueError(
-                f"Expected one plate over the {self.num_data} data, got {found}; name the right one with plate=..."
-            )
-        drawn = [frame for frame in frames if frame.full_size == self.num_data]
-        if not found and drawn:
-            raise ValueError(
-                f"Expected all data of the batch in the plate '{drawn[0].name}', got {drawn[0].size} of the "
-                f"{self.num_data} data: the argument batch_size makes batches, rather than the model"
-            )
-        return found[0] if found else None
+    def _check_plates(self) -> None:
+        """Raise unless model and guide have each latent site in the same plates."""
+        for site in sample_sites(self.guide_trace):
+            if site["name"] in self.model_trace:
+                prior: Any = self.model_trace.nodes[site["name"]]
+                plates = [sorted(f.name for f in s["cond_indep_stack"] if f.vectorized) for s in (prior, site)]
+                if plates[0] != plates[1]:
+                    raise ValueError(
+                        f"Expected site '{site['name']}' in the same plates of model and guide, got {plates[0]} in "
+                        f"the model and {plates[1]} in the guide"
+                    )
 
     def _check_guide_sites(self, latent: list[str]) -> None:
         for site in sample_sites(self.guide_trace):
@@ -207,35 +205,72 @@ class Batch:
         return assignments
 
 
-def data_arguments(
-    model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
-) -> Arguments:
-    """Return what model and guide are called with, and the number of data.
+def plate_over_data(
+    guide_trace: Trace, model_trace: Trace, arguments: Arguments, plate: str | None
+) -> tuple[str, int] | None:
+    """Return the name of the plate over the data and its size, which is the number of data; None without such a plate.
 
-    If all tensors have the same first dimension, that is the number. Otherwise it is the size of a plate: of the one
-    that is named, or of the only one that a tensor fits, or of the only one if there are no tensors.
+    It is the one that is named, or else the only one that the tensors fit. If they fit none, it is the only plate that
+    holds everything that is observed.
     """
-    arguments = Arguments.of(model_args, model_kwargs)
-    sizes = arguments.sizes
-    if len(sizes) == 1:
-        return arguments
-    if not sizes:
-        arguments.check_others(None)
-    with seeded(0):  # so that no draw of the caller's is used up
-        runs = Runs(model, guide, arguments)
-    sites = [site for trace in (runs.guide_trace, runs.model_trace) for site in sample_sites(trace)]
-    plates = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
+    observed = [site for site in sample_sites(model_trace) if is_data(site)]
+    frames = {
+        frame
+        for site in [*sample_sites(guide_trace), *sample_sites(model_trace)]
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    }
+    plates = {frame.name: frame.size for frame in frames}
+    sizes = [arguments.size] if arguments.size is not None else arguments.sizes
+    fit = sorted(name for name, size in plates.items() if size in sizes)
+    partial = [frame for frame in frames if frame.size not in sizes and frame.full_size in sizes]
     if plate is not None:
         if plate not in plates:
             raise ValueError(f"Expected plate to be one of {sorted(plates)}, got {plate!r}")
-        return arguments._replace(size=plates[plate])
-    found = {size for size in plates.values() if size in sizes or not sizes}
-    if len(found) > 1:
+        if plate not in fit and len(sizes) == 1 and (fit or partial):
+            raise ValueError(
+                f"Expected plate '{plate}' to hold the data, got size {plates[plate]} for {_either(sizes)} data"
+            )
+        return plate, plates[plate]
+    if not fit and partial:
         raise ValueError(
-            f"Expected one plate that tells the number of data, got {plates} and tensors with first dimensions {sizes} "
-            "in model_args; name the plate over the data with plate=..."
+            f"Expected all data of the batch in the plate '{partial[0].name}', got {partial[0].size} of the "
+            f"{partial[0].full_size} data: the argument batch_size makes batches, rather than the model"
         )
-    return arguments._replace(size=next(iter(found), None))
+    if not fit and observed:
+        held = [{frame.name for frame in site["cond_indep_stack"] if frame.vectorized} for site in observed]
+        fit = sorted(set.intersection(*held))
+    if len(fit) > 1:
+        raise ValueError(
+            f"Expected one plate over the {_either(sizes)} data, got {fit}; name the plate over the data with plate=..."
+        )
+    return (fit[0], plates[fit[0]]) if fit else None
+
+
+def _either(sizes: Sequence[int]) -> str:
+    return " or ".join(map(str, sizes)) or "observed"
+
+
+def data_arguments(
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs,
+    model_kwargs: Mapping[str, Any] | None,
+    plate: str | None,
+    batch_size: int | None = None,
+) -> Arguments:
+    """Return what model and guide are called with, and the number of data: the size of :func:`plate_over_data`.
+
+    Without such a plate it is the first dimension of the first tensor. One tensor alone is taken in batches.
+    """
+    arguments = Arguments.of(model_args, model_kwargs)
+    part = next(arguments.batches(batch_size)) if len(arguments.sizes) == 1 else arguments
+    if not arguments.sizes:
+        arguments.check_others(None)
+    with seeded(0):  # so that no draw of the caller's is used up
+        runs = Runs(model, guide, part)
+    found = plate_over_data(*_pruned(runs.guide_trace, runs.model_trace), part, plate)
+    return arguments if found is None or [found[1]] == part.sizes else arguments._replace(size=found[1])
 
 
 def data_batches(
@@ -247,7 +282,9 @@ def data_batches(
     plate: str | None,
 ) -> Iterator[Batch]:
     """Yield model and guide on the data, ``batch_size`` at a time, from what they are called with."""
-    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    arguments = Arguments.of(model_args, model_kwargs)
+    if len(arguments.sizes) != 1:  # The only size is right unless a batch finds another, without a run of its own.
+        arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
     yield from batches(model, guide, arguments, batch_size, plate)
 
 
@@ -257,7 +294,7 @@ def batches(
     """Yield model and guide on ``batch_size`` data at a time."""
     vectorizes: dict[int, bool | None] = {}
     for part in arguments.batches(batch_size):
-        batch = Batch(model, guide, part, plate)
+        batch = Batch(model, guide, part, plate, whole=part is arguments)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
         batch.runs.known_to_vectorize = vectorizes.get(batch.num_data)

@@ -98,7 +98,7 @@ def posterior_fisher_divergence_of_draws(
     num_samples = _num_samples(draws, num_chains)
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
-    arguments = data_arguments(model, prior, model_args, model_kwargs, plate)
+    arguments = data_arguments(model, prior, model_args, model_kwargs, plate, batch_size)
     num_data = arguments.num_data
     columns, start = [], 0
     with seeded(0):  # the model draws to show its sites, and no result depends on it
