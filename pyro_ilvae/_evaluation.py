@@ -40,7 +40,7 @@ def evaluation_mode(*functions: Callable[..., Any]) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.callback(_restore, modes)
-        for module in _modules(functions):
+        for module in modules_of(functions):
             evaluate(module)
         stack.callback(register_module_forward_pre_hook(before_call).remove)
         _run_eagerly(stack, modes)
@@ -64,7 +64,7 @@ def _run_eagerly(stack: ExitStack, modes: Mapping[int, tuple[nn.Module, bool]]) 
         warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks")
 
 
-def _modules(functions: tuple[Callable[..., Any], ...]) -> Iterator[nn.Module]:
+def modules_of(functions: tuple[Callable[..., Any], ...]) -> Iterator[nn.Module]:
     """The modules that functions are, belong to or refer to, directly or by way of other functions and containers."""
     seen: dict[int, Any] = {}
     found: list[Any] = list(functions)

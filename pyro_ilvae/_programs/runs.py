@@ -16,6 +16,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs.arguments import Arguments
 from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
 from pyro_ilvae._programs.matching import check_match
+from pyro_ilvae._programs.own_values import check_own_values
 from pyro_ilvae._programs.plates import SizePlates
 from pyro_ilvae._programs.sites import SiteShape, drawn, is_delta, is_variable, sample_sites, site_log_prob, site_shape
 
@@ -23,6 +24,8 @@ Program: TypeAlias = Callable[..., Any]  # a model or a guide
 Values: TypeAlias = Mapping[str, Tensor]  # of sites, by name
 
 MOST_PAIRS = 100_000  # of a draw and a datum that are in memory at a time, unless a caller says otherwise
+
+_COMPARED = 8  # draws made together at first, because a branch that few draws take does not show in two
 
 
 class Runs:
@@ -60,6 +63,15 @@ class Runs:
             if self._sizes.learn(*traces, set(given or ())):
                 traces = self._first_traces(given)
         check_match(*traces)
+        check_own_values(
+            guide,
+            traces,
+            arguments,
+            indices=self.indices,
+            chosen=self._hold.chosen,
+            run_guide=partial(self._trace_at, guide),
+            run_model=partial(self._trace_at, model),
+        )
         self.guide_trace, self.model_trace = traces
         self.nesting = max((len(site_shape(site).batch) for trace in traces for site in sample_sites(trace)), default=0)
         known = drawn(self.guide_trace).keys() | (given or {}).keys()
@@ -118,15 +130,18 @@ class Runs:
         """Return the number of draws of each pass: ``samples_per_pass``, or ``most`` if None; 1 if draws mix."""
         _checks.positive_int("num_samples", num_samples)
         step = max(1, most) if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
-        if num_samples > 1 and step > 1 and not self.vectorizes:
+        if num_samples > 1 and step > 1 and not self._find_out(min(step, num_samples, _COMPARED)):
             step = 1
         return [min(step, num_samples - start) for start in range(0, num_samples, step)]
 
     @property
     def vectorizes(self) -> bool:
         """Whether draws can be made together, found out once."""
+        return self._find_out(2)
+
+    def _find_out(self, num_draws: int) -> bool:
         if self.known_to_vectorize is None:
-            self.known_to_vectorize = all(map(self.same_alone, self.compared))
+            self.known_to_vectorize = all(self.same_alone(run, num_draws=num_draws) for run in self.compared)
         return self.known_to_vectorize
 
     def same_alone(
@@ -134,8 +149,11 @@ class Runs:
         run: Callable[[int, Values], Sequence[Trace]],
         together: Sequence[Trace] | None = None,
         num_draws: int = 2,
+        draws: Sequence[int] | None = None,
     ) -> bool:
-        """Whether the first and the last of draws made together are what they are alone, in values and log densities.
+        """Whether some ``draws`` of those made together are what they are alone, in values and log densities.
+
+        If None, these are the first and the last.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
         ``run(num_draws, given)`` makes the traces; ``given`` holds the values of a draw. It also makes the traces of
@@ -145,7 +163,7 @@ class Runs:
             with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
                 if together is None:
                     together = run(num_draws, {})
-                draws = (0, num_draws - 1)
+                draws = (0, num_draws - 1) if draws is None else draws
                 alone = [run(1, self._one_draw(together, i, num_draws)) for i in draws]
                 return all(self._alike(draws, num_draws, *traces) for traces in zip(together, *alone, strict=True))
         except Exception:
@@ -169,9 +187,13 @@ class Runs:
         return values.reshape(len(values), *(1,) * missing, *values.shape[1:])
 
     def _first_traces(self, given: Values | None) -> tuple[Trace, Trace]:
+        self._hold.moved = False
         try:
-            self._hold.moved = False
-            traces = self.traces(1, given)
+            try:
+                traces = self.traces(1, given)
+            except (RuntimeError, IndexError, ValueError):
+                if not self._hold.moved:
+                    raise
             if self._hold.moved:  # by the model, after the guide had run at other indices
                 traces = self.traces(1, given)
         except (RuntimeError, IndexError) as error:
@@ -183,6 +205,14 @@ class Runs:
                 "it was learned on, all together: batch_size=None)"
             ) from error
         return traces
+
+    def _trace_at(self, program: Program, indices: Mapping[str, Tensor], values: Values) -> Trace:
+        """Return a trace of one draw with some plates at other indices."""
+        self._hold.instead = indices
+        try:
+            return self.trace(Replay(values)(program), 1)
+        finally:
+            self._hold.instead = {}
 
     @property
     def _first_available_dim(self) -> int:

@@ -28,6 +28,8 @@ __all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites",
 
 _MOST_PAIRS = MOST_PAIRS  # of a draw and a datum in memory at a time, unless a caller says otherwise
 
+_FEW = 12  # draws in a pass
+
 
 class Batch:
     """A model and its guide on one batch of data, run for any number of draws at once.
@@ -80,7 +82,21 @@ class Batch:
 
         Values in ``conditioned`` take the place of the guide's own draws.
         """
-        return _pruned(*self.runs.traces(num_draws, conditioned, guide))
+        traces = _pruned(*self.runs.traces(num_draws, conditioned, guide))
+        if num_draws > 1 and conditioned is None and guide is None:
+            self._check_alone(traces, num_draws)
+        return traces
+
+    def _check_alone(self, together: tuple[Trace, Trace], num_draws: int) -> None:
+        """Raise if draws are not what they are alone: a branch that few draws take shows in a pass of many."""
+        # A part of the cost of the pass itself, also where few draws fit in memory.
+        draws = [num_draws - 1] if num_draws < _FEW else [0, num_draws // 2, num_draws - 1]
+        if not self.runs.same_alone(self.traces, together, num_draws, draws):
+            raise ValueError(
+                f"Expected a model and a guide that treat each draw on its own, got {num_draws} draws of which some "
+                "are others alone, as where a branch looks at all draws at once: write it with torch.where, or make "
+                "the draws one at a time with samples_per_pass=1"
+            )
 
     def log_density(self, sites: list[Any], num_draws: int) -> Tensor:
         """Return the sum of the log densities of sites of one trace.
