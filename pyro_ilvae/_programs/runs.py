@@ -149,11 +149,11 @@ class Runs:
         run: Callable[[int, Values], Sequence[Trace]],
         together: Sequence[Trace] | None = None,
         num_draws: int = 2,
-        draws: Sequence[int] | None = None,
+        draws: Sequence[int] = (),
     ) -> bool:
-        """Whether some ``draws`` of those made together are what they are alone, in values and log densities.
+        """Whether some draws of those made together are what they are alone, in values and log densities.
 
-        If None, these are the first and the last.
+        These are two that lie far apart, where branches on values show, and further ``draws`` by their positions.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
         ``run(num_draws, given)`` makes the traces; ``given`` holds the values of a draw. It also makes the traces of
@@ -163,7 +163,7 @@ class Runs:
             with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
                 if together is None:
                     together = run(num_draws, {})
-                draws = (0, num_draws - 1) if draws is None else draws
+                draws = sorted({*_far_apart(together, num_draws), *draws})
                 alone = [run(1, self._one_draw(together, i, num_draws)) for i in draws]
                 return all(self._alike(draws, num_draws, *traces) for traces in zip(together, *alone, strict=True))
         except Exception:
@@ -264,6 +264,19 @@ class Runs:
                 if is_delta(both) and not _close(value, torch.cat([self.spread(s["value"], shape, 1) for s in each])):
                     return False
         return True
+
+
+def _far_apart(together: Sequence[Trace], num_draws: int) -> tuple[int, int]:
+    """The positions of the draws with the largest and the smallest values of the latent sites on the whole."""
+    total = torch.zeros(num_draws, dtype=torch.float64)
+    for value in (value for trace in together for value in drawn(trace).values()):
+        if value.dim() and len(value) == num_draws:
+            rows = value.detach().reshape(num_draws, -1).double()
+            scores = (rows - rows.mean(0)) / rows.std(0)
+            total += scores.nan_to_num(0.0, 0.0, 0.0).sum(1).cpu()
+    largest = int(total.argmax())
+    smallest = int(total.argmin())
+    return largest, smallest if smallest != largest else (largest + 1) % num_draws
 
 
 def _close(together: Tensor, alone: Tensor) -> bool:
