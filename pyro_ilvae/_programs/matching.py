@@ -45,9 +45,9 @@ def _without_padding(shape: torch.Size) -> tuple[int, ...]:
 
 
 def _check_datum(site: Any) -> None:
-    """Raise if one number is observed where the distribution has several, all of which it would stand for."""
+    """Raise if a datum has another shape than its distribution: one number would stand for several."""
     shape, event = torch.as_tensor(site["value"]).shape, site["fn"].event_shape
     own = shape[max(0, len(shape) - len(event)) :]
     # Some distributions, such as those of time series, have a 1 in their event shape for any length.
-    if len(own) < len(event) or any(size == 1 < expected for size, expected in zip(own, event, strict=True)):
+    if len(own) < len(event) or any(size != expected != 1 for size, expected in zip(own, event, strict=True)):
         raise ValueError(f"Expected values of event shape {tuple(event)} at site '{site['name']}', got {tuple(shape)}")

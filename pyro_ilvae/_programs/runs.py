@@ -58,9 +58,11 @@ class Runs:
         self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
         self.known_to_vectorize: bool | None = None
         self._hold, self._sizes = HoldSubsamples(), SizePlates()
+        state = torch.get_rng_state()
         with torch.no_grad():
             traces = self._first_traces(given)
             if self._sizes.learn(*traces, set(given or ())):
+                torch.set_rng_state(state)  # so that all draws are those with the sizes written out
                 traces = self._first_traces(given)
         check_match(*traces)
         check_own_values(

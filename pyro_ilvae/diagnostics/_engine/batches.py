@@ -1,6 +1,7 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -22,6 +23,7 @@ from pyro_ilvae._programs import (
     site_log_prob,
     site_shape,
 )
+from pyro_ilvae.diagnostics._engine.data_plate import plate_over_data
 from pyro_ilvae.distributions import innermost
 
 __all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites", "site_log_prob"]
@@ -138,6 +140,11 @@ class Batch:
         """The latent sites in the order in which the guide draws them."""
         return [name for name in self.guide_trace.nodes if name in self.latent_sites]
 
+    @property
+    def observed(self) -> list[Any]:
+        """The sites of the data."""
+        return [site for site in sample_sites(self.model_trace) if is_data(site) and self.is_local(site)]
+
     def is_local(self, site: Any) -> bool:
         """Whether the site has one value for each datum."""
         return self.data_dim(site) is not None
@@ -223,52 +230,6 @@ class Batch:
         return assignments
 
 
-def plate_over_data(
-    guide_trace: Trace, model_trace: Trace, arguments: Arguments, plate: str | None
-) -> tuple[str, int] | None:
-    """Return the name of the plate over the data and its size, which is the number of data; None without such a plate.
-
-    It is the one that is named, or else the only one that the tensors fit. If they fit none, it is the only plate that
-    holds everything that is observed.
-    """
-    observed = [site for site in sample_sites(model_trace) if is_data(site)]
-    frames = {
-        frame
-        for site in [*sample_sites(guide_trace), *sample_sites(model_trace)]
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    }
-    plates = {frame.name: frame.size for frame in frames}
-    sizes = [arguments.size] if arguments.size is not None else arguments.sizes
-    fit = sorted(name for name, size in plates.items() if size in sizes)
-    partial = [frame for frame in frames if frame.size not in sizes and frame.full_size in sizes]
-    if plate is not None:
-        if plate not in plates:
-            raise ValueError(f"Expected plate to be one of {sorted(plates)}, got {plate!r}")
-        if plate not in fit and len(sizes) == 1 and (fit or partial):
-            raise ValueError(
-                f"Expected plate '{plate}' to hold the data, got size {plates[plate]} for {_either(sizes)} data"
-            )
-        return plate, plates[plate]
-    if not fit and partial:
-        raise ValueError(
-            f"Expected all data of the batch in the plate '{partial[0].name}', got {partial[0].size} of the "
-            f"{partial[0].full_size} data: the argument batch_size makes batches, rather than the model"
-        )
-    if not fit and observed:
-        held = [{frame.name for frame in site["cond_indep_stack"] if frame.vectorized} for site in observed]
-        fit = sorted(set.intersection(*held))
-    if len(fit) > 1:
-        raise ValueError(
-            f"Expected one plate over the {_either(sizes)} data, got {fit}; name the plate over the data with plate=..."
-        )
-    return (fit[0], plates[fit[0]]) if fit else None
-
-
-def _either(sizes: Sequence[int]) -> str:
-    return " or ".join(map(str, sizes)) or "observed"
-
-
 def data_arguments(
     model: Program,
     guide: Program,
@@ -311,11 +272,18 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield model and guide on ``batch_size`` data at a time."""
     vectorizes: dict[int, bool | None] = {}
+    before: list[Any] = []
     for part in arguments.batches(batch_size):
         batch = Batch(model, guide, part, plate, whole=part is arguments)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
         batch.runs.known_to_vectorize = vectorizes.get(batch.num_data)
+        now = [site["value"] for site in batch.observed]
+        if before and len(now) == len(before) and all(map(operator.is_, now, before)):
+            raise ValueError(
+                "Expected the data in model_args, of which batch_size takes a part, got the same each time"
+            )
+        before = now
         yield batch
         vectorizes[batch.num_data] = batch.runs.known_to_vectorize
 
