@@ -1,36 +1,15 @@
-"""What holds for a while: evaluation mode, and draws from a seed."""
+"""What holds for a while: draws from a seed, and modules without compilation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from pyro.poutine.messenger import unwrap
 from torch import nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae._evaluation import evaluation_mode
 
-
-@contextmanager
-def evaluation_mode(*functions: Callable[..., Any]) -> Iterator[None]:
-    """Put modules, and the modules that methods are bound to, in evaluation mode, and restore their modes afterwards.
-
-    Results are then free of dropout, and leave the running statistics of batch normalization as they were.
-    """
-    owners = {id(owner): owner for owner in (getattr(unwrap(f), "__self__", unwrap(f)) for f in functions)}
-    modules = [part for owner in owners.values() if isinstance(owner, nn.Module) for part in owner.modules()]
-    modes = [module.training for module in modules]
-    try:
-        _set_modes(modules, [False] * len(modules))
-        yield
-    finally:
-        _set_modes(modules, modes)
-
-
-def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
-    for module, training in zip(modules, modes, strict=True):
-        if module.training != training:  # A PyroModule takes longer to set an attribute than to read it.
-            module.training = training
+__all__ = ["evaluation_mode", "seeded", "uncompiled"]
 
 
 @contextmanager

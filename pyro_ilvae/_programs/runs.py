@@ -15,12 +15,17 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs.arguments import Arguments
 from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
+from pyro_ilvae._programs.matching import check_match
+from pyro_ilvae._programs.own_values import check_own_values
+from pyro_ilvae._programs.plates import SizePlates
 from pyro_ilvae._programs.sites import SiteShape, drawn, is_delta, is_variable, sample_sites, site_log_prob, site_shape
 
 Program: TypeAlias = Callable[..., Any]  # a model or a guide
 Values: TypeAlias = Mapping[str, Tensor]  # of sites, by name
 
 MOST_PAIRS = 100_000  # of a draw and a datum that are in memory at a time, unless a caller says otherwise
+
+_COMPARED = 8  # draws made together at first, because a branch that few draws take does not show in two
 
 
 class Runs:
@@ -52,11 +57,23 @@ class Runs:
         self.enumerated_sites: list[str] = []
         self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
         self.known_to_vectorize: bool | None = None
-        self._hold = HoldSubsamples()
+        self._hold, self._sizes = HoldSubsamples(), SizePlates()
+        state = torch.get_rng_state()
         with torch.no_grad():
-            traces = self.traces(1, given)
-            if self._hold.moved:  # by the model, after the guide had run at other indices
-                traces = self.traces(1, given)
+            traces = self._first_traces(given)
+            if self._sizes.learn(*traces, set(given or ())):
+                torch.set_rng_state(state)  # so that all draws are those with the sizes written out
+                traces = self._first_traces(given)
+        check_match(*traces)
+        check_own_values(
+            guide,
+            traces,
+            arguments,
+            indices=self.indices,
+            chosen=self._hold.chosen,
+            run_guide=partial(self._trace_at, guide),
+            run_model=partial(self._trace_at, model),
+        )
         self.guide_trace, self.model_trace = traces
         self.nesting = max((len(site_shape(site).batch) for trace in traces for site in sample_sites(trace)), default=0)
         known = drawn(self.guide_trace).keys() | (given or {}).keys()
@@ -65,14 +82,14 @@ class Runs:
     @property
     def indices(self) -> Mapping[str, Any]:
         """The indices that each plate is held at, by its name."""
-        return self._hold.indices
+        return {name: torch.arange(size) for name, size in self._sizes.sizes.items()} | self._hold.indices
 
     def trace(
         self, program: Program, num_draws: int, around: Callable[[Program], Program] = lambda program: program
     ) -> Trace:
         """Return the trace of a run; handlers that have to see the draws go ``around`` it."""
         with poutine.block(), evaluation_mode(self.model, self.guide):
-            program = self._hold(program)
+            program = self._sizes(self._hold(program))
             if num_draws > 1:
                 program = pyro.plate("_draws", num_draws, dim=-self.nesting - 1)(program)
             return poutine.trace(around(program)).get_trace(*self.arguments.args, **self.arguments.kwargs)
@@ -115,15 +132,18 @@ class Runs:
         """Return the number of draws of each pass: ``samples_per_pass``, or ``most`` if None; 1 if draws mix."""
         _checks.positive_int("num_samples", num_samples)
         step = max(1, most) if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
-        if num_samples > 1 and step > 1 and not self.vectorizes:
+        if num_samples > 1 and step > 1 and not self._find_out(min(step, num_samples, _COMPARED)):
             step = 1
         return [min(step, num_samples - start) for start in range(0, num_samples, step)]
 
     @property
     def vectorizes(self) -> bool:
         """Whether draws can be made together, found out once."""
+        return self._find_out(2)
+
+    def _find_out(self, num_draws: int) -> bool:
         if self.known_to_vectorize is None:
-            self.known_to_vectorize = all(map(self.same_alone, self.compared))
+            self.known_to_vectorize = all(self.same_alone(run, num_draws=num_draws) for run in self.compared)
         return self.known_to_vectorize
 
     def same_alone(
@@ -131,8 +151,11 @@ class Runs:
         run: Callable[[int, Values], Sequence[Trace]],
         together: Sequence[Trace] | None = None,
         num_draws: int = 2,
+        draws: Sequence[int] = (),
     ) -> bool:
-        """Whether the first and the last of draws made together are what they are alone, in values and log densities.
+        """Whether some draws of those made together are what they are alone, in values and log densities.
+
+        These are two that lie far apart, where branches on values show, and further ``draws`` by their positions.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
         ``run(num_draws, given)`` makes the traces; ``given`` holds the values of a draw. It also makes the traces of
@@ -142,7 +165,7 @@ class Runs:
             with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
                 if together is None:
                     together = run(num_draws, {})
-                draws = (0, num_draws - 1)
+                draws = sorted({*_far_apart(together, num_draws), *draws})
                 alone = [run(1, self._one_draw(together, i, num_draws)) for i in draws]
                 return all(self._alike(draws, num_draws, *traces) for traces in zip(together, *alone, strict=True))
         except Exception:
@@ -164,6 +187,34 @@ class Runs:
             return values[0]
         missing = self.nesting - (values.dim() - 1 - len(shape.event))
         return values.reshape(len(values), *(1,) * missing, *values.shape[1:])
+
+    def _first_traces(self, given: Values | None) -> tuple[Trace, Trace]:
+        self._hold.moved = False
+        try:
+            try:
+                traces = self.traces(1, given)
+            except (RuntimeError, IndexError, ValueError):
+                if not self._hold.moved:
+                    raise
+            if self._hold.moved:  # by the model, after the guide had run at other indices
+                traces = self.traces(1, given)
+        except (RuntimeError, IndexError) as error:
+            if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"Expected model_args that model and guide can be called with, got {_shapes(self.arguments)}, which "
+                f"raise {type(error).__name__}: {error} (a guide that holds values for each datum takes the data that "
+                "it was learned on, all together: batch_size=None)"
+            ) from error
+        return traces
+
+    def _trace_at(self, program: Program, indices: Mapping[str, Tensor], values: Values) -> Trace:
+        """Return a trace of one draw with some plates at other indices."""
+        self._hold.instead = indices
+        try:
+            return self.trace(Replay(values)(program), 1)
+        finally:
+            self._hold.instead = {}
 
     @property
     def _first_available_dim(self) -> int:
@@ -217,9 +268,31 @@ class Runs:
         return True
 
 
+def _far_apart(together: Sequence[Trace], num_draws: int) -> tuple[int, int]:
+    """The positions of the draws with the largest and the smallest values of the latent sites on the whole."""
+    total = torch.zeros(num_draws, dtype=torch.float64)
+    for value in (value for trace in together for value in drawn(trace).values()):
+        if value.dim() and len(value) == num_draws:
+            rows = value.detach().reshape(num_draws, -1).double()
+            scores = (rows - rows.mean(0)) / rows.std(0)
+            total += scores.nan_to_num(0.0, 0.0, 0.0).sum(1).cpu()
+    largest = int(total.argmax())
+    smallest = int(total.argmin())
+    return largest, smallest if smallest != largest else (largest + 1) % num_draws
+
+
 def _close(together: Tensor, alone: Tensor) -> bool:
     if len(together) not in (1, len(alone)):
         return False
     if not together.is_floating_point():
         return torch.equal(*torch.broadcast_tensors(together, alone))
     return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _shapes(arguments: Arguments) -> str:
+    """The arguments in words, tensors by their shapes."""
+    named = [(str(i), value) for i, value in enumerate(arguments.args)] + list(arguments.kwargs.items())
+    shapes = [
+        f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}" for name, value in named
+    ]
+    return f"({', '.join(shapes)})"

@@ -52,6 +52,13 @@ def site_log_prob(site: Any) -> Tensor:
         log_prob = site["fn"].log_prob(site["value"])
     except ValueError as error:
         raise ValueError(f"Expected a value in the support at site '{site['name']}', got another: {error}") from error
+    except RuntimeError as error:
+        if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"Expected a value of shape {tuple(site['fn'].shape())} at site '{site['name']}', got shape "
+            f"{tuple(site['value'].shape)}: {error}"
+        ) from error
     masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
     if site["mask"] is not None and "_enumerate_dim" in site["infer"]:
         # Where it is masked, the probabilities of all its values have to add up to one.
@@ -107,7 +114,12 @@ def site_shape(site: Any) -> SiteShape:
             event_dim = rest
     lead, own = batch_shape(event_dim), tuple(site["fn"].batch_shape)
     if own != lead:
-        lead = tuple(torch.broadcast_shapes(lead, own))
+        try:
+            lead = tuple(torch.broadcast_shapes(lead, own))
+        except RuntimeError:
+            raise ValueError(
+                f"Expected values of batch shape {own} at site '{site['name']}', as its distribution has, got {lead}"
+            ) from None
     dims = range(-len(lead), 0)
     batch = tuple(max(lead[dim], frames[dim].size) if dim in frames else lead[dim] for dim in dims)
     return SiteShape(

@@ -132,7 +132,7 @@ def collapse_summary(
     _checks.fraction("delta", delta)
     if isinstance(measures, str) or not set(measures) <= set(MEASURES):
         raise ValueError(f"Expected measures among {list(MEASURES)}, got {measures!r}")
-    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate, batch_size)
     with seeded(seed):
         first = next(batches(model, guide, arguments, batch_size, plate))
     latent = [*first.latent_sites, *first.enumerated_sites]

@@ -137,7 +137,7 @@ def mutual_information(
         (1.0986, 1.0986, 'sampled, analytic mean KL')
     """
     _checks.positive_int("num_samples", num_samples)
-    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate, batch_size)
     if aggregate_size is not None:
         arguments = arguments.in_order()  # The posteriors of a subsample are made in a second iteration.
     size = arguments.num_data

@@ -152,3 +152,75 @@ def test_a_discrete_site_is_no_candidate_for_a_gradient():
         guide_fisher_divergence(mixture_model, exact_mixture_guide, x)
     with pytest.raises(ValueError, match=r"the argument site to name one of several latent sites, \['z2', 'z1'\]"):
         fisher_bound(chain_model, chain_guide, x, decoder=Linear(torch.eye(1)))
+
+
+# Data that are not in the arguments
+
+HIDDEN = torch.linspace(-1.0, 1.0, 5)
+
+
+def over(plates):
+    """A model and its guide whose data are not in the arguments, in a plate and perhaps others."""
+
+    def program(observe, weights):
+        with pyro.plate("data", 5, dim=-1 - plates):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if observe and plates:
+                with pyro.plate("inner", 4, dim=-1):
+                    pyro.sample("x", dist.Normal(z * weights.mean(), 1.0), obs=HIDDEN[:, None].expand(5, 4))
+            elif observe:
+                pyro.sample("x", dist.Normal(z * weights.mean(), 1.0), obs=HIDDEN)
+
+    return lambda weights: program(True, weights), lambda weights: program(False, weights)
+
+
+WEIGHTS = torch.tensor([0.5, 1.0, 1.5])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_number_of_data_is_that_of_the_plate_over_what_is_observed(name):
+    model, guide = over(0)
+
+    def explicit(weights, x):
+        return model(weights)
+
+    expected = CALLS[name](explicit, lambda weights, x: guide(weights), (WEIGHTS, HIDDEN))
+    for args in (WEIGHTS, (WEIGHTS, "mean")):
+        programs = (lambda *a: model(a[0])), (lambda *a: guide(a[0]))
+        torch.testing.assert_close(CALLS[name](*programs, args), expected)
+        torch.testing.assert_close(CALLS[name](*programs, args, plate="data"), expected)
+    torch.testing.assert_close(CALLS[name](lambda: model(WEIGHTS), lambda: guide(WEIGHTS), ()), expected)
+    for batch_size in (1, 2):
+        with pytest.raises(ValueError, match="the 5 data"):
+            CALLS[name](model, guide, WEIGHTS, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_plate_over_the_data_is_named_where_several_hold_what_is_observed(name):
+    model, guide = over(1)
+    with pytest.raises(ValueError, match=r"got \['data', 'inner'\]; name the plate over the data with plate="):
+        CALLS[name](model, guide, WEIGHTS)
+    named = CALLS[name](model, guide, WEIGHTS, plate="data")
+    assert named.shape[:1] in ((), (1,), (5,))
+
+
+def test_the_same_data_in_each_batch_are_refused():
+    model, guide = over(0)
+    with pytest.raises(ValueError, match="got the same"):
+        evidence(model, guide, torch.ones(10), batch_size=5)
+
+
+def test_a_summary_says_how_many_data_there_are():
+    assert collapse_summary(*over(0), WEIGHTS, seed=0).num_data == 5
+
+
+def test_one_evidence_without_a_plate_over_the_data():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.expand(len(x)), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(x.sum() / 6, 6**-0.5))
+
+    exact = dist.MultivariateNormal(torch.zeros(5), torch.eye(5) + 1).log_prob(X)
+    torch.testing.assert_close(evidence(model, guide, X).log_likelihood, exact[None])

@@ -183,3 +183,61 @@ def test_control_flow_on_the_data():
     exact = Normal(0.0, (1 + NOISE**2) ** 0.5).log_prob(x)
     for batch_size in (None, 5, 1):
         torch.testing.assert_close(evidence(model, guide, x, num_samples=4, batch_size=batch_size).elbo, exact)
+
+
+BRANCHES = {
+    "any": lambda z: (z > 2.5).any(),
+    "any of few": lambda z: (z > 3.5).any(),
+    "all": lambda z: (z > -1).all(),
+    "mean": lambda z: z.mean() > 0.2,
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("branch", BRANCHES.values(), ids=BRANCHES)
+def test_a_branch_on_all_draws_at_once_is_found(branch, seed):
+    """The result is that of draws one by one, or an error: also where few draws take the branch."""
+    x, taken = torch.randn(5), []
+
+    def model(x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            taken.append(bool(branch(z)))
+            w = pyro.sample("w", dist.Normal(z + 5.0 * taken[-1], 1.0))
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        with data_plate(x):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+            pyro.sample("w", dist.Normal(x / 2, 1.0))
+
+    def attempt(samples_per_pass=None):
+        taken.clear()
+        try:
+            return evidence(model, guide, x, num_samples=200, samples_per_pass=samples_per_pass, seed=seed).elbo
+        except ValueError as error:
+            return str(error)
+
+    alone = attempt(samples_per_pass=1)
+    together = attempt()
+    if isinstance(together, str):
+        assert "samples_per_pass=1" in together
+    elif any(taken):
+        assert torch.equal(together, alone)
+    else:
+        torch.testing.assert_close(together, alone)
+
+
+def test_the_comparison_with_draws_alone_is_bounded():
+    x, draws = torch.randn(5), []
+
+    def model(x):
+        with data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            draws.append(z.numel() // len(x))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    for samples_per_pass, most in ((None, 30), (100, 60), (3, 0.5 * 1000)):
+        draws.clear()
+        evidence(model, scalar_guide, x, num_samples=1000, samples_per_pass=samples_per_pass, seed=0)
+        assert sum(draws) - 1000 <= most

@@ -1,5 +1,6 @@
 """A model and its guide on a batch of data: their traces, and the place of each site among the data."""
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from pyro_ilvae._programs import (
     Runs,
     Values,
     are_batches,
+    is_data,
     is_deterministic,
     sample_sites,
     site_bytes,
@@ -26,11 +28,14 @@ from pyro_ilvae._programs import (
     site_shape,
 )
 from pyro_ilvae.diagnostics._engine.calls import check_order, check_programs, naming_arguments
+from pyro_ilvae.diagnostics._engine.data_plate import plate_over_data
 from pyro_ilvae.distributions import innermost
 
 __all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites", "site_log_prob"]
 
 _MOST_PAIRS = MOST_PAIRS  # of a draw and a datum in memory at a time, unless a caller says otherwise
+
+_FEW = 12  # draws
 
 
 class Batch:
@@ -44,9 +49,10 @@ class Batch:
         num_assignments: the number of joint values of the enumerated sites.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Arguments, plate: str | None) -> None:
-        self.model, self.guide, self.arguments, self.plate = model, guide, arguments, plate
-        self.num_data = arguments.num_data
+    def __init__(
+        self, model: Program, guide: Program, arguments: Arguments, plate: str | None, *, whole: bool = True
+    ) -> None:
+        self.model, self.guide = model, guide
         self.runs = Runs(model, guide, arguments)
         self.runs.compared = [self._traces_to_compare]
         self.from_loader = False  # whether other batches come from elsewhere than the same tensors
@@ -54,14 +60,24 @@ class Batch:
         check_order(self.runs)
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = _pruned(self.runs.guide_trace, self.runs.model_trace)
+        found = plate_over_data(self.guide_trace, self.model_trace, arguments, plate)
+        self.data_plate: str | None
+        self.data_plate, self.num_data = found if found is not None else (None, arguments.num_data)
+        if self.num_data != arguments.num_data and not whole:
+            raise ValueError(
+                f"Expected the {self.num_data} data of plate '{self.data_plate}' in model_args, of which batch_size "
+                f"takes a part, got tensors with first dimension {arguments.num_data} there"
+            )
+        self.arguments = arguments if found is None else arguments._replace(size=self.num_data)
         sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
-        self.data_plate = self._data_plate({f for site in sites for f in site["cond_indep_stack"] if f.vectorized})
-        for site in sites:
-            _check_shape(site)
-        latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
-        self._check_guide_sites(latent)
         if not sites:
             raise ValueError("Expected a model and a guide with sample sites, got none")
+        for site in sites:
+            _check_shape(site)
+        self._check_plates()
+        self._unchecked = _FEW  # the number of draws since some were compared with draws alone
+        latent = [site["name"] for site in sample_sites(self.model_trace) if not site["is_observed"]]
+        self._check_guide_sites(latent)
         self.latent_sites = [name for name in latent if name not in self.enumerated_sites]
         self.num_assignments = self._checked_assignments()
 
@@ -110,7 +126,22 @@ class Batch:
 
         Values in ``conditioned`` take the place of the guide's own draws.
         """
-        return _pruned(*self.runs.traces(num_draws, conditioned, guide))
+        traces = _pruned(*self.runs.traces(num_draws, conditioned, guide))
+        # Passes of so few draws that the comparison would take longer than they do are compared now and then.
+        self._unchecked += num_draws
+        if num_draws > 1 and conditioned is None and guide is None and self._unchecked >= _FEW:
+            self._unchecked = 0
+            self._check_alone(traces, num_draws)
+        return traces
+
+    def _check_alone(self, together: tuple[Trace, Trace], num_draws: int) -> None:
+        """Raise if draws are not what they are alone: a branch that few draws take shows in a pass of many."""
+        if not self.runs.same_alone(self.traces, together, num_draws, [num_draws - 1]):
+            raise ValueError(
+                f"Expected a model and a guide that treat each draw on its own, got {num_draws} draws of which some "
+                "are others alone, as where a branch looks at all draws at once: write it with torch.where, or make "
+                "the draws one at a time with samples_per_pass=1"
+            )
 
     def log_density(self, sites: list[Any], num_draws: int) -> Tensor:
         """Return the sum of the log densities of sites of one trace.
@@ -149,6 +180,11 @@ class Batch:
     def drawn_sites(self) -> list[str]:
         """The latent sites in the order in which the guide draws them."""
         return [name for name in self.guide_trace.nodes if name in self.latent_sites]
+
+    @property
+    def observed(self) -> list[Any]:
+        """The sites of the data."""
+        return [site for site in sample_sites(self.model_trace) if is_data(site) and self.is_local(site)]
 
     def is_local(self, site: Any) -> bool:
         """Whether the site has one value for each datum."""
@@ -192,29 +228,17 @@ class Batch:
         num_data = 1 if dim is None else self.num_data
         return log_prob.reshape(*lead, -1, num_data).expand(*lead, num_draws, num_data)
 
-    def _data_plate(self, frames: set[Any]) -> str | None:
-        sizes = {frame.name: frame.size for frame in frames}
-        if self.plate is not None:
-            if self.plate not in sizes:
-                raise ValueError(f"Expected plate to be one of {sorted(sizes)}, got {self.plate!r}")
-            if sizes[self.plate] != self.num_data:
-                raise ValueError(
-                    f"Expected plate '{self.plate}' to hold the data, got size {sizes[self.plate]} for "
-                    f"{self.num_data} data"
-                )
-            return self.plate
-        found = sorted(name for name, size in sizes.items() if size == self.num_data)
-        if len(found) > 1:
-            raise ValueError(
-                f"Expected one plate over the {self.num_data} data, got {found}; name the right one with plate=..."
-            )
-        drawn = [frame for frame in frames if frame.full_size == self.num_data]
-        if not found and drawn:
-            raise ValueError(
-                f"Expected all data of the batch in the plate '{drawn[0].name}', got {drawn[0].size} of the "
-                f"{self.num_data} data: the argument batch_size makes batches, rather than the model"
-            )
-        return found[0] if found else None
+    def _check_plates(self) -> None:
+        """Raise unless model and guide have each latent site in the same plates."""
+        for site in sample_sites(self.guide_trace):
+            if site["name"] in self.model_trace:
+                prior: Any = self.model_trace.nodes[site["name"]]
+                plates = [sorted(f.name for f in s["cond_indep_stack"] if f.vectorized) for s in (prior, site)]
+                if plates[0] != plates[1]:
+                    raise ValueError(
+                        f"Expected site '{site['name']}' in the same plates of model and guide, got {plates[0]} in "
+                        f"the model and {plates[1]} in the guide"
+                    )
 
     def _check_guide_sites(self, latent: list[str]) -> None:
         for site in sample_sites(self.guide_trace):
@@ -248,9 +272,21 @@ class Batch:
 
 
 def data_arguments(
-    model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs,
+    model_kwargs: Mapping[str, Any] | None,
+    plate: str | None,
+    batch_size: int | None = None,
+    *,
+    try_out: bool = True,
 ) -> Arguments | ArgumentsInBatches:
-    """Return what model and guide are called with, and the number of data, checked; for an iterable, of each batch."""
+    """Return what model and guide are called with, and the number of data, checked; for an iterable, of each batch.
+
+    The number is the size of :func:`plate_over_data`, or without such a plate the first dimension of the first tensor.
+    If all tensors agree on their first dimension and model and guide are not to be tried out, it is that dimension, and
+    a ``Batch`` finds out where it is not right.
+    """
     check_programs(model, guide)
     if plate is not None and not isinstance(plate, str):
         raise TypeError(f"Expected plate to be the name of a plate, got {plate!r}")
@@ -258,40 +294,23 @@ def data_arguments(
         return ArgumentsInBatches(
             cast(Iterable[Any], model_args),
             model_kwargs,
-            lambda args, kwargs: _arguments_of_call(model, guide, args, kwargs, plate),
+            lambda args, kwargs: _of_call(model, guide, Arguments.of(args, kwargs), plate, batch_size, False),
         )
-    return _arguments_of_call(model, guide, model_args, model_kwargs, plate)
+    return _of_call(model, guide, Arguments.of(model_args, model_kwargs), plate, batch_size, try_out)
 
 
-def _arguments_of_call(
-    model: Program, guide: Program, model_args: ModelArgs, model_kwargs: Mapping[str, Any] | None, plate: str | None
+def _of_call(
+    model: Program, guide: Program, arguments: Arguments, plate: str | None, batch_size: int | None, try_out: bool
 ) -> Arguments:
-    """Return what model and guide are called with, and the number of data.
-
-    If all tensors have the same first dimension, that is the number. Otherwise it is the size of a plate: of the one
-    that is named, or of the only one that a tensor fits, or of the only one if there are no tensors.
-    """
-    arguments = Arguments.of(model_args, model_kwargs)
-    sizes = arguments.sizes
-    if len(sizes) == 1:
+    if len(arguments.sizes) == 1 and not try_out:
         return arguments
-    if not sizes:
+    part = next(arguments.batches(batch_size)) if len(arguments.sizes) == 1 else arguments
+    if not arguments.sizes:
         arguments.check_others(None)
-    with seeded(0), naming_arguments(any_error=not sizes):  # so that no draw of the caller's is used up
-        runs = Runs(model, guide, arguments)
-    sites = [site for trace in (runs.guide_trace, runs.model_trace) for site in sample_sites(trace)]
-    plates = {frame.name: frame.size for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}
-    if plate is not None:
-        if plate not in plates:
-            raise ValueError(f"Expected plate to be one of {sorted(plates)}, got {plate!r}")
-        return arguments._replace(size=plates[plate])
-    found = {size for size in plates.values() if size in sizes or not sizes}
-    if len(found) > 1:
-        raise ValueError(
-            f"Expected one plate that tells the number of data, got {plates} and tensors with first dimensions {sizes} "
-            "in model_args; name the plate over the data with plate=..."
-        )
-    return arguments._replace(size=next(iter(found), None))
+    with seeded(0), naming_arguments(any_error=not arguments.sizes):  # so that no draw of the caller's is used up
+        runs = Runs(model, guide, part)
+    found = plate_over_data(*_pruned(runs.guide_trace, runs.model_trace), part, plate)
+    return arguments if found is None or [found[1]] == part.sizes else arguments._replace(size=found[1])
 
 
 def data_batches(
@@ -303,7 +322,7 @@ def data_batches(
     plate: str | None,
 ) -> Iterator[Batch]:
     """Yield model and guide on the data, ``batch_size`` at a time, from what they are called with."""
-    arguments = data_arguments(model, guide, model_args, model_kwargs, plate)
+    arguments = data_arguments(model, guide, model_args, model_kwargs, plate, batch_size, try_out=False)
     yield from batches(model, guide, arguments, batch_size, plate)
 
 
@@ -318,13 +337,20 @@ def batches(
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
     known: dict[int, tuple[bool | None, dict[int, int]]] = {}
+    before: list[Any] = []
     for part in arguments.batches(batch_size):
         with naming_arguments():
-            batch = Batch(model, guide, part, plate)
+            batch = Batch(model, guide, part, plate, whole=part is arguments)
         batch.from_loader = isinstance(arguments, ArgumentsInBatches)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
         batch.runs.known_to_vectorize, batch.bytes_by_draws = known.get(batch.num_data, (None, {}))
+        now = [site["value"] for site in batch.observed]
+        if before and len(now) == len(before) and all(map(operator.is_, now, before)):
+            raise ValueError(
+                "Expected the data in model_args, of which batch_size takes a part, got the same each time"
+            )
+        before = now
         yield batch
         known[batch.num_data] = batch.runs.known_to_vectorize, batch.bytes_by_draws
 

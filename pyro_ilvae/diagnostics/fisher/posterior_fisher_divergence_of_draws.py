@@ -100,7 +100,7 @@ def posterior_fisher_divergence_of_draws(
     num_samples = _num_samples(draws, num_chains)
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
-    arguments = data_arguments(model, prior, model_args, model_kwargs, plate).in_order()
+    arguments = data_arguments(model, prior, model_args, model_kwargs, plate, batch_size).in_order()
     with seeded(1):  # another seed than below, so that a loader that shuffles does not give one order twice
         num_data = arguments.num_data
     columns, start = [], 0
