@@ -107,6 +107,7 @@ def active_units(
         ([2.0, 0.0], [True, False])
     """
     _checks.positive_int("num_samples", num_samples)
+    _checks.non_negative("threshold", threshold)
     with seeded(seed), torch.no_grad():
         means, errors = zip(
             *(
@@ -169,7 +170,6 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     return {
         "mean_variance": units.variances,
         "mean_variance_se": units.standard_errors,
-        "active": units.active,
         "active_units": float(units.num_active),
     }
 

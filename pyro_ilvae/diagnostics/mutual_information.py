@@ -24,6 +24,8 @@ from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
 __all__ = ["MutualInformation", "mutual_information"]
 
+_MOST_PAIRS = 30_000_000  # of a draw and a datum's posterior that a summary compares, in about ten seconds
+
 
 class MutualInformation(NamedTuple):
     """The mutual information, and the two divergences whose difference it is."""
@@ -253,7 +255,9 @@ def _analytic_divergence(batch: Batch, posterior: DataPosterior, name: str) -> T
 
 
 def _columns(call: Call, site: str) -> dict[str, Any]:
-    result = call(mutual_information, site=site, num_samples=4)
+    pairs = call.arguments.num_data**2
+    num_samples = min(call.options["num_samples"], max(4, _MOST_PAIRS // pairs))
+    result = call(mutual_information, site=site, num_samples=num_samples)
     _, _, reason = result.estimator.partition(", no KL: ")
     if reason:
         call.notes.append(f"aggregate_kl: {reason}")
@@ -263,6 +267,7 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
         "aggregate_kl": result.aggregate_kl,
         "aggregate_kl_se": result.aggregate_kl_se,
         "mutual_information_limit": result.limit,
+        "mutual_information_samples": float(num_samples),
     }
 
 
@@ -276,6 +281,7 @@ SUMMARY = OfSite(
             "aggregate_kl",
             "aggregate_kl_se",
             "mutual_information_limit",
+            "mutual_information_samples",
         ),
         math.nan,
     ),

@@ -9,7 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
+from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites, site_log_prob
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, factors, site_posterior
@@ -77,7 +77,8 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     guide_trace, model_trace = traces
     site, prior = batch.site(guide_trace, name, "guide"), batch.site(model_trace, name, "model")
     q, p = site_posterior(batch, guide_trace, model_trace, name), prior["fn"]
-    if len(p.batch_shape) > batch.nesting + 1:
+    summed = len(p.batch_shape) > batch.nesting + 1  # over the values of sites that the guide leaves out
+    if summed and not (per_dimension and batch.latent_sites == [name] and _all_local(batch, model_trace)):
         raise UnavailableError(
             f"Expected a prior of site '{name}' that does not depend on sites that the guide leaves out, got one given "
             f"{batch.enumerated_sites}"
@@ -86,7 +87,7 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     if per_dimension:
         event_dim = q.event_dim
         q, p = factors(q, name), factors(p, name)
-    formula = _formula_holds(batch, name)
+    formula = _formula_holds(batch, name) and not summed
     try:
         values = torch.distributions.kl_divergence(q, p) if formula else None
     except NotImplementedError:
@@ -94,7 +95,10 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     analytic = values is not None
     if values is None:
         try:
-            values = q.log_prob(site["value"]) - p.log_prob(site["value"])
+            log_prior = p.log_prob(site["value"])
+            if summed:
+                log_prior = _summed(batch, model_trace, log_prior, event_dim)
+            values = q.log_prob(site["value"]) - log_prior
         except ValueError as error:
             raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
     if site["mask"] is not None:
@@ -112,6 +116,19 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     return values, analytic
 
 
+def _all_local(batch: Batch, model_trace: Trace) -> bool:
+    return all(batch.is_local(model_trace.nodes[name]) for name in batch.enumerated_sites)
+
+
+def _summed(batch: Batch, model_trace: Trace, log_prior: Tensor, event_dim: int) -> Tensor:
+    """A log density given enumerated sites, summed over their values, with the last dimensions as they are."""
+    for other in batch.enumerated_sites:
+        log_prob = site_log_prob(model_trace.nodes[other])
+        log_prior = log_prior + log_prob.reshape(*log_prob.shape, *(1,) * event_dim)
+    lead = log_prior.dim() - event_dim - batch.nesting - 1
+    return log_prior.flatten(0, lead - 1).logsumexp(0)
+
+
 def _formula_holds(batch: Batch, name: str) -> bool:
     """Whether the mean of the formula over draws of the other sites is the divergence of the site.
 
@@ -121,3 +138,37 @@ def _formula_holds(batch: Batch, name: str) -> bool:
         return True
     first = batch.latent_sites[0] == name
     return first or (batch.in_model_order(name) and not correlated(batch, name))
+
+
+def entangled_sites(batch: Batch, name: str) -> list[str]:
+    """The sites on which a site depends in the model and which depend on it in the guide, or the other way round.
+
+    The numbers of such sites add up to the joint divergence, but none of them is a divergence: for a posterior that is
+    the prior, drawn from the last layer up, they are plus and minus the mutual information of the layers.
+    """
+    others = [other for other in batch.latent_sites if other != name]
+    if not others:
+        return []
+    first, second = ({n: batch.traces(1)[0].nodes[n]["value"] for n in batch.latent_sites} for _ in range(2))
+
+    def changes(source: str, target: str, *, in_guide: bool) -> bool:
+        """Whether another draw of one site changes the distribution of another."""
+        log_probs = []
+        for value in (first[source], second[source]):
+            given = first | {source: value}
+            guide_trace, model_trace = batch.traces(1, conditioned=given)
+            trace: Any = guide_trace if in_guide else model_trace
+            log_probs.append(trace.nodes[target]["fn"].log_prob(first[target]))
+        return not torch.allclose(*log_probs, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+    order = batch.drawn_sites
+    found = []
+    for other in others:
+        upper, lower = sorted((name, other), key=batch.latent_sites.index)
+        if correlated(batch, name):
+            tangled = name == lower
+        else:
+            tangled = order.index(lower) < order.index(upper) and changes(lower, upper, in_guide=True)
+        if tangled and changes(upper, lower, in_guide=False):
+            found.append(other)
+    return found

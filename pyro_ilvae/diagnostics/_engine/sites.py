@@ -1,5 +1,6 @@
 """Which latent site a diagnostic is about, and what the diagnostics ask of sites."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pyro_ilvae.diagnostics._engine.batches import Batch
@@ -9,6 +10,8 @@ from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 def only_site(batch: Batch, name: str | None, *, continuous: bool = False) -> str:
     """The latent site called ``name``; if None, the only (continuous) latent site that the guide samples."""
     if name is not None:
+        if not isinstance(name, str):
+            raise TypeError(f"Expected site to be the name of a site or None, got {name!r}")
         return name
     check_samples(batch)
     nodes: dict[str, Any] = batch.model_trace.nodes
@@ -19,6 +22,18 @@ def only_site(batch: Batch, name: str | None, *, continuous: bool = False) -> st
     if not names:
         raise UnavailableError(f"Expected a {kind} site that the guide samples, got {batch.latent_sites}")
     raise ValueError(f"Expected the argument site to name one of several {kind} sites, {names}, got None")
+
+
+def site_names(sites: Any) -> list[str]:
+    """Return the argument ``sites`` as a list of names, each once."""
+    if isinstance(sites, str):
+        raise ValueError(f"Expected sites to be a sequence of names, got the string {sites!r}")
+    if not isinstance(sites, Iterable):
+        raise TypeError(f"Expected sites to be a sequence of names, got {sites!r}")
+    names = list(sites)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"Expected sites to be names, each once, got {names!r}")
+    return names
 
 
 def check_samples(batch: Batch) -> None:

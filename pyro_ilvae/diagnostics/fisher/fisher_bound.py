@@ -1,5 +1,6 @@
 """The lower bound on the relative Fisher divergence that an inverse Lipschitz decoder guarantees."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from pyro_ilvae._contexts import seeded, uncompiled
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import data_batches
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, part_of
+from pyro_ilvae.diagnostics._engine.decoded_sites import decoded_site, part_of
+from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -139,10 +141,21 @@ def fisher_bound(
             divergence = weighted_divergence(weights, squares)
             bound, bound_errors = weighted_mean(weights.values, bounds)
             ratio = divergence.values / bound
+            _check_bound(decoder, ratio)
             _, difference_errors = weighted_mean(weights.values, squares - ratio * bounds)
             results.append((*divergence, bound, bound_errors, ratio, difference_errors / bound))
     *fields, bound, bound_errors, ratio, ratio_errors = (torch.cat(part) for part in zip(*results, strict=True))
     return FisherBound(PosteriorFisherDivergence(*fields), bound, bound_errors, ratio, ratio_errors)
+
+
+def _check_bound(decoder: nn.Module, ratio: Tensor) -> None:
+    """Raise if the bound exceeds the divergence by more than rounding: it does not hold, whatever the reason."""
+    above = ratio < 1 - 10 * torch.finfo(ratio.dtype).eps ** 0.5
+    if above.any():
+        raise UnavailableError(
+            f"Expected a divergence of at least its bound, got a ratio of {float(ratio.min()):.3g}, and below 1 for "
+            f"{int(above.sum())} data: {type(decoder).__name__} does not keep the constant that it carries"
+        )
 
 
 def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
@@ -169,13 +182,14 @@ def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
 
 def _variables(call: Call) -> dict[str, Any]:
     """The true posterior's divergence from the prior, and the decoder's bound if there is one."""
-    bound = None
-    decoder = part_of(call.model, "decoder")
-    if certified_constant(decoder) is not None or getattr(decoder, "bounded_part", None) is not None:
-        try:
-            bound = call(fisher_bound)
-        except ValueError as reason:
-            call.notes.append(f"fisher_bound: {reason}")
+    bound, promised = None, False
+    try:
+        found = decoded_site(call.batch)
+        if found and (certified_constant(found.decoder) is not None or getattr(found.decoder, "bounded_part", None)):
+            promised = True
+            bound = call(fisher_bound, decoder=found.decoder, site=found.site)
+    except ValueError as reason:
+        call.notes.append(f"fisher_bound: {reason}")
     fisher = bound.divergence if bound else call(posterior_fisher_divergence)
     mean, error = mean_over_data(fisher.values, fisher.standard_errors)
     units = {"units": "1 / units of z squared"}
@@ -184,9 +198,10 @@ def _variables(call: Call) -> dict[str, Any]:
         "posterior_fisher_se": float(error),
         "pareto_k": (float(fisher.pareto_k.max()), {"largest over": "the data"}),
     }
-    if bound:
-        result["fisher_bound"] = (float(bound.bound.double().mean()), units)
-        result["fisher_ratio"] = (float(bound.ratio.min()), {"smallest over": "the data"})
+    if promised:
+        smallest = float(bound.ratio.min()) if bound else math.nan
+        result["fisher_bound"] = (float(bound.bound.double().mean()) if bound else math.nan, units)
+        result["fisher_ratio"] = (smallest, {"smallest over": "the data"})
     return result
 
 
