@@ -12,6 +12,7 @@ from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl, joint_kl
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.sites import only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
 __all__ = ["KLDivergence", "kl_divergence"]
@@ -84,7 +85,9 @@ def kl_divergence(
     with seeded(seed), torch.no_grad():
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
-            if (name := site or only) is None:
+            if site is not None:
+                only_site(batch, site)
+            if (name := only if site is None else site) is None:
                 parts.append(joint_kl(batch, num_samples, batch_size))
                 continue
             try:

@@ -219,7 +219,10 @@ class _Draws(NamedTuple):
 
 
 def _draws(batch: Batch, posterior: DataPosterior, name: str, num_samples: int) -> _Draws:
-    sample = posterior.fn.sample(torch.Size([num_samples]))
+    try:
+        sample = posterior.fn.sample(torch.Size([num_samples]))
+    except RuntimeError as error:  # PyTorch's own, for a scale that is NaN and that nothing has validated
+        raise ValueError(f"Expected the guide to give site '{name}' a distribution, got {error}") from error
     log_q = posterior.by_datum(posterior.fn.log_prob(sample))
     log_p = _log_prior(batch, batch.model_trace, posterior, name, sample)
     return _Draws(posterior.rows(sample), log_q, log_p, _analytic_divergence(batch, posterior, name))

@@ -151,24 +151,26 @@ def entangled_sites(batch: Batch, name: str) -> list[str]:
         return []
     first, second = ({n: batch.traces(1)[0].nodes[n]["value"] for n in batch.latent_sites} for _ in range(2))
 
-    def changes(source: str, target: str, *, in_guide: bool) -> bool:
-        """Whether another draw of one site changes the distribution of another."""
+    def changes(sources: list[str], target: str, *, in_guide: bool) -> bool:
+        """Whether other draws of some sites change the distribution of another."""
         log_probs = []
-        for value in (first[source], second[source]):
-            given = first | {source: value}
+        for values in (first, second):
+            given = first | {source: values[source] for source in sources}
             guide_trace, model_trace = batch.traces(1, conditioned=given)
             trace: Any = guide_trace if in_guide else model_trace
             log_probs.append(trace.nodes[target]["fn"].log_prob(first[target]))
         return not torch.allclose(*log_probs, rtol=1e-4, atol=1e-4, equal_nan=True)
 
-    order = batch.drawn_sites
+    rank, order = batch.latent_sites.index, batch.drawn_sites.index
+    if correlated(batch, name):
+        upper = [other for other in others if rank(other) < rank(name)]
+        # Most sites depend on no other, which one comparison shows.
+        if not upper or not changes(upper, name, in_guide=False):
+            return []
+        return [other for other in upper if changes([other], name, in_guide=False)]
     found = []
     for other in others:
-        upper, lower = sorted((name, other), key=batch.latent_sites.index)
-        if correlated(batch, name):
-            tangled = name == lower
-        else:
-            tangled = order.index(lower) < order.index(upper) and changes(lower, upper, in_guide=True)
-        if tangled and changes(upper, lower, in_guide=False):
-            found.append(other)
+        above, below = sorted((name, other), key=rank)
+        if order(below) < order(above) and changes([below], above, in_guide=True):
+            found += [other] if changes([above], below, in_guide=False) else []
     return found

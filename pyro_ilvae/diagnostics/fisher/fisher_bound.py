@@ -18,6 +18,7 @@ from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites
+from pyro_ilvae.diagnostics._engine.sites import only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfWhole
 from pyro_ilvae.diagnostics._engine.weighted_scores import (
     PosteriorFisherDivergence,
@@ -82,7 +83,7 @@ def fisher_bound(
     :math:`J_f^\top s` may vanish where s does not.
 
     Args:
-        model: the model, in which data depend on the site through the decoder alone.
+        model: the model, in which data depend on the site through the decoder alone, which is checked.
         guide: its guide.
         model_args: what model and guide are called with: a tuple, or a single tensor. Tensors whose first dimension is
             the number of data are taken in batches, all other arguments are passed as they are.
@@ -107,8 +108,10 @@ def fisher_bound(
     Raises:
         ValueError: without a decoder, if ``site`` is None and there are several, and where
             :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence` raises it.
-        UnavailableError: if the decoder has no such bound or needs more than z, and if the model does not call the
-            decoder exactly once with the value of the site.
+        TypeError: for a decoder that is no module.
+        UnavailableError: if the decoder has no such bound, does not keep the constant that it carries, or needs more
+            than z; if the model does not call it exactly once with the value of the site; and if the site reaches the
+            data by another path or through another latent site, which may take back what the decoder's path adds.
 
     References:
         [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -127,11 +130,12 @@ def fisher_bound(
         decoder = part_of(model, "decoder")
         if decoder is None:
             raise ValueError("Expected decoder=..., or a model whose object has the attribute decoder, got neither")
+    _checks.instance("decoder", decoder, nn.Module, "a module, whose calls can be watched")
     part, constant = _bounding_part(decoder)
     results = []
     with seeded(seed), uncompiled(decoder):
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
-            names = differentiable_sites(batch, None if site is None else [site])
+            names = differentiable_sites(batch, None if site is None else [only_site(batch, site)])
             if len(names) > 1:
                 raise ValueError(f"Expected the argument site to name one of several latent sites, {names}, got None")
             weights, (squares, part_squares) = weighted_squares(

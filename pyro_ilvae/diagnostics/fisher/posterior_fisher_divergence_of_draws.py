@@ -95,6 +95,9 @@ def posterior_fisher_divergence_of_draws(
         >>> bool(((divergence.values - exact).abs() < 5 * divergence.standard_errors).all())
         True
     """
+    if not isinstance(draws, Mapping):
+        raise TypeError(f"Expected draws to be a mapping from names of sites, got a {type(draws).__name__}")
+    draws = {name: _checks.tensor(f"draws of site '{name}'", value) for name, value in draws.items()}
     num_samples = _num_samples(draws, num_chains)
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
