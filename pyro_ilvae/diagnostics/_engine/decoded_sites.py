@@ -15,6 +15,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded, uncompiled
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.scores import placeholders
 
 _WAY = "mean_fisher_divergence(decoder, likelihood) and fisher_bound(..., decoder=...) take them by hand"
 
@@ -50,8 +51,10 @@ def decoded_site(batch: Batch) -> Decoded | None:
     site's value, or the one among several that carries a constant or sizes, as a decoder of the package does.
     """
     named = part_of(batch.model, "decoder")
+    draws: Any = {name: batch.guide_trace.nodes[name]["value"] for name in batch.latent_sites}
     with seeded(0), torch.no_grad(), _watched(named) as calls:
-        _, trace = batch.traces(1)
+        # Of the model alone: an encoder has sizes too.
+        _, trace = batch.traces(1, conditioned=draws, guide=placeholders(draws))
     nodes: Any = trace.nodes
     values = {name: nodes[name]["value"] for name in batch.latent_sites if not nodes[name]["fn"].support.is_discrete}
     sites = [_site_of(call.argument, values) for call in calls]
@@ -60,6 +63,9 @@ def decoded_site(batch: Batch) -> Decoded | None:
     )
     carrying = _outermost(calls, [_carries(call.module) for call in calls])
     own = [i for i, call in enumerate(calls) if call.module is named]
+    # A decoder whose ``forward`` is called by itself is not seen, but its parts are.
+    parts = {id(part) for part in named.modules()} if isinstance(named, nn.Module) else set()
+    carrying = [i for i in carrying if id(calls[i].module) not in parts]
     both = [i for i in decoding if i in carrying]
     for found in (own, both, carrying, decoding if named is None else []):
         modules = {id(calls[i].module) for i in found}

@@ -159,7 +159,8 @@ def entangled_sites(batch: Batch, name: str) -> list[str]:
             guide_trace, model_trace = batch.traces(1, conditioned=given)
             trace: Any = guide_trace if in_guide else model_trace
             log_probs.append(trace.nodes[target]["fn"].log_prob(first[target]))
-        return not torch.allclose(*log_probs, rtol=1e-4, atol=1e-4, equal_nan=True)
+        before, after = log_probs
+        return not torch.allclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
 
     rank, order = batch.latent_sites.index, batch.drawn_sites.index
     if correlated(batch, name):
