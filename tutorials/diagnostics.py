@@ -95,10 +95,10 @@ print(summary[["kl", "mean_variance", "collapsed_fraction", "verdict"]].to_dataf
 print(summary.attrs["verdict"])
 
 # %% [markdown]
-# Half of the dimensions are next to the prior. The verdicts go by the mean KL: a dimension is collapsed below 0.01 nats,
-# weak below 0.1 nats and active from there, and the arguments `collapsed_below=` and `active_from=` draw the lines
-# elsewhere. The customary count of active units, by a threshold of 0.01 on the variance of the posterior means, counts
-# dimensions that carry a hundredth of a nat.
+# Half of the dimensions are next to the prior. The verdicts go by the mean KL: a dimension is collapsed below 0.01
+# nats, weak below 0.1 nats and active from there, and the arguments `collapsed_below=` and `active_from=` draw the
+# lines elsewhere. The customary count of active units, by a threshold of 0.01 on the variance of the posterior means,
+# counts dimensions that carry a hundredth of a nat.
 #
 # Left: a collapsed dimension is a flat bar. Right: the fraction of images whose whole posterior is within epsilon nats
 # of the prior, for every epsilon (the paper's epsilon-collapse).

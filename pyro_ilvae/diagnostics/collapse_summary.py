@@ -214,7 +214,7 @@ def _of_site(call: Call, name: str, measures: Collection[str]) -> tuple[list[str
         if measure in measures:
             own = _attempt(call, part.label, part.compute, name)
             # A misspelled column would be NaN without a reason, and a column of another measure would replace it.
-            known = {*part.units, *part.missing, "no_verdict"} - found.keys()
+            known = {*part.units, *part.missing, "is_least", "is_most"} - found.keys()
             assert own.keys() <= known, f"Expected columns among {sorted(known)} from {part.label}, got {sorted(own)}"
             found |= own
     columns = [column for _, part in _OF_SITES for column in part.units]
@@ -224,12 +224,14 @@ def _of_site(call: Call, name: str, measures: Collection[str]) -> tuple[list[str
     totals = {column: found.get(column, value) for _, part in _OF_SITES for column, value in part.missing.items()}
     node: Any = call.batch.model_trace.nodes[name]
     kl = units["kl"]
-    if found.get("no_verdict"):
-        kl = np.full(len(labels), np.nan)
-    elif "kl" not in found:
+    if "kl" not in found:
         size = call.batch.data_first(node["value"], node, node["fn"].event_dim)[0, 0].numel()
         kl = np.full(len(labels), totals["kl_total"] / size)
     words = verdicts.of_units(kl, call.limits)
+    # A bound of a divergence says which side of a limit it is on, or nothing.
+    for bound, certain in (("is_least", ["active", "off scale"]), ("is_most", ["collapsed"])):
+        if found.get(bound):
+            words = np.where(np.isin(words, certain), words, "unknown")
     if still := _still_units(units, words, labels):
         call.notes.append(f"kl: the same for all data, about which it says nothing, for {', '.join(still)}")
     return labels, units | {"verdict": words}, totals | {"note": "; ".join(dict.fromkeys(call.notes))}

@@ -94,8 +94,8 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     # A site without dimensions is one unit.
     rows = kl.values.reshape(len(kl.values), -1)
     with seeded(0), torch.no_grad():
-        partners = entangled_sites(call.batch, site)
-    if partners:
+        entangled = entangled_sites(call.batch, site)
+    if partners := [*entangled.above, *entangled.below]:
         call.notes.append(
             f"kl: a part of the joint divergence and no divergence of '{site}', which the guide draws with {partners} "
             "in another order than the model, or jointly; kl_divergence without a site has the joint one"
@@ -105,7 +105,8 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
         "kl_se": error,
         "collapsed_fraction": (kl.values < epsilon).double().mean(0),
         "epsilon_delta_collapsed": collapsed_dimensions(rows, epsilon=epsilon, delta=delta).double(),
-        "no_verdict": bool(partners),
+        "is_least": bool(entangled.above),
+        "is_most": bool(entangled.below),
     }
 
 

@@ -140,15 +140,22 @@ def _formula_holds(batch: Batch, name: str) -> bool:
     return first or (batch.in_model_order(name) and not correlated(batch, name))
 
 
-def entangled_sites(batch: Batch, name: str) -> list[str]:
-    """The sites on which a site depends in the model and which depend on it in the guide, or the other way round.
+class Entangled(NamedTuple):
+    """The sites with which a site is drawn in another order than the model's, or jointly."""
+
+    above: list[str]  #: those on which its prior depends: the site's number is at most its divergence given them
+    below: list[str]  #: those whose prior depends on it: the site's number is at least its divergence
+
+
+def entangled_sites(batch: Batch, name: str) -> Entangled:
+    """The sites that depend on each other in the model in one way and in the guide in the other.
 
     The numbers of such sites add up to the joint divergence, but none of them is a divergence: for a posterior that is
     the prior, drawn from the last layer up, they are plus and minus the mutual information of the layers.
     """
     others = [other for other in batch.latent_sites if other != name]
     if not others:
-        return []
+        return Entangled([], [])
     first, second = ({n: batch.traces(1)[0].nodes[n]["value"] for n in batch.latent_sites} for _ in range(2))
 
     def changes(sources: list[str], target: str, *, in_guide: bool) -> bool:
@@ -163,15 +170,18 @@ def entangled_sites(batch: Batch, name: str) -> list[str]:
         return not torch.allclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
 
     rank, order = batch.latent_sites.index, batch.drawn_sites.index
-    if correlated(batch, name):
-        upper = [other for other in others if rank(other) < rank(name)]
-        # Most sites depend on no other, which one comparison shows.
-        if not upper or not changes(upper, name, in_guide=False):
-            return []
-        return [other for other in upper if changes([other], name, in_guide=False)]
-    found = []
-    for other in others:
-        above, below = sorted((name, other), key=rank)
-        if order(below) < order(above) and changes([below], above, in_guide=True):
-            found += [other] if changes([above], below, in_guide=False) else []
-    return found
+    joint = correlated(batch, name)
+    above = [other for other in others if rank(other) < rank(name) and (joint or order(other) > order(name))]
+    below = [] if joint else [other for other in others if rank(other) > rank(name) and order(other) < order(name)]
+    # Most sites depend on no other, which one comparison shows.
+    if above and changes(above, name, in_guide=False):
+        above = [other for other in above if changes([other], name, in_guide=False)]
+        above = [other for other in above if joint or changes([name], other, in_guide=True)]
+    else:
+        above = []
+    if below and changes(below, name, in_guide=True):
+        below = [other for other in below if changes([other], name, in_guide=True)]
+        below = [other for other in below if changes([name], other, in_guide=False)]
+    else:
+        below = []
+    return Entangled(above, below)

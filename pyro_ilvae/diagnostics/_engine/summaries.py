@@ -31,8 +31,8 @@ class Call(NamedTuple):
 class OfSite(NamedTuple):
     """What a measure says about each latent site.
 
-    ``compute`` returns the columns named in ``units`` and ``missing``, and may return "no_verdict" if its column "kl"
-    holds numbers that are no divergences.
+    ``compute`` returns the columns named in ``units`` and ``missing``, and may return "is_least" and "is_most" to say
+    that its column "kl" holds no divergences but numbers that they are not below, or not above.
     """
 
     label: str  #: how notes name it
