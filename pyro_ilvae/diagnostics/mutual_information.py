@@ -24,7 +24,7 @@ from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
 __all__ = ["MutualInformation", "mutual_information"]
 
-_MOST_PAIRS = 30_000_000  # of a draw and a datum's posterior that a summary compares, in about ten seconds
+_MOST_PAIRS = 10_000_000  # of a draw and a datum's posterior that a summary compares, in a few seconds
 
 
 class MutualInformation(NamedTuple):

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.estimates import assert_near, within
+from helpers.estimates import assert_errors_are_right, assert_near, within
 from helpers.fisher_models import Linear
 from torch import nn
 
@@ -233,6 +233,7 @@ def test_model_fisher_where_the_prior_has_a_prior(shared, num_samples):
     assert summary.model_fisher.item() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["guide", "model"])
 def test_model_fisher_of_a_mixture_is_of_its_components(form):
     decoder = InverseLipschitzDecoder(latent_dim=2, event_shape=5, inverse_lipschitz=(1.5, 1.5), map_features=(8,))
@@ -240,7 +241,7 @@ def test_model_fisher_of_a_mixture_is_of_its_components(form):
     mixture = MixtureVAE(decoder, encoder, likelihoods.Bernoulli(), 3, data_size=100, enumerate_in=form)
     mixture.component_loc.data = torch.tensor([[6.0, 0.0], [-6.0, 0.0], [0.0, 6.0]])
     x = torch.rand(30, 5).round()
-    summary = collapse_summary(mixture.model, mixture.guide, x, num_samples=3000, seed=0)
+    summary = collapse_summary(mixture.model, mixture.guide, x, num_samples=1500, measures=["kl", "decoder"], seed=0)
     right = diagnostics.mean_fisher_divergence(
         decoder, likelihoods.Bernoulli(), sampler=lambda n: mixture._prior().sample((n,)), num_samples=5000, seed=0
     )
@@ -266,3 +267,25 @@ def test_a_model_that_cannot_draw_its_own_data_has_a_note_in_place_of_the_diverg
     summary = collapse_summary(improper, guide, (X, C), num_samples=5, measures=["decoder"])
     assert "model_fisher" not in summary
     assert "model_fisher: Expected a model that draws its own data" in summary.notes
+
+
+@pytest.mark.slow
+def test_errors_of_the_model_fisher_count_what_data_share():
+    model, pair = Model("learned"), (X.repeat(25, 1), C.repeat(25, 1))
+
+    def sampled(x, c):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.7))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), scale[..., None]).to_event(1))
+            pyro.sample("x", model.likelihood(model.decoder(z)).to_event(1), obs=x)
+
+    def guide(x, c):
+        pyro.sample("scale", dist.LogNormal(0.2, 0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    def call(seed):
+        summary = collapse_summary(sampled, guide, pair, num_samples=50, measures=["decoder"], seed=seed)
+        return torch.tensor([float(summary.model_fisher)]), torch.tensor([float(summary.model_fisher_se)])
+
+    assert_errors_are_right(call, repeats=100)
