@@ -78,11 +78,12 @@ def collapse_summary(
     - *unknown* where the unit has no divergence; the ``note`` of its site says why.
 
     A site whose dimensions have no divergences of their own is judged by its ``kl_total`` over its dimensions. The
-    attribute ``verdict`` is a sentence about the model: *collapsed* if all units are, and hold less than 1 nat
-    together, *partly collapsed* if some are, otherwise *weak*, or *active* if there is an active unit. Sites that all
-    data share have verdicts too, and count in the sentence only where there are no others. Nats that are the same for
-    all data say nothing about them, which ``mutual_information`` and a note show. The (epsilon, delta)-collapse [1] and
-    the active units [2] of the literature are measures beside the verdicts.
+    attribute ``verdict`` is a sentence about the model. With an active unit it is *active*, or *partly collapsed* if
+    there are collapsed units too. Without one it is *collapsed* if its mean unit is and all units hold less than 1 nat
+    together, and otherwise *weak*. Sites that all data share have verdicts too, and count in the sentence only where
+    there are no others. Nats that are the same for all data say nothing about them, which ``mutual_information`` and a
+    note show. The (epsilon, delta)-collapse [1] and the active units [2] of the literature are measures beside the
+    verdicts.
 
     A number that cannot be computed is NaN or left out, and ``note`` or the attribute ``notes`` says why.
 

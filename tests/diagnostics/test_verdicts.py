@@ -54,6 +54,7 @@ def test_words_follow_the_nats_whatever_the_scale_of_the_prior(scale):
         ),
         ([0.05, 0.05], "weak: 0 of 2 units hold less than 0.01 nats, 2 weak (0.01 to 0.1); 0.1 nats in all"),
         ([1.0, 0.05], "active: 0 of 2 units"),
+        ([0.006] * 13 + [0.012] * 3, "collapsed: 13 of 16 units hold less than 0.01 nats, 3 weak (0.01 to 0.1); 0.114"),
         ([0.008] * 200, "weak: 200 of 200 units hold less than 0.01 nats; 1.6 nats in all"),
         ([1e9, 0.0], "off scale: 1 of 2 units hold less than 0.01 nats, 1 off scale; 1e+09 nats in all"),
     ],

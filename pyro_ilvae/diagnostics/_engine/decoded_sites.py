@@ -89,19 +89,10 @@ def check_likelihood(batch: Batch, found: Decoded) -> None:
         )
     if found.site is None:
         raise UnavailableError("Expected a decoder that is called with the value of a latent site, got another input")
-    observed = [node for node in sample_sites(found.trace) if node["is_observed"]]
-    node: Any = found.trace.nodes[found.site]
-    same = len(observed) == 1
-    if same:
-        x = observed[0]["value"]
-        with torch.no_grad(), evaluation_mode(found.decoder, found.likelihood):
-            z = batch.data_first(node["value"], node, node["fn"].event_dim)[0]
-            fn = found.likelihood(found.decoder(z))
-            same = isinstance(x, Tensor) and fn.batch_shape + fn.event_shape == x.shape and len(x) == batch.num_data
-            density = log_density(batch, observed, 1, False)[0]
-            same = same and torch.allclose(
-                fn.log_prob(x).reshape(len(x), -1).sum(1).expand_as(density), density, rtol=1e-4, atol=1e-4
-            )
+    try:
+        same = _densities_agree(batch, found)
+    except Exception:  # of a decoder or a likelihood that is called in another way than the model calls it
+        same = False
     if not same:
         raise UnavailableError(
             f"Expected data that depend on site '{found.site}' through decoder and likelihood alone, got log densities "
@@ -109,17 +100,30 @@ def check_likelihood(batch: Batch, found: Decoded) -> None:
         )
 
 
+def _densities_agree(batch: Batch, found: Decoded) -> bool:
+    observed = [node for node in sample_sites(found.trace) if node["is_observed"]]
+    if len(observed) != 1:
+        return False
+    node: Any = found.trace.nodes[str(found.site)]
+    x = observed[0]["value"]
+    with torch.no_grad(), evaluation_mode(found.decoder, found.likelihood):
+        z = batch.data_first(node["value"], node, node["fn"].event_dim)[0]
+        fn = found.likelihood(found.decoder(z))
+        if fn.batch_shape + fn.event_shape != x.shape or len(x) != batch.num_data:
+            return False
+        own = fn.log_prob(x).reshape(len(x), -1).sum(1)
+        density = log_density(batch, observed, 1, False)[0]
+    return torch.allclose(own.expand_as(density), density, rtol=1e-4, atol=1e-4)
+
+
 def _likelihood(batch: Batch, calls: list[_Call], eta: Any) -> Any:
-    """The attribute ``likelihood`` of the model, or the only module that makes a distribution of the output."""
-    named = part_of(batch.model, "likelihood")
+    """The only module that makes a distribution of the output, or the attribute ``likelihood`` of the model."""
     makers = {
         id(call.module): call.module
         for call in calls
         if isinstance(call.output, torch.distributions.Distribution) and call.argument is eta
     }
-    if named is not None or len(makers) != 1:
-        return named
-    return next(iter(makers.values()))
+    return next(iter(makers.values())) if len(makers) == 1 else part_of(batch.model, "likelihood")
 
 
 def _carries(module: nn.Module) -> bool:
@@ -131,7 +135,10 @@ def _carries(module: nn.Module) -> bool:
 def _site_of(argument: Any, values: dict[str, Tensor]) -> str | None:
     if not isinstance(argument, Tensor):
         return None
-    return next((n for n, v in values.items() if argument.shape == v.shape and torch.equal(argument, v)), None)
+    # Points of a guide can be equal at several sites.
+    same = [name for name, value in values.items() if argument is value]
+    equal = [name for name, value in values.items() if argument.shape == value.shape and torch.equal(argument, value)]
+    return next(iter(same + equal), None)
 
 
 def _outermost(calls: list[_Call], chosen: list[bool]) -> list[int]:

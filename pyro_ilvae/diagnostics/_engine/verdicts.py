@@ -10,7 +10,7 @@ import numpy.typing as npt
 #: exp(100) values apart
 OFF_SCALE = 1000.0
 
-_ALL_COLLAPSED = 1.0  # the nats of all units together below which a model of collapsed units is collapsed
+_ALL_COLLAPSED = 1.0  # the nats of all units together from which on no model is collapsed
 
 
 def of_units(kl: npt.ArrayLike, limits: Mapping[str, float]) -> Any:
@@ -42,12 +42,12 @@ def of_model(words: Sequence[str], total: float, limits: Mapping[str, float]) ->
         head = "off scale"
     elif count["unknown"] == size:
         return f"unknown: none of {size} units has a KL of its own"
-    elif count["collapsed"] + count["unknown"] == size:
-        head = "weak" if total >= _ALL_COLLAPSED else "collapsed"
-    elif count["collapsed"]:
-        head = "partly collapsed"
+    elif count["active"]:
+        head = "partly collapsed" if count["collapsed"] else "active"
     else:
-        head = "active" if count["active"] else "weak"
+        # Many units that are collapsed one by one can hold information together.
+        mean = total / (size - count["unknown"])
+        head = "collapsed" if mean < limits["collapsed_below"] and total < _ALL_COLLAPSED else "weak"
     rest = [
         f"{count['weak']} weak ({below} to {above})",
         f"{count['active']} active",

@@ -192,7 +192,7 @@ def _variables(call: Call) -> dict[str, Any]:
         if found and (certified_constant(found.decoder) is not None or getattr(found.decoder, "bounded_part", None)):
             promised = True
             bound = call(fisher_bound, decoder=found.decoder, site=found.site)
-    except ValueError as reason:
+    except (TypeError, ValueError) as reason:
         call.notes.append(f"fisher_bound: {reason}")
     fisher = bound.divergence if bound else call(posterior_fisher_divergence)
     mean, error = mean_over_data(fisher.values, fisher.standard_errors)
