@@ -148,7 +148,7 @@ figure.savefig(OUTPUT / "schools.png", dpi=120)
 # Site by site: the divergences of the offsets are a few hundredths of a nat. In a VAE one would worry; here it is what
 # eight noisy numbers say, and NUTS gives the offsets nearly the prior's standard deviation.
 arguments = (effects, errors)
-summary = diagnostics.collapse_summary(schools, guides["mean field"], arguments, epsilon=0.05, seed=0)
+summary = diagnostics.collapse_summary(schools, guides["mean field"], arguments, collapsed_below=0.05, seed=0)
 print(summary[["kl", "kl_se", "verdict"]].to_dataframe().round(3))
 kl = diagnostics.kl_per_dimension(schools, guides["mean field"], arguments, site="offset", seed=0)
 print("KL of each school's offset (nats):", [round(float(value), 3) for value in kl.values])

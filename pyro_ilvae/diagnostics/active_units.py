@@ -65,7 +65,8 @@ def active_units(
 
     The variance over all data is the unbiased one, computed in two passes. A mean that has no formula, or that depends
     on other latent sites, is estimated by draws. The sampling adds to the variance; this part is estimated and
-    subtracted.
+    subtracted. The measure has the units of z: a threshold of 0.01 is meant for a prior of scale 1, and a prior whose
+    mean differs between data makes a posterior move that is equal to it.
 
     Args:
         model: the model.
@@ -75,7 +76,7 @@ def active_units(
             dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         site: the name of a latent site in a plate over the data; if None, the only latent site that the guide samples.
-        threshold: the variance above which a unit counts as active.
+        threshold: the variance above which a unit counts as active, in squared units of z.
         batch_size: the number of data treated at a time; all at once if None.
         num_samples: the number of draws where the mean has no formula.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
@@ -108,6 +109,7 @@ def active_units(
         ([2.0, 0.0], [True, False])
     """
     _checks.positive_int("num_samples", num_samples)
+    _checks.non_negative("threshold", threshold)
     with seeded(seed), torch.no_grad():
         means, errors = zip(
             *(
@@ -170,7 +172,6 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     return {
         "mean_variance": units.variances,
         "mean_variance_se": units.standard_errors,
-        "active": units.active,
         "active_units": float(units.num_active),
     }
 

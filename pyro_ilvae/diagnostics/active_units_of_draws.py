@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
 from pyro_ilvae.diagnostics.active_units import ActiveUnits, variances_over_data
 
@@ -34,7 +35,10 @@ def active_units_of_draws(draws: Tensor, *, threshold: float = 0.01) -> ActiveUn
         >>> active_units_of_draws(draws).active.tolist()
         [True, False]
     """
-    if draws.dim() < 2:
+    draws = _checks.tensor("draws", draws)
+    if not draws.is_floating_point():
+        raise ValueError(f"Expected draws of floating point, got {draws.dtype}")
+    if draws.dim() < 2 or len(draws) == 0:
         raise ValueError(f"Expected draws of shape (S, N, *event shape), got {tuple(draws.shape)}")
     check_finite("draws", draws)
     sampling = draws.var(0).mean(0) / len(draws) if len(draws) > 1 else 0.0

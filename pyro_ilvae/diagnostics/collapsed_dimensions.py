@@ -19,6 +19,7 @@ def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.
         delta: the fraction of data that may lie above epsilon.
 
     Raises:
+        TypeError: for divergences that are no tensor and nothing that can be converted to one.
         ValueError: for an epsilon or delta out of range, no data, and divergences that are NaN.
 
     References:
@@ -31,6 +32,6 @@ def collapsed_dimensions(kl: Tensor, *, epsilon: float = 0.01, delta: float = 0.
     """
     _checks.non_negative("epsilon", epsilon)
     _checks.fraction("delta", delta)
-    check_divergences(kl, dim=2, shape="(N, *unit)")
+    kl = check_divergences(kl, dim=2, shape="(N, *unit)")
     # A count with a tolerance, because neither 1 - delta nor the product with N is exact in floating point.
     return (kl >= epsilon).sum(0) <= delta * len(kl) + 1e-6

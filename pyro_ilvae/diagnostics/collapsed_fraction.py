@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.arrays import check_divergences, check_finite
 
@@ -46,7 +47,8 @@ def collapsed_fraction(kl: Tensor, epsilons: Sequence[float] | Tensor | None = N
         The epsilons, the fractions of shape (len(epsilons), \*unit), and their standard errors over the data.
 
     Raises:
-        ValueError: for no data, divergences that are NaN, and epsilons that are not finite.
+        TypeError: for divergences or epsilons that are no tensor and nothing that can be converted to one.
+        ValueError: for no data, divergences that are NaN, and epsilons that are none or not finite.
 
     References:
         | [1] Kinoshita et al. 2023, https://arxiv.org/abs/2304.12770
@@ -56,15 +58,17 @@ def collapsed_fraction(kl: Tensor, epsilons: Sequence[float] | Tensor | None = N
         >>> collapsed_fraction(torch.tensor([0.001, 0.5, 2.0, 3.0]), [0.01, 1.0]).fractions
         tensor([0.2500, 0.5000])
     """
-    check_divergences(kl, dim=1, shape="(N, ...)")
+    kl = check_divergences(kl, dim=1, shape="(N, ...)")
     finite = kl[kl.isfinite()]
     if epsilons is None and kl.dim() == 1 and len(finite):
         grid = finite.sort().values
     elif epsilons is None:
         grid = torch.logspace(-3, 1, 50, dtype=kl.dtype, device=kl.device)
     else:
-        grid = torch.as_tensor(epsilons, dtype=kl.dtype, device=kl.device).reshape(-1)
+        grid = _checks.tensor("epsilons", epsilons).to(kl).reshape(-1)
     check_finite("epsilons", grid)
+    if len(grid) == 0:
+        raise ValueError("Expected at least one of epsilons, got none")
     # One epsilon at a time, because all at once would take E times the memory of the divergences.
     fractions = torch.stack([(kl <= epsilon).to(kl.dtype).mean(0) for epsilon in grid])
     return CollapsedFraction(grid, fractions, (fractions * (1 - fractions) / len(kl)).sqrt())

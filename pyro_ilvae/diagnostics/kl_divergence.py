@@ -12,6 +12,7 @@ from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl, joint_kl
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.sites import only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
 __all__ = ["KLDivergence", "kl_divergence"]
@@ -36,7 +37,9 @@ def kl_divergence(
     The divergence needs no factorization, so it holds for guides with flows and for ``AutoGuides`` whose draws are
     joint. It is analytic for a site whose two distributions have a formula in PyTorch. It is sampled otherwise, for
     several sites together, and for a site whose prior depends on a site that the guide draws later. If the guide draws
-    one site after the other, the divergences of the sites add up to the divergence of all sites together. Sites that
+    one site after the other, the divergences of the sites add up to the divergence of all sites together. If it draws
+    the layers of a hierarchy in another order than the model, from the data up, they are only parts of that sum: a part
+    may be negative, and differ from 0 although the posterior is the prior. Sites that
     the guide does not sample are summed out of the prior. If an ``AutoGuide`` draws all data jointly, the divergence of
     its only site is the divergence of each datum's marginal where the joint draw is Gaussian; otherwise, and for
     several sites, there is one divergence for the whole data set.
@@ -83,6 +86,8 @@ def kl_divergence(
     with seeded(seed), torch.no_grad():
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
             only = batch.latent_sites[0] if len(batch.latent_sites) == 1 else None
+            if site is not None:
+                only_site(batch, site)
             if (name := only if site is None else site) is None:
                 parts.append(joint_kl(batch, num_samples, batch_size))
                 continue
@@ -98,6 +103,9 @@ def kl_divergence(
 
 def _columns(call: Call, site: str) -> dict[str, Any]:
     kl = call(kl_divergence, site=site)
+    node = call.batch.model_trace.nodes[site]
+    if len(kl.values) == 1 < call.arguments.num_data and call.batch.is_local(node):
+        raise UnavailableError("Expected a divergence for each datum, got one for the whole data set from a joint draw")
     mean, error = mean_over_data(kl.values, kl.standard_errors)
     return {"kl_total": float(mean), "kl_total_se": float(error), "kl_estimator": kl.estimator}
 

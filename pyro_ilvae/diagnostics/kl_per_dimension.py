@@ -9,7 +9,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine.batches import data_batches
-from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, expected_kl
+from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, entangled_sites, expected_kl
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.sites import only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
@@ -35,9 +35,12 @@ def kl_per_dimension(
     .. math:: \mathrm{KL}_j(x_n) = \mathrm{KL}(q(z_j \mid x_n) \,\|\, p(z_j)).
 
     Analytic where the two distributions have a formula in PyTorch, otherwise the mean of :math:`\log q(z_j \mid x_n) -
-    \log p(z_j)` over draws of the guide. For a multivariate Normal guide, and for an ``AutoGuide`` with a joint
-    Gaussian, these are the divergences of the marginals. If there are other latent sites, each divergence is the mean
-    over the guide's draws of the other sites.
+    \log p(z_j)` over draws of the guide. For multivariate Normals and mixtures, and for an ``AutoGuide`` with a joint
+    Gaussian, these are the divergences of the marginals, which need not add up to the divergence of the site. Discrete
+    sites that the guide does not sample are summed out of the prior. If there are other latent sites, each divergence
+    is the mean over the guide's draws of the other sites, and is one where the guide draws first what the site's prior
+    depends on. Otherwise the numbers are parts of the joint divergence and may be negative, see
+    :func:`~pyro_ilvae.diagnostics.kl_divergence`.
 
     Args:
         model: the model.
@@ -91,13 +94,21 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     epsilon, delta = call.limits["epsilon"], call.limits["delta"]
     # A site without dimensions is one unit.
     rows = kl.values.reshape(len(kl.values), -1)
+    with seeded(0), torch.no_grad():
+        entangled = entangled_sites(call.batch, site)
+    if partners := [*entangled.above, *entangled.below]:
+        call.notes.append(
+            f"kl: a part of the joint divergence and no divergence of '{site}', which the guide draws with {partners} "
+            "in another order than the model, or jointly; kl_divergence without a site has the joint one"
+        )
     return {
         "kl": mean,
         "kl_se": error,
         "collapsed_fraction": (kl.values < epsilon).double().mean(0),
-        "collapsed": collapsed_dimensions(rows, epsilon=epsilon, delta=delta),
-        "shared": len(kl.values) == 1 < call.arguments.num_data,
+        "epsilon_delta_collapsed": collapsed_dimensions(rows, epsilon=epsilon, delta=delta).double(),
+        "is_least": bool(entangled.above),
+        "is_most": bool(entangled.below),
     }
 
 
-SUMMARY = OfSite("kl", _columns, units=("kl", "kl_se", "collapsed_fraction"))
+SUMMARY = OfSite("kl", _columns, units=("kl", "kl_se", "collapsed_fraction", "epsilon_delta_collapsed"))

@@ -56,12 +56,12 @@ def linear_reference(
         L(\kappa) = \sigma \sqrt{e^{2 \kappa} - 1},
 
     with :math:`\lambda_j` the variances of the data along their principal directions. The linear VAE is probabilistic
-    PCA [1], :math:`x = \mu + W z + \sigma \epsilon`. At the optimum for a given :math:`\sigma`, its j-th latent
-    dimension has :math:`\|w_j\|^2 = \lambda_j - \sigma^2` and the divergence :math:`\overline{\mathrm{KL}}_j` on
-    average over the data, and is collapsed where :math:`\lambda_j \le \sigma^2` [2]. :math:`\overline{\mathrm{KL}}(L)`
-    is the divergence of each dimension of the model :math:`x = L Q z + \sigma \epsilon` with orthonormal columns
-    :math:`Q`, averaged over the model's own data, and :math:`L(\kappa)` is the constant for which this divergence is
-    :math:`\kappa` nats.
+    PCA [1], :math:`x = \mu + W z + \sigma \epsilon` with :math:`z \sim N(0, I)`. At the optimum for a given
+    :math:`\sigma`, its j-th latent dimension has :math:`\|w_j\|^2 = \lambda_j - \sigma^2` and the divergence
+    :math:`\overline{\mathrm{KL}}_j` on average over the data, and is collapsed where :math:`\lambda_j \le \sigma^2`
+    [2]. :math:`\overline{\mathrm{KL}}(L)` is the divergence of each dimension of the model
+    :math:`x = L Q z + \sigma \epsilon` with orthonormal columns :math:`Q`, averaged over the model's own data, and
+    :math:`L(\kappa)` is the constant for which this divergence is :math:`\kappa` nats.
 
     The numbers are a reference and no bound: a nonlinear decoder, an approximate posterior or another likelihood may
     have divergences above or below them.

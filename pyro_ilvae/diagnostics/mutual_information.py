@@ -24,6 +24,8 @@ from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
 __all__ = ["MutualInformation", "mutual_information"]
 
+_MOST_PAIRS = 10_000_000  # of a draw and a datum's posterior that a summary compares, in a few seconds
+
 
 class MutualInformation(NamedTuple):
     """The mutual information, and the two divergences whose difference it is."""
@@ -221,7 +223,10 @@ class _Draws(NamedTuple):
 
 
 def _draws(batch: Batch, posterior: DataPosterior, name: str, num_samples: int) -> _Draws:
-    sample = posterior.fn.sample(torch.Size([num_samples]))
+    try:
+        sample = posterior.fn.sample(torch.Size([num_samples]))
+    except RuntimeError as error:  # PyTorch's own, for a scale that is NaN and that nothing has validated
+        raise ValueError(f"Expected the guide to give site '{name}' a distribution, got {error}") from error
     log_q = posterior.by_datum(posterior.fn.log_prob(sample))
     log_p = _log_prior(batch, batch.model_trace, posterior, name, sample)
     return _Draws(posterior.rows(sample), log_q, log_p, _analytic_divergence(batch, posterior, name))
@@ -257,7 +262,9 @@ def _analytic_divergence(batch: Batch, posterior: DataPosterior, name: str) -> T
 
 
 def _columns(call: Call, site: str) -> dict[str, Any]:
-    result = call(mutual_information, site=site, num_samples=4)
+    pairs = call.arguments.num_data**2
+    num_samples = min(call.options["num_samples"], max(4, _MOST_PAIRS // pairs))
+    result = call(mutual_information, site=site, num_samples=num_samples)
     _, _, reason = result.estimator.partition(", no KL: ")
     if reason:
         call.notes.append(f"aggregate_kl: {reason}")
@@ -267,6 +274,7 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
         "aggregate_kl": result.aggregate_kl,
         "aggregate_kl_se": result.aggregate_kl_se,
         "mutual_information_limit": result.limit,
+        "mutual_information_samples": float(num_samples),
     }
 
 
@@ -280,6 +288,7 @@ SUMMARY = OfSite(
             "aggregate_kl",
             "aggregate_kl_se",
             "mutual_information_limit",
+            "mutual_information_samples",
         ),
         math.nan,
     ),

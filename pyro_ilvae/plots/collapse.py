@@ -41,8 +41,10 @@ def plot_kl_per_dimension(
     Args:
         kl: the divergences in nats, of shape (N, K), or the result of
             :func:`~pyro_ilvae.diagnostics.kl_per_dimension`. For several models, a mapping from labels to these.
-        active: booleans that say which units are active, of shape (K,), or the result of
-            :func:`~pyro_ilvae.diagnostics.active_units`. For several models, a mapping from labels to these.
+        active: booleans that say which units are active, of shape (K,): ``summary.verdict.values == "active"`` by their
+            nats, of a :func:`~pyro_ilvae.diagnostics.collapse_summary`; or the result of
+            :func:`~pyro_ilvae.diagnostics.active_units`, by the variance of their posterior means. For several models,
+            a mapping from labels to these.
         epsilon: a divergence in nats below which a dimension counts as collapsed, drawn as a dashed line. Epsilon is
             small beside the other divergences, so the axis is then logarithmic, and linear near zero.
         sort: whether to sort the dimensions from the largest mean to the smallest.
@@ -176,7 +178,8 @@ def plot_divergence_bound(
 ) -> Axes:
     r"""The divergence of each datum's posterior from the prior against its guaranteed lower bound, on logarithmic axes.
 
-    By Theorem 3.4 of the paper, every point lies on or above the dashed line, up to Monte Carlo error:
+    By Theorem 3.4 of the paper, every point lies on or above the dashed line, up to Monte Carlo error, where z reaches
+    the data through the decoder alone:
 
     .. math:: F(p(z \mid x_n) \,\|\, p(z)) \ge L^2\, E_{p(z \mid x_n)} \|s\|^2.
 

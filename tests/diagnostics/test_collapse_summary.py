@@ -112,8 +112,9 @@ def test_of_several_sites_says_what_each_has():
     summary = collapse_summary(hierarchical, hierarchical_guide, x, num_samples=50, epsilon=0.05)
     assert summary.site.values.tolist() == ["mu", "kind", "z"]
     verdicts = dict(zip(summary.unit.values.tolist(), summary.verdict.values.tolist(), strict=True))
-    assert verdicts["mu"] == "informed"
-    assert verdicts["z"] == "active"
+    assert verdicts == {"mu": "active", "kind": "weak", "z": "active"}
+    # The sentence is about what each datum has of its own.
+    assert summary.attrs["verdict"].startswith("active: 0 of 2 units hold less than 0.01 nats, 1 weak (0.01 to 0.1), 1")
     exact = math.log(10) - 0.5 + (0.01 + 1) / 2
     assert float(summary.kl.sel(unit="mu")) == pytest.approx(exact, rel=1e-4)
     assert float(summary.kl.sel(unit="kind")) == pytest.approx(-0.5 * math.log(4 * 0.4 * 0.6), rel=1e-4)
@@ -140,7 +141,7 @@ def test_of_a_site_that_the_guide_leaves_out_or_fixes():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    for build, verdict in ((AutoDelta, "unknown"), (AutoNormal, "weak")):
+    for build, verdict in ((AutoDelta, "unknown"), (AutoNormal, "active")):
         guide = build(simple)
         guide(x)
         summary = collapse_summary(simple, guide, x, num_samples=20)
@@ -148,7 +149,7 @@ def test_of_a_site_that_the_guide_leaves_out_or_fixes():
     assert np.isfinite(summary.kl.item())
 
 
-def test_calls_a_unit_weak_that_moves_little_but_is_not_the_prior():
+def test_says_so_of_nats_that_are_the_same_for_all_data():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -159,7 +160,10 @@ def test_calls_a_unit_weak_that_moves_little_but_is_not_the_prior():
             pyro.sample("z", dist.Normal(torch.zeros(3), torch.tensor([0.5, 1.0, 0.1])).to_event(1).expand([len(x)]))
 
     summary = collapse_summary(model, still_guide, torch.randn(N), num_samples=20)
-    assert summary.verdict.values.tolist() == ["weak", "collapsed", "weak"]
+    assert summary.verdict.values.tolist() == ["active", "collapsed", "active"]
+    assert summary.note.item() == "kl: the same for all data, about which it says nothing, for z[0], z[2]"
+    moving = collapse_summary(model, lambda x: mean_field_guide(x), torch.randn(N), num_samples=20)
+    assert "the same for all data" not in moving.note.item()
 
 
 def test_stands_beside_the_draws_in_arviz():
@@ -180,6 +184,17 @@ def test_stands_beside_the_draws_in_arviz():
         ({"sites": ["y"]}, r"sites among the latent ones, \['mu', 'kind', 'z'\], got \['y'\]"),
         ({"measures": ("kl", "entropy")}, "measures among"),
         ({"measures": "kl"}, "measures among"),
+        ({"measures": ()}, "at least one, got"),
+        ({"measures": 3}, "measures among"),
+        ({"sites": []}, "sites among the latent ones.* got none"),
+        ({"sites": "z"}, "sites to be a sequence of names, got the string 'z'"),
+        ({"sites": ["z", "z"]}, "each once"),
+        ({"sites": [3]}, "sites to be names"),
+        ({"epsilon": "a"}, "epsilon to be a finite number"),
+        ({"threshold": math.nan}, "threshold to be a finite number"),
+        ({"collapsed_below": -0.1}, "collapsed_below"),
+        ({"active_from": math.inf}, "active_from"),
+        ({"active_from": 0.001}, "active_from >= collapsed_below = 0.01, got 0.001"),
         ({"epsilon": -1.0}, "epsilon"),
         ({"delta": 1.5}, r"delta to be a number in \[0, 1\]"),
         ({"num_samples": 0}, "num_samples"),
@@ -191,15 +206,16 @@ def test_refuses(arguments, message):
         collapse_summary(hierarchical, hierarchical_guide, torch.randn(N), **arguments)
 
 
-@pytest.mark.parametrize(("delta", "verdict"), [(0.0, "active"), (0.3, "active"), (0.7, "collapsed")])
-def test_delta_is_the_part_of_the_data_that_may_differ(delta, verdict):
+@pytest.mark.parametrize(("delta", "collapsed"), [(0.0, 0.0), (0.3, 0.0), (0.7, 1.0)])
+def test_delta_is_the_part_of_the_data_that_may_differ(delta, collapsed):
     def half_guide(x):
         with pyro.plate("data", len(x)):
             loc = torch.where(torch.arange(len(x)) % 2 == 0, 3.0, 0.0)
             pyro.sample("z", dist.Normal(loc[:, None].expand(-1, 3), 1.0).to_event(1))
 
     summary = collapse_summary(sum_model, half_guide, torch.randn(60), delta=delta, measures=("kl", "active_units"))
-    assert summary.verdict[0] == verdict
+    assert summary.epsilon_delta_collapsed[0] == collapsed
+    assert summary.verdict[0] == "active"  # 2.25 nats in the mean, whatever delta
 
 
 X = torch.linspace(-1.0, 1.0, 5)

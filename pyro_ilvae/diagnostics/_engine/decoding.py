@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 from torch.func import jvp
 
@@ -14,12 +13,6 @@ from pyro_ilvae._memory import fitting_rows
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 _MOST_NUMBERS = 10_000_000  # held at a time for distances and Jacobians, unless a caller says otherwise
-
-
-def part_of(model: Callable[..., Any], name: str) -> Any:
-    """The attribute of the object whose method the model is, such as its decoder; None without one."""
-    function: Any = unwrap(model)
-    return getattr(getattr(function, "__self__", function), name, None)
 
 
 def check_unconditional(decoder: object) -> None:

@@ -9,7 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
+from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites, site_log_prob
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, factors, site_posterior
@@ -77,7 +77,8 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     guide_trace, model_trace = traces
     site, prior = batch.site(guide_trace, name, "guide"), batch.site(model_trace, name, "model")
     q, p = site_posterior(batch, guide_trace, model_trace, name), prior["fn"]
-    if len(p.batch_shape) > batch.nesting + 1:
+    summed = len(p.batch_shape) > batch.nesting + 1  # over the values of sites that the guide leaves out
+    if summed and not (per_dimension and batch.latent_sites == [name] and _all_local(batch, model_trace)):
         raise UnavailableError(
             f"Expected a prior of site '{name}' that does not depend on sites that the guide leaves out, got one given "
             f"{batch.enumerated_sites}"
@@ -86,7 +87,7 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     if per_dimension:
         event_dim = q.event_dim
         q, p = factors(q, name), factors(p, name)
-    formula = _formula_holds(batch, name)
+    formula = _formula_holds(batch, name) and not summed
     try:
         values = torch.distributions.kl_divergence(q, p) if formula else None
     except NotImplementedError:
@@ -94,7 +95,10 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     analytic = values is not None
     if values is None:
         try:
-            values = q.log_prob(site["value"]) - p.log_prob(site["value"])
+            log_prior = p.log_prob(site["value"])
+            if summed:
+                log_prior = _summed(batch, model_trace, log_prior, event_dim)
+            values = q.log_prob(site["value"]) - log_prior
         except ValueError as error:
             raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
     if site["mask"] is not None:
@@ -112,6 +116,19 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     return values, analytic
 
 
+def _all_local(batch: Batch, model_trace: Trace) -> bool:
+    return all(batch.is_local(model_trace.nodes[name]) for name in batch.enumerated_sites)
+
+
+def _summed(batch: Batch, model_trace: Trace, log_prior: Tensor, event_dim: int) -> Tensor:
+    """A log density given enumerated sites, summed over their values, with the last dimensions as they are."""
+    for other in batch.enumerated_sites:
+        log_prob = site_log_prob(model_trace.nodes[other])
+        log_prior = log_prior + log_prob.reshape(*log_prob.shape, *(1,) * event_dim)
+    lead = log_prior.dim() - event_dim - batch.nesting - 1
+    return log_prior.flatten(0, lead - 1).logsumexp(0)
+
+
 def _formula_holds(batch: Batch, name: str) -> bool:
     """Whether the mean of the formula over draws of the other sites is the divergence of the site.
 
@@ -121,3 +138,50 @@ def _formula_holds(batch: Batch, name: str) -> bool:
         return True
     first = batch.latent_sites[0] == name
     return first or (batch.in_model_order(name) and not correlated(batch, name))
+
+
+class Entangled(NamedTuple):
+    """The sites with which a site is drawn in another order than the model's, or jointly."""
+
+    above: list[str]  #: those on which its prior depends: the site's number is at most its divergence given them
+    below: list[str]  #: those whose prior depends on it: the site's number is at least its divergence
+
+
+def entangled_sites(batch: Batch, name: str) -> Entangled:
+    """The sites that depend on each other in the model in one way and in the guide in the other.
+
+    The numbers of such sites add up to the joint divergence, but none of them is a divergence: for a posterior that is
+    the prior, drawn from the last layer up, they are plus and minus the mutual information of the layers.
+    """
+    others = [other for other in batch.latent_sites if other != name]
+    if not others:
+        return Entangled([], [])
+    first, second = ({n: batch.traces(1)[0].nodes[n]["value"] for n in batch.latent_sites} for _ in range(2))
+
+    def changes(sources: list[str], target: str, *, in_guide: bool) -> bool:
+        """Whether other draws of some sites change the distribution of another."""
+        log_probs = []
+        for values in (first, second):
+            given = first | {source: values[source] for source in sources}
+            guide_trace, model_trace = batch.traces(1, conditioned=given)
+            trace: Any = guide_trace if in_guide else model_trace
+            log_probs.append(trace.nodes[target]["fn"].log_prob(first[target]))
+        before, after = log_probs
+        return not torch.allclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+    rank, order = batch.latent_sites.index, batch.drawn_sites.index
+    joint = correlated(batch, name)
+    above = [other for other in others if rank(other) < rank(name) and (joint or order(other) > order(name))]
+    below = [] if joint else [other for other in others if rank(other) > rank(name) and order(other) < order(name)]
+    # Most sites depend on no other, which one comparison shows.
+    if above and changes(above, name, in_guide=False):
+        above = [other for other in above if changes([other], name, in_guide=False)]
+        above = [other for other in above if joint or changes([name], other, in_guide=True)]
+    else:
+        above = []
+    if below and changes(below, name, in_guide=True):
+        below = [other for other in below if changes([other], name, in_guide=True)]
+        below = [other for other in below if changes([name], other, in_guide=False)]
+    else:
+        below = []
+    return Entangled(above, below)

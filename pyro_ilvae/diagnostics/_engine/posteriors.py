@@ -66,7 +66,7 @@ def correlated(batch: Batch, name: str) -> bool:
 def factors(fn: Any, name: str) -> Any:
     """Return a site's distribution with its event dimensions as batch dimensions.
 
-    A multivariate Normal gives its marginals.
+    A multivariate Normal gives its marginals, and so does a mixture.
 
     Raises:
         UnavailableError: if the distribution of a single dimension has no formula.
@@ -82,12 +82,42 @@ def factors(fn: Any, name: str) -> Any:
                 base = dist.TransformedDistribution(base, transforms)
     if isinstance(base, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
         base = dist.Normal(base.mean, base.stddev)
+    if isinstance(base, torch.distributions.MixtureSameFamily):
+        base = _MarginalsOfMixture(base, name)
     if base.event_shape:
         raise UnavailableError(
             f"Expected site '{name}' to factorize over its dimensions, got a {type(base).__name__} with event shape "
             f"{tuple(base.event_shape)}"
         )
     return base.expand(shape)
+
+
+class _MarginalsOfMixture(dist.TorchDistribution):
+    """The marginal of each dimension under a mixture, which is the mixture of the components' marginals."""
+
+    arg_constraints = {}  # noqa: RUF012 - PyTorch's name and form
+
+    def __init__(self, mixture: torch.distributions.MixtureSameFamily, name: str) -> None:
+        self.components = factors(mixture.component_distribution, name)  # of batch shape (*batch, C, *event)
+        self.event_size = len(mixture.event_shape)
+        logits = mixture.mixture_distribution.logits
+        self.log_weights = logits.reshape(*logits.shape, *(1,) * self.event_size)
+        super().__init__(mixture.batch_shape + mixture.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        return self.components.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(type(self), _instance)
+        new.components, new.event_size, new.log_weights = self.components, self.event_size, self.log_weights
+        super(_MarginalsOfMixture, new).__init__(torch.Size(batch_shape), validate_args=False)
+        return new
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        # Values of other draws than the distribution has broadcast.
+        log_probs = self.components.log_prob(value.unsqueeze(-1 - self.event_size)) + self.log_weights
+        return log_probs.logsumexp(-1 - self.event_size)
 
 
 def depends_on_draws(batch: Batch, name: str, posterior: Any) -> bool:

@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
+from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites, site_log_prob
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.sites import local_dim, site_names
@@ -22,6 +23,8 @@ _MOST_PAIRS = 20_000  # of a draw and a datum at a time: fewer than without grad
 def check_differentiable(site: Any) -> None:
     """Raise unless the density of a site has a gradient with respect to its value."""
     support, kind = site["fn"].support, type(innermost(site["fn"])).__name__
+    while isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
     if support.is_discrete:
         raise UnavailableError(f"Expected site '{site['name']}' to be continuous, got a {kind}: it has no score")
     try:
@@ -44,7 +47,8 @@ def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]
     else:
         names = site_names(sites)
     if not names:
-        raise ValueError(f"Expected a continuous latent site in the plate over the data, got sites {list(nodes)}")
+        given = f"sites=[] of {list(nodes)}" if sites is not None else f"sites {list(nodes)}"
+        raise ValueError(f"Expected a continuous latent site in the plate over the data, got {given}")
     for name in names:
         if name not in nodes:
             raise ValueError(f"Expected sites to be latent sites that are drawn, among {list(nodes)}, got {name!r}")
@@ -65,14 +69,14 @@ def squared_gradients(
     r"""log p(x, z), and squared norms of gradients of log p(x | z), at ``count`` draws of all sites.
 
     The first gradient is with respect to the sites called ``names``. If a module is ``watched``, which the model has to
-    call once with the value of the site ``names[0]``, the second gradient is with respect to the module's output.
-    Discrete sites without draws are summed over. Squared norms have shape (count, N). The density has shape (count, N),
-    or (count, 1) if all data are taken ``together``.
+    call once with the value of the site ``names[0]``, the second gradient is with respect to the module's output; the
+    data have to depend on the site through that output alone. Discrete sites without draws are summed over. Squared
+    norms have shape (count, N). The density has shape (count, N), or (count, 1) if all data are taken ``together``.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # Clones, because values drawn in inference mode take no gradient.
         leaves = {name: value.detach().clone().requires_grad_(name in names) for name, value in draws.items()}
-        with _calls(watched) as calls:
+        with _cut(watched) as calls:
             _, trace = batch.traces(count, conditioned=leaves, guide=placeholders(leaves))
         nodes = sample_sites(trace)
         log_prior = log_density(batch, [node for node in nodes if not node["is_observed"]], count, together)
@@ -84,19 +88,25 @@ def squared_gradients(
             log_joint = log_likelihood + log_prior
         check_numbers(log_joint, nodes)
         by = [leaves[name] for name in names]
+        whole, output = None, []
         if watched is not None:
-            by.append(_only_output(calls, names[0], by[0]))
-        gradients = [torch.zeros_like(value) for value in by]
-        if log_likelihood.requires_grad:  # It does not where nothing is observed.
-            # Data are independent given the latent sites: the gradient of the sum holds the gradient of each datum.
-            found = torch.autograd.grad(log_likelihood.sum(), by, allow_unused=True)
-            gradients = [zero if part is None else part for zero, part in zip(gradients, found, strict=True)]
+            whole, cut = _only_call(calls, names[0], by[0])
+            output = [cut]
+        gradients = _gradients(log_likelihood, [*by, *output])
+        others = [node for node in nodes if node["name"] in leaves and node["name"] not in names]
+        for name, value, gradient in zip(names, by, gradients, strict=False):
+            _check_none_between(name, [value, *output], gradient, others, watched is not None)
+        if whole is not None:
+            # The summed-over sites' share of the prior cancels up to rounding only.
+            scale = _gradients(log_prior, by)[0].abs().max() if batch.enumerated_sites else 0.0
+            _check_one_path(names[0], gradients[0], 10 * torch.finfo(whole.dtype).eps ** 0.5 * scale)
+            gradients[0] = _gradients(whole, by, gradients[-1])[0]
     sites: list[Any] = [trace.nodes[name] for name in names]
     event_dims = [site["fn"].event_dim for site in sites]
     parts = [_square(batch, *part, count) for part in zip(gradients, sites, event_dims, strict=False)]
     norms = [torch.stack(parts).sum(0)]
     if watched is not None:
-        output_dim = event_dims[0] + by[-1].dim() - by[0].dim()
+        output_dim = event_dims[0] + gradients[-1].dim() - by[0].dim()
         norms.append(_square(batch, gradients[-1], sites[0], output_dim, count))
     return log_joint.detach(), norms
 
@@ -121,24 +131,71 @@ def placeholders(names: Iterable[str]) -> Callable[..., None]:
     return guide
 
 
+def _gradients(value: Tensor, by: list[Tensor], weights: Tensor | None = None) -> list[Tensor]:
+    """The gradients of a sum, weighted if there are weights; 0 by what the sum does not depend on."""
+    if not value.requires_grad:  # for example where nothing is observed
+        return [torch.zeros_like(part) for part in by]
+    # Data are independent given the latent sites: the gradient of the sum holds the gradient of each datum.
+    total = value.sum() if weights is None else (value * weights).sum()
+    return list(torch.autograd.grad(total, by, allow_unused=True, materialize_grads=True, retain_graph=True))
+
+
+def _check_none_between(name: str, by: list[Tensor], gradient: Tensor, others: list[Any], bounded: bool) -> None:
+    """Raise if the data depend on a site through other latent sites whose draws are given.
+
+    Given them, the site's divergence leaves out what the data say about the site through them, which is all that they
+    say where the gradient is 0.
+    """
+    between = {
+        node["name"]: node["fn"].support.is_discrete
+        for node in others
+        if any(part.any() for part in _gradients(site_log_prob(node), by))
+    }
+    if between and (bounded or not gradient.any() or any(between.values())):
+        raise UnavailableError(
+            f"Expected site '{name}' to reach the data without other drawn sites in between, got {list(between)} with "
+            "priors that depend on it: its divergence alone needs an integral over them; continuous ones can join it "
+            "in sites=[...]"
+        )
+
+
+def _check_one_path(name: str, gradient: Tensor, rounding: Tensor | float) -> None:
+    """Raise if data depend on a site by more than the decoder, whose output was held when the gradient was taken."""
+    past = gradient.nan_to_num().abs().max()  # a draw without density may have no gradient
+    if past > rounding:
+        raise UnavailableError(
+            f"Expected data that depend on site '{name}' through the decoder alone, got log p(x | {name}) with a "
+            f"gradient of up to {float(past):.3g} with the decoder's output held: no bound holds for all of its paths"
+        )
+
+
 @contextmanager
-def _calls(module: nn.Module | None) -> Iterator[list[tuple[Any, Any]]]:
-    """Collects the inputs and outputs of a module."""
-    calls: list[tuple[Any, Any]] = []
+def _cut(module: nn.Module | None) -> Iterator[list[tuple[Any, Any, Any]]]:
+    """Collects the inputs and outputs of a module, and cuts the outputs that others see from the graph before them."""
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
+        cut = output.detach().requires_grad_() if isinstance(output, Tensor) else output
+        calls.append((inputs, output, cut))
+        return cut
+
     if module is None:
         yield calls
         return
-    handle = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
+    handle = module.register_forward_hook(hook)
     try:
         yield calls
     finally:
         handle.remove()
 
 
-def _only_output(calls: list[tuple[Any, Any]], name: str, value: Tensor) -> Tensor:
+def _only_call(calls: list[tuple[Any, Any, Any]], name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The output of the only call of a module, which has to be with the value of a site, and the output cut off."""
     if len(calls) != 1:
         raise UnavailableError(f"Expected a model that calls its decoder once, got {len(calls)} calls")
-    (inputs, output), *_ = calls
+    (inputs, output, cut), *_ = calls
     if not inputs or inputs[0].shape != value.shape or not torch.equal(inputs[0], value):
         raise UnavailableError(f"Expected a decoder that is called with the value of site '{name}', got another input")
-    return output  # type: ignore[no-any-return]
+    if not isinstance(output, Tensor):
+        raise UnavailableError(f"Expected a decoder that returns a tensor, got a {type(output).__name__}")
+    return output, cut

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pyro_ilvae._programs import Arguments, ArgumentsInBatches, Program
+from pyro_ilvae.diagnostics._engine.batches import Batch
 
 
 class Call(NamedTuple):
@@ -12,8 +13,9 @@ class Call(NamedTuple):
     model: Program
     guide: Program
     arguments: Arguments | ArgumentsInBatches
+    batch: Batch  #: model and guide on the first batch of the data
     options: Mapping[str, Any]  #: ``num_samples``, ``batch_size``, ``seed`` and ``plate``
-    limits: Mapping[str, float]  #: ``epsilon``, ``delta`` and ``threshold``
+    limits: Mapping[str, float]  #: ``epsilon``, ``delta``, ``threshold`` and the limits of the verdicts
     notes: list[str]  #: what could not be computed, and why
 
     def __call__(self, diagnostic: Callable[..., Any], **more: Any) -> Any:
@@ -29,8 +31,8 @@ class Call(NamedTuple):
 class OfSite(NamedTuple):
     """What a measure says about each latent site.
 
-    ``compute`` returns the columns named in ``units`` and ``missing``, and may return booleans called "collapsed",
-    "active" and "shared", from which the verdict follows.
+    ``compute`` returns the columns named in ``units`` and ``missing``, and may return "is_least" and "is_most" to say
+    that its column "kl" holds no divergences but numbers that they are not below, or not above.
     """
 
     label: str  #: how notes name it

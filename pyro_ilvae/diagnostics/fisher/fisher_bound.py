@@ -1,5 +1,6 @@
 """The lower bound on the relative Fisher divergence that an inverse Lipschitz decoder guarantees."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.calls import check_programs
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, part_of
+from pyro_ilvae.diagnostics._engine.decoded_sites import decoded_site, part_of
+from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites
+from pyro_ilvae.diagnostics._engine.sites import only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfWhole
 from pyro_ilvae.diagnostics._engine.weighted_scores import (
     PosteriorFisherDivergence,
@@ -81,7 +84,7 @@ def fisher_bound(
     :math:`J_f^\top s` may vanish where s does not.
 
     Args:
-        model: the model, in which data depend on the site through the decoder alone.
+        model: the model, in which data depend on the site through the decoder alone, which is checked.
         guide: its guide.
         model_args: what model and guide are called with: a tuple; a single tensor or array; or an iterable of batches,
             such as a ``DataLoader``, that are tensors, tuples or mappings of keyword arguments. Tensors whose first
@@ -107,8 +110,10 @@ def fisher_bound(
     Raises:
         ValueError: without a decoder, if ``site`` is None and there are several, and where
             :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence` raises it.
-        UnavailableError: if the decoder has no such bound or needs more than z, and if the model does not call the
-            decoder exactly once with the value of the site.
+        TypeError: for a decoder that is no module.
+        UnavailableError: if the decoder has no such bound, does not keep the constant that it carries, or needs more
+            than z; if the model does not call it exactly once with the value of the site; and if the site reaches the
+            data by another path or through another latent site, which may take back what the decoder's path adds.
 
     References:
         [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -128,11 +133,12 @@ def fisher_bound(
         decoder = part_of(model, "decoder")
         if decoder is None:
             raise ValueError("Expected decoder=..., or a model whose object has the attribute decoder, got neither")
+    _checks.instance("decoder", decoder, nn.Module, "a module, whose calls can be watched")
     part, constant = _bounding_part(decoder)
     results = []
     with seeded(seed), uncompiled(decoder):
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
-            names = differentiable_sites(batch, None if site is None else [site])
+            names = differentiable_sites(batch, None if site is None else [only_site(batch, site)])
             if len(names) > 1:
                 raise ValueError(f"Expected the argument site to name one of several latent sites, {names}, got None")
             weights, (squares, part_squares) = weighted_squares(
@@ -142,10 +148,21 @@ def fisher_bound(
             divergence = weighted_divergence(weights, squares)
             bound, bound_errors = weighted_mean(weights.values, bounds)
             ratio = divergence.values / bound
+            _check_bound(decoder, ratio)
             _, difference_errors = weighted_mean(weights.values, squares - ratio * bounds)
             results.append((*divergence, bound, bound_errors, ratio, difference_errors / bound))
     *fields, bound, bound_errors, ratio, ratio_errors = (torch.cat(part) for part in zip(*results, strict=True))
     return FisherBound(PosteriorFisherDivergence(*fields), bound, bound_errors, ratio, ratio_errors)
+
+
+def _check_bound(decoder: nn.Module, ratio: Tensor) -> None:
+    """Raise if the bound exceeds the divergence by more than rounding: it does not hold, whatever the reason."""
+    above = ratio < 1 - 10 * torch.finfo(ratio.dtype).eps ** 0.5
+    if above.any():
+        raise UnavailableError(
+            f"Expected a divergence of at least its bound, got a ratio of {float(ratio.min()):.3g}, and below 1 for "
+            f"{int(above.sum())} data: {type(decoder).__name__} does not keep the constant that it carries"
+        )
 
 
 def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
@@ -172,13 +189,14 @@ def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
 
 def _variables(call: Call) -> dict[str, Any]:
     """The true posterior's divergence from the prior, and the decoder's bound if there is one."""
-    bound = None
-    decoder = part_of(call.model, "decoder")
-    if certified_constant(decoder) is not None or getattr(decoder, "bounded_part", None) is not None:
-        try:
-            bound = call(fisher_bound)
-        except ValueError as reason:
-            call.notes.append(f"fisher_bound: {reason}")
+    bound, promised = None, False
+    try:
+        found = decoded_site(call.batch)
+        if found and (certified_constant(found.decoder) is not None or getattr(found.decoder, "bounded_part", None)):
+            promised = True
+            bound = call(fisher_bound, decoder=found.decoder, site=found.site)
+    except (TypeError, ValueError) as reason:
+        call.notes.append(f"fisher_bound: {reason}")
     fisher = bound.divergence if bound else call(posterior_fisher_divergence)
     mean, error = mean_over_data(fisher.values, fisher.standard_errors)
     units = {"units": "1 / units of z squared"}
@@ -187,9 +205,10 @@ def _variables(call: Call) -> dict[str, Any]:
         "posterior_fisher_se": float(error),
         "pareto_k": (float(fisher.pareto_k.max()), {"largest over": "the data"}),
     }
-    if bound:
-        result["fisher_bound"] = (float(bound.bound.double().mean()), units)
-        result["fisher_ratio"] = (float(bound.ratio.min()), {"smallest over": "the data"})
+    if promised:
+        smallest = float(bound.ratio.min()) if bound else math.nan
+        result["fisher_bound"] = (float(bound.bound.double().mean()) if bound else math.nan, units)
+        result["fisher_ratio"] = (smallest, {"smallest over": "the data"})
     return result
 
 

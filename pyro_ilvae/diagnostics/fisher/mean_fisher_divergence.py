@@ -10,16 +10,18 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood, decoded_site
 from pyro_ilvae.diagnostics._engine.decoding import (
     certified_constant,
     check_unconditional,
     decode,
     jacobian,
     num_features,
-    part_of,
     prior_draws,
     split,
 )
+from pyro_ilvae.diagnostics._engine.own_draws import draws_of_prior
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfWhole
 
 __all__ = ["MeanFisherDivergence", "mean_fisher_divergence"]
@@ -172,18 +174,27 @@ def _sampled_squares(likelihood: Callable[[Tensor], Any], eta: Tensor, jacobian:
 
 
 def _variables(call: Call) -> dict[str, Any]:
-    decoder, likelihood = part_of(call.model, "decoder"), part_of(call.model, "likelihood")
-    if decoder is None or likelihood is None:
-        return {}
+    found = decoded_site(call.batch)
+    if found is None:
+        raise UnavailableError(
+            "Expected a model that calls a decoder, a module, with the value of a latent site, got none; call "
+            "mean_fisher_divergence(decoder, likelihood, sampler=...) for one that is written otherwise"
+        )
+    check_unconditional(found.decoder)
+    check_likelihood(call.batch, found)
+    with seeded(call.options["seed"]):
+        z = draws_of_prior(call, str(found.site))
     own = mean_fisher_divergence(
-        decoder,
-        likelihood,
-        num_samples=call.options["num_samples"],
+        found.decoder,
+        found.likelihood,
+        num_samples=len(z),
+        sampler=lambda _: z,
         samples_per_pass=100,
         seed=call.options["seed"],
     )
     return {
         "model_fisher": (own.total, {"units": "1 / units of z squared"}),
+        "model_fisher_se": own.total_se,
         "model_fisher_floor": math.nan if own.floor is None else own.floor,
     }
 

@@ -97,6 +97,9 @@ def posterior_fisher_divergence_of_draws(
         True
     """
     _checks.function("model", model, "a function or a module")
+    if not isinstance(draws, Mapping):
+        raise TypeError(f"Expected draws to be a mapping from names of sites, got a {type(draws).__name__}")
+    draws = {name: _checks.tensor(f"draws of site '{name}'", value) for name, value in draws.items()}
     num_samples = _num_samples(draws, num_chains)
     # The prior serves as a guide that has the sites of the draws.
     prior: Any = poutine.block(model, expose=list(draws))
