@@ -22,7 +22,8 @@ def from_pyro_mcmc(
     samples_per_pass: int | None = None,
     prior: bool = True,
     posterior_predictive: bool = True,
-    log_likelihood: bool = True,
+    log_likelihood: bool | str = True,
+    plate: str | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, Any] | None = None,
@@ -120,6 +121,8 @@ def from_pyro_mcmc(
         prior=prior,
         posterior_predictive=posterior_predictive,
         log_likelihood=log_likelihood,
+        num_importance_samples=1,
+        plate=plate,
     )
 
 

@@ -21,7 +21,9 @@ def from_pyro_svi(
     samples_per_pass: int | None = None,
     prior: bool = True,
     posterior_predictive: bool = True,
-    log_likelihood: bool = True,
+    log_likelihood: bool | str = True,
+    num_importance_samples: int = 100,
+    plate: str | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, Any] | None = None,
@@ -111,6 +113,8 @@ def from_pyro_svi(
         prior=prior,
         posterior_predictive=posterior_predictive,
         log_likelihood=log_likelihood,
+        num_importance_samples=num_importance_samples,
+        plate=plate,
     )
 
 
