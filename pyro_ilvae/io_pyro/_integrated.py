@@ -17,7 +17,7 @@ from pyro_ilvae.io_pyro._densities import log_density, masked_out, with_density
 from pyro_ilvae.io_pyro._units import Unit, local_units
 from pyro_ilvae.io_pyro._unmixed import for_a_run, rows
 
-Check = Callable[[Callable[[int, Values], list[Trace]], list[Trace], dict[str, Tensor], int], None]
+Check = Callable[[Callable[[int, Values], list[Trace]], list[Trace], int, Mapping[str, Tensor]], None]
 
 _SPREAD = 1e-9  # relative, of a log likelihood that is the same in all draws; see with_spread
 _RANGE_OF_K = -0.5, 1.5  # from as good as exact to as bad as can be
@@ -111,7 +111,7 @@ class IntegratedLikelihood:
         for unit in self.sampled:
             dims, (sizes, log_weights) = tuple(unit.sizes), self._worst[unit.name]
             # Weights that are all 0 have no tail.
-            log_weights = torch.where(sizes > 0, log_weights, 0.0).flatten(1)
+            log_weights = torch.where(sizes > 0, log_weights, 0.0).reshape(len(log_weights), -1)
             pareto_k = smoothed_weights(log_weights).pareto_k.reshape(sizes.shape)
             result[f"{unit.name}_effective_sample_size"] = dims, sizes.cpu().numpy()
             result[f"{unit.name}_pareto_k"] = dims, pareto_k.cpu().numpy()
@@ -124,7 +124,7 @@ class IntegratedLikelihood:
             count = min(step, self.num_samples - done)
             given = {name: value.repeat_interleave(count, 0) for name, value in shared.items()}
             guide_trace, trace = self._run(size * count, for_a_run(self.runs, given))
-            check(self._run, [guide_trace, trace], given, size * count)
+            check(self._run, [guide_trace, trace], size * count, given)
             for unit in self.units:
                 values = self._log_weights(unit, guide_trace, trace, size * count)
                 parts[unit.name].append(values.reshape(size, count, *values.shape[1:]))

@@ -58,7 +58,7 @@ class LogDensities:
             outside = [site for site in with_density(trace) if not self.integrated.local(site)]
             result["lp_global"] = log_density(self.runs, trace, outside, size)
             for value in integrated.values():
-                result["lp_global"] = result["lp_global"] + value.flatten(1).sum(1)
+                result["lp_global"] = result["lp_global"] + value.reshape(size, -1).sum(1)
             shared = [site for site in own if not self.integrated.local(site)]
             result["lp_approx_global"] = log_density(self.runs, guide_trace, shared, size)
         return {name: np.array(value.double().cpu().numpy()) for name, value in result.items()}

@@ -29,7 +29,7 @@ from pyro_ilvae.distributions import innermost
 from pyro_ilvae.io_pyro._integrated import IntegratedLikelihood
 from pyro_ilvae.io_pyro._log_densities import LogDensities
 from pyro_ilvae.io_pyro._notes import Notes, of_conditional, of_log_likelihood
-from pyro_ilvae.io_pyro._unmixed import free_values, rows, same_in_halves
+from pyro_ilvae.io_pyro._unmixed import free_values, rows, unmixed
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 Run: TypeAlias = Callable[[int, Values], list[Trace]]
@@ -122,7 +122,8 @@ class Sampler:
         numbers = max((_num_numbers(site) for site in sample_sites(runs.model_trace)), default=1)
         most = min(MOST_PAIRS // max(1, pairs), _MOST_NUMBERS // max(1, numbers))
         sizes = runs.passes(num_samples, samples_per_pass, most)
-        self._most = (samples_per_pass or most) if runs.vectorizes else 1
+        most = max(1, most) if samples_per_pass is None else samples_per_pass
+        self._most = most if most > 1 and runs.vectorizes else 1
         return sizes
 
     def draw(self, start: int, size: int) -> Iterator[tuple[str, Arrays]]:
@@ -136,9 +137,9 @@ class Sampler:
             self._check_unmixed(self._prior_runs, [released], size)
             yield "posterior_predictive", self._values(self.data, released, size)
         integrated = {}
-        if self.log_likelihood == "integrated":
+        if self.log_likelihood == "integrated" and self.integrated.units:
             shared = self.integrated.shared(guide_trace, latents, size)
-            integrated = self.integrated(shared, start, size, self._most, self._check_integrated)
+            integrated = self.integrated(shared, start, size, self._most, self._check_unmixed)
             yield "log_likelihood", {name: as_numpy(value) for name, value in integrated.items()}
         if self.log_likelihood:
             names = [name for name in self.data if name not in self.not_conditional]
@@ -193,22 +194,11 @@ class Sampler:
         return self.log_densities(guide_trace, trace, factors, integrated, size)
 
     def _check_unmixed(
-        self, run: Run, together: list[Trace], size: int, values: dict[str, torch.Tensor] | None = None
+        self, run: Run, together: list[Trace], size: int, values: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         # A branch that few draws take shows in a pass of many, and seldom in the two draws that are compared first.
-        if size == 1:
-            return
-        values = free_values(self.runs, together, size) if values is None else values
-        if not (
-            same_in_halves(self.runs, run, together, values, size)
-            and (run == self._factor_runs or self.runs.same_alone(run, together, size))
-        ):
-            raise MixedDrawsError
-
-    def _check_integrated(self, run: Run, together: list[Trace], given: dict[str, torch.Tensor], size: int) -> None:
-        if size > 1 and not same_in_halves(
-            self.runs, run, together, given | free_values(self.runs, together, size), size
-        ):
+        values = {**free_values(self.runs, together, size), **(values or {})}
+        if size > 1 and not unmixed(self.runs, run, together, values, size):
             raise MixedDrawsError
 
     def _posterior(self, start: int, size: int, one: Values) -> tuple[Trace, dict[str, torch.Tensor], Trace]:

@@ -12,6 +12,8 @@ from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Runs, Values, is_variable, sample_sites, site_log_prob, site_shape
 from pyro_ilvae._programs.sites import is_delta
 
+_PARTS = 16  # of the draws that are made together, to compare with
+
 
 def free_values(runs: Runs, traces: Sequence[Trace], num_draws: int) -> dict[str, Tensor]:
     """Return the values of latent sites that do not follow from others, each of shape (draws, *nesting, *event)."""
@@ -37,22 +39,25 @@ def for_a_run(runs: Runs, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def same_in_halves(
+def unmixed(
     runs: Runs,
     run: Callable[[int, Values], Sequence[Trace]],
     together: Sequence[Trace],
     values: Mapping[str, Tensor],
     num_draws: int,
 ) -> bool:
-    """Whether every draw of those made ``together`` has the same log densities among half of these draws.
+    """Whether draws made ``together`` have the same log densities in other company: alone, or among a few of them.
 
-    What a draw has from the others, such as a mean over them or a rank among them, changes with its company, also
-    where only some draws have it. ``run(num_draws, given)`` makes the traces at the ``values`` of these draws.
+    What a draw has from the others, such as a mean over them or a rank among them, changes with its company. The first
+    and the last draw are made alone, and every draw among one in sixteen: what only few draws show, because they alone
+    take a branch or depend on each other, is found unless these few stay together. ``run(num_draws, given)`` makes the
+    traces at ``values`` of so many draws.
     """
+    alone = [torch.tensor([0]), torch.tensor([num_draws - 1])]
+    parts = [torch.arange(first, num_draws, _PARTS) for first in range(min(_PARTS, num_draws))]
     try:
         with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
-            for first in (0, 1):
-                index = torch.arange(first, num_draws, 2)
+            for index in alone + parts if num_draws > _PARTS else parts:
                 part = {name: value[index.to(value.device)] for name, value in values.items()}
                 traces = run(len(index), for_a_run(runs, part))
                 if not all(_alike(runs, *pair, index, num_draws) for pair in zip(together, traces, strict=True)):
