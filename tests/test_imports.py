@@ -31,7 +31,7 @@ ALLOWED = {
     "infer": {"_checks", "distributions"},
     "datasets": {"_checks", "_contexts", "distributions"},
     "diagnostics": {"_checks", "_contexts", "_programs", "distributions"},
-    "io_pyro": {"_checks", "_contexts", "_programs", "distributions"},
+    "io_pyro": {"_checks", "_contexts", "_programs", "distributions", "diagnostics"},
     "plots": {"_checks", "_contexts", "infer", "diagnostics"},
 }
 

@@ -1,5 +1,6 @@
 """From draws to ArviZ's containers: ``InferenceData`` of ArviZ 0.x or ``xarray.DataTree`` of ArviZ 1.x."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,9 +8,13 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Arguments, ModelArgs, Program, Values
-from pyro_ilvae.io_pyro._sampler import Arrays, MixedDrawsError, Sampler, finite
+from pyro_ilvae.io_pyro import _names
+from pyro_ilvae.io_pyro._integrated import with_spread
+from pyro_ilvae.io_pyro._notes import of_log_densities
+from pyro_ilvae.io_pyro._sampler import LOG_LIKELIHOODS, Arrays, MixedDrawsError, Sampler, as_numpy, finite
 
 
 def convert(
@@ -29,22 +34,40 @@ def convert(
     sample_stats: Arrays | None = None,
     stats_attrs: Mapping[str, Any] | None = None,
     attrs: dict[str, Any],
-    **groups: bool,
+    prior: bool,
+    posterior_predictive: bool,
+    log_likelihood: bool | str,
+    num_importance_samples: int,
+    plate: str | None,
 ) -> Any:
     """Return all groups of (chain, draw) = ``shape`` posterior draws; see ``Sampler`` for ``given`` and ``source``."""
     arguments = Arguments.of(model_args, model_kwargs)
-    constants = {
-        name: value.numpy(force=True).copy() if isinstance(value, torch.Tensor) else np.array(value)
-        for name, value in (constant_data or {}).items()
+    _names.check_call(model, arguments)
+    constants = _names.constants(constant_data)
+    groups: dict[str, Any] = {
+        "prior": _checks.boolean("prior", prior),
+        "posterior_predictive": _checks.boolean("posterior_predictive", posterior_predictive),
+        "log_likelihood": _checked_log_likelihood(log_likelihood),
+        "num_importance_samples": _checks.positive_int("num_importance_samples", num_importance_samples),
+        "plate": plate,
     }
     with torch.no_grad(), seeded(seed):
         sampler = Sampler(model, guide, arguments, given=given, source=source, **groups)
-        names = _dims(sampler, constants, dims or {})
+        names = _names.dims(sampler, constants, dims)
+        _names.check_coords(sampler, constants, names, coords, shape)
+        notes = sampler.notes(strict=log_likelihood == "integrated")
         try:
             result = _collect(sampler, shape, samples_per_pass)
         except MixedDrawsError:
-            sampler.runs.known_to_vectorize = False
+            sampler.restart()
             result = _collect(sampler, shape, samples_per_pass)
+    weights = {}
+    if groups["log_likelihood"] == "integrated":
+        weights = sampler.integrated.diagnostics()
+        for unit in sampler.integrated.units:
+            _, pareto_k = weights.get(f"{unit.name}_pareto_k", ((), np.array(-np.inf)))
+            result["log_likelihood"][unit.name] = with_spread(result["log_likelihood"][unit.name], pareto_k)
+            names.setdefault(unit.name, list(unit.sizes))
     if sampler.observed:
         result["observed_data"] = sampler.observed
     if sample_stats:
@@ -52,22 +75,15 @@ def convert(
     if constants:
         result["constant_data"] = constants
     attrs = {"inference_library": "pyro", "inference_library_version": pyro.__version__, **attrs}
-    group_attrs = {group: attrs | (dict(stats_attrs or {}) if group == "sample_stats" else {}) for group in result}
-    return _to_arviz(result, {**sampler.coords, **(coords or {})}, names, attrs, group_attrs)
-
-
-def _dims(sampler: Sampler, constants: Arrays, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    if both := constants.keys() & sampler.shapes.keys():
-        raise ValueError(f"Expected names in constant_data that no site of the model has, got {sorted(both)}")
-    if unknown := given.keys() - sampler.shapes.keys() - constants.keys():
-        raise ValueError(f"Expected dims for sites among {[*sampler.shapes, *constants]}, got {list(unknown)}")
-    for name in given.keys() & constants.keys():
-        if isinstance(given[name], str) or len(given[name]) != constants[name].ndim:
-            raise ValueError(
-                f"Expected dims of constant {name!r} to be {constants[name].ndim} names, got {given[name]!r}"
-            )
-    own = {name: list(given[name]) for name in constants if name in given}
-    return sampler.dims({name: names for name, names in given.items() if name not in constants}) | own
+    of_stats = dict(stats_attrs or {}) if given else of_log_densities(sampler.log_densities)
+    own = {"sample_stats": of_stats, "log_likelihood": notes.attrs}
+    group_attrs = {group: attrs | own.get(group, {}) for group in result}
+    for message in notes.warnings:
+        warnings.warn(message, UserWarning, stacklevel=3)  # at the line that calls from_pyro_...
+    coordinates = {
+        name: as_numpy(value) if isinstance(value, torch.Tensor) else value for name, value in (coords or {}).items()
+    }
+    return _to_arviz(result, {**sampler.coords, **coordinates}, names, attrs, group_attrs, weights)
 
 
 def _collect(sampler: Sampler, shape: tuple[int, int], samples_per_pass: int | None) -> dict[str, Arrays]:
@@ -92,11 +108,27 @@ def _to_arviz(
     dims: dict[str, list[str]],
     attrs: dict[str, Any],
     group_attrs: dict[str, dict[str, Any]],
+    weights: dict[str, tuple[tuple[str, ...], Any]],
 ) -> Any:
     import arviz  # here, because it takes seconds and nothing else in the package needs it
+    import xarray
 
     from_dict: Any = arviz.from_dict
+    own = {name: coords[name] for names, _ in weights.values() for name in names if name in coords}
+    extra = xarray.Dataset(weights, coords=own, attrs=attrs)
     if arviz.__version__.startswith("0."):
         by_argument = {f"{group}_attrs": own for group, own in group_attrs.items()}
-        return from_dict(**groups, coords=coords, dims=dims, attrs=attrs, **by_argument)
-    return from_dict(groups, coords=coords, dims=dims, attrs={"/": attrs, **group_attrs})
+        fit = from_dict(**groups, coords=coords, dims=dims, attrs=attrs, **by_argument)
+        if weights:
+            fit.add_groups({"importance_sampling": extra}, warn_on_custom_groups=False)
+        return fit
+    fit = from_dict(groups, coords=coords, dims=dims, attrs={"/": attrs, **group_attrs})
+    if weights:
+        fit["importance_sampling"] = xarray.DataTree(extra)
+    return fit
+
+
+def _checked_log_likelihood(value: bool | str) -> str | None:
+    if isinstance(value, str):
+        return _checks.choice("log_likelihood", value, LOG_LIKELIHOODS)
+    return "integrated" if _checks.boolean("log_likelihood", value) else None

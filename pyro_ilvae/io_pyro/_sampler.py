@@ -26,8 +26,15 @@ from pyro_ilvae._programs import (
     site_numbers,
     site_shape,
 )
+from pyro_ilvae.io_pyro._integrated import IntegratedLikelihood
+from pyro_ilvae.io_pyro._log_densities import LogDensities
+from pyro_ilvae.io_pyro._notes import Notes, of_conditional, of_log_likelihood
+from pyro_ilvae.io_pyro._unmixed import free_values, rows, unmixed
 
 Arrays: TypeAlias = dict[str, np.ndarray]
+Run: TypeAlias = Callable[[int, Values], list[Trace]]
+
+LOG_LIKELIHOODS = ("integrated", "conditional")
 
 _MOST_NUMBERS = 5_000_000  # in the largest tensor of a site at a time
 
@@ -48,7 +55,9 @@ class Sampler:
         source: who draws the latent sites, in words.
         prior: whether to draw the groups of the prior.
         posterior_predictive: whether to draw the group of that name.
-        log_likelihood: whether to compute the group of that name.
+        log_likelihood: how to compute the group of that name: one of ``LOG_LIKELIHOODS``, or None for no such group.
+        num_importance_samples: the number of draws of local sites where the log likelihood is integrated over them.
+        plate: the plate whose elements are the data where the log likelihood is integrated.
     """
 
     def __init__(
@@ -61,7 +70,9 @@ class Sampler:
         source: str,
         prior: bool,
         posterior_predictive: bool,
-        log_likelihood: bool,
+        log_likelihood: str | None,
+        num_importance_samples: int,
+        plate: str | None,
     ) -> None:
         self.model, self.guide, self.given, self.source = model, FiniteDraws()(guide), given, source
         self.prior, self.posterior_predictive, self.log_likelihood = prior, posterior_predictive, log_likelihood
@@ -78,6 +89,8 @@ class Sampler:
         self.data = [name for name, node in nodes.items() if is_data(node)]
         self.variables = [name for name in nodes if name not in self.data]
         self.coords = {plate: as_numpy(indices).copy() for plate, indices in self.runs.indices.items()}
+        self.integrated = IntegratedLikelihood(self.runs, num_importance_samples, plate)
+        self.log_densities = LogDensities(self.runs, self.integrated)
         self.observed = {name: self._array(name, nodes[name]["value"], 1)[0].copy() for name in self.data}
 
     def dims(self, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -108,20 +121,31 @@ class Sampler:
         pairs = max((shape.numel() for shape in tensors), default=1)
         numbers = max((site_numbers(site) for site in sample_sites(runs.model_trace)), default=1)
         most = min(MOST_PAIRS // max(1, pairs), _MOST_NUMBERS // max(1, numbers))
-        return runs.passes(num_samples, samples_per_pass, most)
+        sizes = runs.passes(num_samples, samples_per_pass, most)
+        most = max(1, most) if samples_per_pass is None else samples_per_pass
+        self._most = most if most > 1 and runs.vectorizes else 1
+        return sizes
 
     def draw(self, start: int, size: int) -> Iterator[tuple[str, Arrays]]:
         """Yield the groups of draws from ``start`` on, their arrays of shape (size, *plates, *event)."""
         guide_trace, latents, trace = self._posterior(start, size, {})
         self._check_left_out(trace, [name for name in drawn(trace) if name not in latents])
-        self._check_alone(self._replayed, [guide_trace, trace], size)
+        self._check_unmixed(self._replayed, [guide_trace, trace], size)
         yield "posterior", self._values(self.variables, trace, size)
         if self.posterior_predictive:
             released = self.runs.trace(Release()(Replay(latents)(self.model)), size)
-            self._check_alone(self._prior_runs, [released], size)
+            self._check_unmixed(self._prior_runs, [released], size)
             yield "posterior_predictive", self._values(self.data, released, size)
+        integrated = {}
+        if self.log_likelihood == "integrated" and self.integrated.units:
+            shared = self.integrated.shared(guide_trace, latents, size)
+            integrated = self.integrated(shared, start, size, self._most, self._check_unmixed)
+            yield "log_likelihood", {name: as_numpy(value) for name, value in integrated.items()}
         if self.log_likelihood:
-            yield "log_likelihood", {name: self._log_prob(name, trace.nodes[name], size) for name in self.data}
+            names = [name for name in self.data if name not in self.not_conditional]
+            yield "log_likelihood", {name: self._log_prob(name, trace.nodes[name], size) for name in names}
+        if not self.given:
+            yield "sample_stats", self._sample_stats(guide_trace, latents, trace, integrated, size)
         if self.prior:
             try:
                 released = self.runs.trace(Release()(self.model), size)
@@ -129,13 +153,52 @@ class Sampler:
                 raise ValueError(
                     f"Expected a model whose sites can be sampled, or prior=False, got: {error}"
                 ) from error
-            self._check_alone(self._prior_runs, [released], size)
+            self._check_unmixed(self._prior_runs, [released], size)
             yield "prior", self._values(self.variables, released, size)
             yield "prior_predictive", self._values(self.data, released, size)
 
-    def _check_alone(self, run: Callable[[int, Values], list[Trace]], together: list[Trace], size: int) -> None:
+    def restart(self) -> None:
+        """Forget what was drawn together, and draw one by one from now on."""
+        self.runs.known_to_vectorize = False
+        self.integrated.restart()
+
+    @property
+    def not_conditional(self) -> list[str]:
+        """The names of the observed sites whose log likelihood given their own draws is not in the group."""
+        if self.log_likelihood != "integrated":
+            return []
+        left_out = [] if self.given else self.integrated.of_left_out
+        return [name for unit in self.integrated.units for name in unit.data] + left_out
+
+    def notes(self, strict: bool) -> Notes:
+        """Return what is to be said of the log likelihoods; if ``strict``, raise where one cannot be integrated."""
+        trace, integrated = self.runs.model_trace, self.integrated
+        if self.log_likelihood != "integrated":
+            return of_conditional(trace, self.data)
+        if strict and integrated.left_out:
+            name, reason = next(iter(integrated.left_out.items()))
+            raise ValueError(
+                f"Expected log_likelihood='conditional' or False where the log likelihood of {name!r} cannot be "
+                f"integrated over the latent sites of each datum, got 'integrated': {reason}"
+            )
+        conditional = [name for name in self.data if name not in self.not_conditional]
+        return of_log_likelihood(trace, self.data, integrated, conditional, by_guide=not self.given)
+
+    def _sample_stats(self, guide_trace: Trace, latents: Values, trace: Trace, integrated: Values, size: int) -> Arrays:
+        factors = trace
+        if self.runs.enumerated_sites:
+            others = {name: value for name, value in latents.items() if name not in self.runs.enumerated_sites}
+            factors = self.runs.factors(size, others)
+            values = {name: rows(self.runs, name, value, size) for name, value in others.items()}
+            self._check_unmixed(self._factor_runs, [factors], size, values)
+        return self.log_densities(guide_trace, trace, factors, integrated, size)
+
+    def _check_unmixed(
+        self, run: Run, together: list[Trace], size: int, values: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         # A branch that few draws take shows in a pass of many, and seldom in the two draws that are compared first.
-        if size > 1 and not self.runs.same_alone(run, together, size):
+        values = {**free_values(self.runs, together, size), **(values or {})}
+        if size > 1 and not unmixed(self.runs, run, together, values, size):
             raise MixedDrawsError
 
     def _posterior(self, start: int, size: int, one: Values) -> tuple[Trace, dict[str, torch.Tensor], Trace]:
@@ -161,6 +224,9 @@ class Sampler:
         if self.posterior_predictive:
             traces.append(self.runs.trace(Replay(one)(Release()(Replay(latents)(self.model))), size))
         return traces
+
+    def _factor_runs(self, size: int, one: Values) -> list[Trace]:
+        return [self.runs.factors(size, one)]
 
     def _prior_runs(self, size: int, one: Values) -> list[Trace]:
         return [self.runs.trace(Replay(one)(Release()(self.model)), size)]
@@ -228,8 +294,9 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def finite(value: np.ndarray, name: str, group: str) -> np.ndarray:
-    """Return ``value`` if it is finite; in the group ``log_likelihood`` it may also be -inf."""
-    # The datum is then impossible under that draw.
-    if np.isnan(value).any() or (group != "log_likelihood" and np.isinf(value).any()):
+    """Return ``value`` if it is finite; log densities may also be infinite."""
+    # A datum may be impossible under a draw.
+    may_be_infinite = group in ("log_likelihood", "sample_stats")
+    if np.isnan(value).any() or (not may_be_infinite and np.isinf(value).any()):
         raise ValueError(f"Expected finite draws at site {name!r} of {group}, got NaN or infinity")
     return value

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from pyro.infer import MCMC, config_enumerate
 
+from pyro_ilvae import _checks
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.io_pyro._export import convert
 from pyro_ilvae.io_pyro._sampler import Arrays
@@ -22,7 +23,8 @@ def from_pyro_mcmc(
     samples_per_pass: int | None = None,
     prior: bool = True,
     posterior_predictive: bool = True,
-    log_likelihood: bool = True,
+    log_likelihood: bool | str = True,
+    plate: str | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, Any] | None = None,
@@ -42,7 +44,12 @@ def from_pyro_mcmc(
             draw alone, for instance because it indexes values from the left or sums over a batch dimension.
         prior: whether to add the groups ``prior`` and ``prior_predictive``, of as many draws as the posterior.
         posterior_predictive: whether to add the group ``posterior_predictive``.
-        log_likelihood: whether to add the group ``log_likelihood``.
+        log_likelihood: the group ``log_likelihood``, in nats. ``True`` or ``"integrated"``: log p(x_n) given the draws
+            of the sites that data share, with discrete sites of each datum summed out. Other sites of each datum cannot
+            be integrated out without a guide: with ``True`` the log likelihood is then conditional on their draws, with
+            a warning; with ``"integrated"`` that is an error. ``"conditional"``: log p(x_n | z) for each draw z of all
+            sites, discrete ones included. ``False``: no such group.
+        plate: the plate whose elements are the data that the log likelihood is about, as in :func:`from_pyro_svi`.
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site or by entry of ``constant_data``, as in :func:`from_pyro_svi`.
         constant_data: arrays by name for the group ``constant_data``, such as covariates.
@@ -57,7 +64,8 @@ def from_pyro_mcmc(
     Raises:
         TypeError: if ``mcmc`` or ``model_args`` has the wrong type.
         ValueError: if ``mcmc`` has not run, there is no model, ``samples_per_pass`` is not an int of at least 1,
-            ``dims`` does not fit the model, ``constant_data`` has the name of a site, the chains leave out a latent
+            ``dims`` or ``coords`` do not fit the model, the model has no such ``plate`` of data,
+            ``constant_data`` has the name of a site, the chains leave out a latent
             site of the model (``save_params``) or hold a value of it for each value of an enumerated site, draws are
             not finite, or the prior cannot be sampled.
 
@@ -67,8 +75,8 @@ def from_pyro_mcmc(
         - ``acceptance_rate`` is all that Pyro keeps: for HMC the fraction of proposals that were accepted, for NUTS
           the fraction of iterations that moved. It is not the mean acceptance probability that the progress bar
           shows, and there is none for each draw.
-        - ``log_likelihood`` is log p(x_n | z) in nats for each draw z, discrete sites included, and each element n
-          of the plates, without scales; masked elements are 0.
+        - ``log_likelihood`` is without scales; masked elements are 0. The attribute ``log_likelihood_note`` says what
+          each variable is, and given what.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A module given as model, or by a bound method, runs in evaluation mode and keeps its mode afterwards.
@@ -96,6 +104,7 @@ def from_pyro_mcmc(
         model = mcmc.kernel.model
     if model is None:
         raise ValueError("Expected a model for a kernel that was made from a potential_fn, got model=None")
+    _checks.function("model", model)
     if model_args is None and model_kwargs is None:
         model_args, model_kwargs = mcmc._args, mcmc._kwargs
     chains = {name: value.flatten(0, 1) for name, value in mcmc.get_samples(group_by_chain=True).items()}
@@ -120,6 +129,8 @@ def from_pyro_mcmc(
         prior=prior,
         posterior_predictive=posterior_predictive,
         log_likelihood=log_likelihood,
+        num_importance_samples=1,
+        plate=plate,
     )
 
 

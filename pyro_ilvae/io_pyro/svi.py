@@ -21,7 +21,9 @@ def from_pyro_svi(
     samples_per_pass: int | None = None,
     prior: bool = True,
     posterior_predictive: bool = True,
-    log_likelihood: bool = True,
+    log_likelihood: bool | str = True,
+    num_importance_samples: int = 100,
+    plate: str | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, Any] | None = None,
@@ -40,11 +42,21 @@ def from_pyro_svi(
         num_samples: the number of draws in each group.
         samples_per_pass: the number of draws per run of the model, by default as many as fit in a bounded memory. Draws
             are made one at a time if the model or the guide gives other values for several draws at once than for each
-            draw alone, for instance because it indexes values from the left or sums over a batch dimension. The first
-            and the last draw of each run are compared with these draws alone. Draws from a seed depend on this number.
+            draw alone, for instance because it indexes values from the left or sums over a batch dimension. In each
+            run the first and the last draw are compared with these draws alone, and every draw with itself among one
+            in sixteen draws. Draws from a seed depend on this number.
         prior: whether to add the groups ``prior`` and ``prior_predictive``.
         posterior_predictive: whether to add the group ``posterior_predictive``.
-        log_likelihood: whether to add the group ``log_likelihood``.
+        log_likelihood: the group ``log_likelihood``, in nats, without the scale of subsampling or annealing.
+            ``True`` or ``"integrated"``: log p(x_n), integrated over the latent sites of each datum by importance
+            sampling from the guide, for each draw of the sites that data share; ``"integrated"`` raises where that
+            cannot be had. ``"conditional"``: log p(x_n | z) for each draw z of all sites, discrete ones included, which
+            ranks models by how closely each datum's own z fits it. ``False``: no such group.
+        num_importance_samples: the number of draws of the sites of each datum, for each draw of the shared sites, where
+            the log likelihood is integrated. At least 30 give a Pareto k.
+        plate: the plate whose elements are the data that the log likelihood is about; all latent sites in it are
+            integrated out, also those of plates inside of it. By default the plates of an observed site, if latent
+            sites are in them too.
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site, either of the event dimensions or of all dimensions. By default
             dimensions of plates are named after the plates, and all others ``<site>_dim_0``, ``<site>_dim_1``, ...
@@ -54,22 +66,37 @@ def from_pyro_svi(
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with draws of shape
-        (chain=1, draw, \*plates, \*event). Deterministic sites are in ``posterior`` and ``prior``.
+        (chain=1, draw, \*plates, \*event). Deterministic sites are in ``posterior`` and ``prior``. The group
+        ``sample_stats`` has log densities of the draws, and the group ``importance_sampling`` the effective sample size
+        and Pareto k of the importance weights of each datum.
 
     Raises:
-        TypeError: if ``svi_or_pair`` or ``model_args`` has the wrong type.
-        ValueError: if ``num_samples`` or ``samples_per_pass`` is not an int of at least 1, ``dims`` does not fit
-            the model, ``constant_data`` has the name of a site, the guide leaves out a latent site of the model
-            that is not marked for parallel enumeration, draws are not finite, or the prior cannot be sampled.
+        TypeError: if ``svi_or_pair``, ``model_args``, ``coords``, ``dims`` or ``constant_data`` has the wrong type.
+        ValueError: if ``num_samples``, ``samples_per_pass`` or ``num_importance_samples`` is not an int of at least 1,
+            ``dims`` or ``coords`` do not fit the model, ``constant_data`` has the name of a site, the model has no
+            such ``plate`` of data, the guide leaves out a latent site of the model that is not marked for parallel
+            enumeration, draws are not finite, or the prior cannot be sampled.
+
+    Warns:
+        UserWarning: if a log likelihood is left out because the guide draws the latent sites of the data at points or
+            all together, or is conditional on sites that several elements of an observed site share.
 
     Note:
         - Sites that are marked for parallel enumeration and that the guide leaves out (``TraceEnum_ELBO`` sums
           them out) are drawn by :func:`pyro.infer.infer_discrete` given the guide's draw of the other sites and
           the data of the call, without the scale of subsampling. The guide draws sites that it enumerates itself.
-        - ``log_likelihood`` is log p(x_n | z) in nats for each draw z, discrete sites included, and each element n
-          of the plates, without the scale of subsampling or annealing; masked elements are 0. Leave-one-out
-          estimates take the guide's draws for posterior draws, and are unreliable if each datum has its own latent
-          variable.
+        - ``log_likelihood`` has one variable for each observed site, or ``joint_<plate>`` for all observed sites of a
+          datum together. The attribute ``log_likelihood_note`` says what each variable is. Enumerated sites of a datum
+          are summed out exactly; masked elements are 0.
+        - If no site is shared, log p(x_n) is the same in all draws. Draws then differ by less than 1e-9 relatively, in
+          such a way that the Pareto k of ``arviz.loo`` and ``arviz.compare`` is the one of the importance weights.
+        - ``sample_stats`` has ``lp``, the log joint density log p(x, z) with enumerated sites summed out, and
+          ``lp_approx``, the log density log q(z) of the guide. ``lp_global`` and ``lp_approx_global`` are of the shared
+          sites alone, with the others integrated out, and go with the integrated log likelihood:
+          ``loo_approximate_posterior(fit, log_p=stats["lp_global"], log_q=stats["lp_approx_global"])`` of arviz_stats
+          corrects for the guide (Magnusson et al. 2019, https://arxiv.org/abs/1904.10679); with the conditional one,
+          ``lp`` and ``lp_approx`` do. ArviZ 0 has no such function: there ``arviz.psislw`` of
+          ``stats.lp_global - stats.lp_approx_global - log_likelihood`` gives the same weights.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.
@@ -111,12 +138,15 @@ def from_pyro_svi(
         prior=prior,
         posterior_predictive=posterior_predictive,
         log_likelihood=log_likelihood,
+        num_importance_samples=num_importance_samples,
+        plate=plate,
     )
 
 
 def _model_and_guide(svi_or_pair: Any) -> tuple[Program, Program]:
     if isinstance(svi_or_pair, SVI):
         return svi_or_pair.model, svi_or_pair.guide
-    if isinstance(svi_or_pair, tuple) and len(svi_or_pair) == 2 and all(map(callable, svi_or_pair)):
-        return svi_or_pair
-    raise TypeError(f"Expected an SVI object or a (model, guide) pair of callables, got {svi_or_pair!r}")
+    if not isinstance(svi_or_pair, tuple) or len(svi_or_pair) != 2:
+        raise TypeError(f"Expected svi_or_pair to be an SVI object or a pair (model, guide), got {svi_or_pair!r}")
+    model, guide = svi_or_pair
+    return _checks.function("the model in svi_or_pair", model), _checks.function("the guide in svi_or_pair", guide)

@@ -125,7 +125,7 @@ def test_predictive_draws_have_the_law_of_the_model(conjugate, samples_per_pass)
 def test_dims_and_deterministic_sites(sizes, samples_per_pass):
     x = torch.randn(*sizes, 2)
     mcmc = run(short_hmc(hierarchical_model), x, draws=4, warmup=1)
-    fit = from_pyro_mcmc(mcmc, samples_per_pass=samples_per_pass)
+    fit = from_pyro_mcmc(mcmc, samples_per_pass=samples_per_pass, log_likelihood="conditional")
     expected = {
         "scale": (),
         "weight": ("weight_dim_0", "weight_dim_1"),
@@ -155,7 +155,7 @@ def test_dims_and_deterministic_sites(sizes, samples_per_pass):
 @pytest.mark.slow
 @pytest.mark.parametrize("samples_per_pass", PASSES)
 def test_discrete_sites_are_drawn_given_the_chains_and_the_data(mixture, samples_per_pass):
-    fit = from_pyro_mcmc(mixture, samples_per_pass=samples_per_pass)
+    fit = from_pyro_mcmc(mixture, samples_per_pass=samples_per_pass, log_likelihood="conditional")
     draws = {name: torch.tensor(value) for name, value in values(fit, "posterior").items()}
     assert fit["posterior"]["kind"].dims == ("chain", "draw", "data")
     assert draws["kind"].dtype == torch.int64
@@ -190,7 +190,8 @@ def test_reparametrized_sites_are_variables_rather_than_data(samples_per_pass):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     model = poutine.reparam(centered, {"loc": LocScaleReparam(0.0)})
-    fit = from_pyro_mcmc(run(short_hmc(model), X, draws=4, warmup=1), samples_per_pass=samples_per_pass)
+    chains = run(short_hmc(model), X, draws=4, warmup=1)
+    fit = from_pyro_mcmc(chains, samples_per_pass=samples_per_pass, log_likelihood="conditional")
     assert list(fit["observed_data"].data_vars) == ["x"]
     for group in ["posterior", "prior"]:
         draws = values(fit, group)
@@ -346,7 +347,7 @@ def test_chains_with_a_value_for_each_value_of_an_enumerated_site_are_refused():
     with pytest.raises(ValueError, match=r"Expected draws of shape \(4,\) of site 'local', got \(2, 4\)"):
         from_pyro_mcmc(run(short_hmc(model), X, draws=2, warmup=1))
     started = run(short_hmc(model), X, draws=2, warmup=1, initial_params={"local": torch.zeros(CHAINS, 4)})
-    assert from_pyro_mcmc(started)["posterior"]["local"].dims == ("chain", "draw", "data")
+    assert from_pyro_mcmc(started, log_likelihood="conditional")["posterior"]["local"].dims == ("chain", "draw", "data")
 
 
 @pytest.mark.parametrize(

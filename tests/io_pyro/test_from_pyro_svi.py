@@ -271,6 +271,34 @@ def test_draws_have_to_be_finite(value, samples_per_pass):
         ({"constant_data": {"x": [1.0]}}, ValueError, "Expected names in constant_data that no site of the model has"),
         ({"constant_data": {"w": [1.0]}, "dims": {"w": ["a", "b"]}}, ValueError, "Expected dims of constant 'w'.*got"),
         ({"constant_data": {"w": [1.0]}, "dims": {"w": "a"}}, ValueError, "Expected dims of constant 'w'.*got"),
+        ({"num_samples": "a"}, ValueError, "Expected num_samples"),
+        ({"num_importance_samples": 0}, ValueError, "Expected num_importance_samples"),
+        ({"seed": "a"}, ValueError, "Expected seed"),
+        ({"prior": 1}, TypeError, "Expected prior to be True or False"),
+        ({"posterior_predictive": "no"}, TypeError, "Expected posterior_predictive to be True or False"),
+        (
+            {"log_likelihood": "marginal"},
+            ValueError,
+            "Expected log_likelihood to be one of 'integrated', 'conditional'",
+        ),
+        ({"log_likelihood": 1}, TypeError, "Expected log_likelihood to be True or False"),
+        ({"plate": "dat"}, ValueError, r"Expected plate to be one of \['data'\], got 'dat'"),
+        ({"plate": 1}, ValueError, r"Expected plate to be one of \['data'\], got 1"),
+        ({"coords": {"dta": [1, 2, 3]}}, ValueError, "Expected coords for dimensions among .*got 'dta'"),
+        ({"coords": {"data": [1, 2]}}, ValueError, r"Expected coords\['data'\] to be 3 values"),
+        ({"coords": {"data": "abc"}}, ValueError, r"Expected coords\['data'\] to be 3 values"),
+        ({"coords": {"data": 3}}, ValueError, r"Expected coords\['data'\] to be 3 values"),
+        ({"coords": ["data"]}, TypeError, "Expected coords to be a mapping"),
+        ({"dims": ["data"]}, TypeError, "Expected dims to be a mapping"),
+        ({"dims": {"x": [1]}}, ValueError, "Expected dims of site 'x' to be a list of different names"),
+        ({"dims": {"x": None}}, ValueError, "Expected dims of site 'x' to be a list of different names"),
+        ({"constant_data": {"w": [1.0]}, "dims": {"w": ["data"]}}, ValueError, "Expected dims of one length .*'data'"),
+        ({"constant_data": [1.0]}, TypeError, "Expected constant_data to be a mapping"),
+        ({"constant_data": {1: [1.0]}}, TypeError, "Expected constant_data to be a mapping from names"),
+        ({"constant_data": {"w": [[1.0], [1.0, 2.0]]}}, TypeError, r"Expected constant_data\['w'\] to be an array"),
+        ({"constant_data": {"w": object()}}, TypeError, r"Expected constant_data\['w'\] to be an array"),
+        ({"model_args": ()}, TypeError, "Expected model_args and model_kwargs that the model takes, .*'x'"),
+        ({"model_kwargs": {"y": 1}}, TypeError, "Expected model_args and model_kwargs that the model takes"),
     ],
 )
 def test_arguments_are_checked(arguments, error, match):
@@ -278,7 +306,10 @@ def test_arguments_are_checked(arguments, error, match):
         from_pyro_svi((conjugate_model, conjugate_guide), **{"model_args": (torch.zeros(3),), **arguments})
 
 
-@pytest.mark.parametrize("pair", [None, conjugate_model, (conjugate_model,), (conjugate_model, None)])
+@pytest.mark.parametrize(
+    "pair",
+    [None, conjugate_model, (conjugate_model,), (conjugate_model, None), [conjugate_model] * 2, (Regression, "a"), SVI],
+)
 def test_model_and_guide_are_checked(pair):
-    with pytest.raises(TypeError, match="Expected an SVI object or a"):
+    with pytest.raises(TypeError, match=r"Expected .*svi_or_pair"):
         from_pyro_svi(pair)

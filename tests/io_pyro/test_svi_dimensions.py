@@ -28,7 +28,10 @@ from pyro_ilvae.io_pyro import from_pyro_svi
 def test_dims_are_those_of_the_plates_and_the_event(sizes, samples_per_pass, make_guide):
     x = torch.randn(*sizes, 2)
     guide = make_guide(hierarchical_model)
-    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=6, samples_per_pass=samples_per_pass)
+    arguments = {"num_samples": 6, "samples_per_pass": samples_per_pass}
+    if make_guide is AutoMultivariateNormal:  # which draws all sites together
+        arguments["log_likelihood"] = "conditional"
+    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), **arguments)
     lengths = {"group": sizes[0], "datum": sizes[1], "weight_dim_0": 3}
     for group in SAMPLED:
         for name, array in fit[group].data_vars.items():
@@ -74,9 +77,8 @@ def test_plates_side_by_side_keep_their_names(samples_per_pass):
             pyro.deterministic("of_columns", 3 * column)
             pyro.sample("x", dist.Normal(row - column, 1.0), obs=x)
 
-    fit = from_pyro_svi(
-        (model, AutoNormal(model)), model_args=(torch.randn(3, 3),), num_samples=6, samples_per_pass=samples_per_pass
-    )
+    arguments = {"num_samples": 6, "samples_per_pass": samples_per_pass, "log_likelihood": "conditional"}
+    fit = from_pyro_svi((model, AutoNormal(model)), model_args=(torch.randn(3, 3),), **arguments)
     draws = fit["posterior"]
     assert draws["row"].dims == draws["twice"].dims == ("chain", "draw", "rows")
     assert draws["column"].dims == ("chain", "draw", "columns")

@@ -69,6 +69,7 @@ def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(samples_p
 
     x = torch.tensor([0.0, 9.0, 31.0])
     arguments = {"model_args": (x,), "num_samples": 10, "samples_per_pass": samples_per_pass, "seed": 1}
+    arguments["log_likelihood"] = "conditional"
     fit = from_pyro_svi((model, lambda x: None), **arguments)
     for group, predictive in [("posterior", "posterior_predictive"), ("prior", "prior_predictive")]:
         kind = fit[group]["kind"]
@@ -126,7 +127,8 @@ def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(s
             pyro.sample("z", dist.Delta(z))
 
     n = 50 if samples_per_pass == 1 else 1500
-    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), num_samples=n, samples_per_pass=samples_per_pass)
+    arguments = {"num_samples": n, "samples_per_pass": samples_per_pass, "log_likelihood": "conditional"}
+    fit = from_pyro_svi((model, guide), model_args=(torch.zeros(2),), **arguments)
     states = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
     joint = dist.Bernoulli(0.4).log_prob(states[:, 0]) + dist.Bernoulli(0.2 + 0.6 * states[:, :1]).log_prob(
         states[:, 1:]
@@ -174,7 +176,8 @@ def test_enumerated_mixture_fitted_with_automatic_guides(samples_per_pass):
     for guide in [continuous, both]:
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO(max_plate_nesting=1))
         svi.step(x)
-        fit = from_pyro_svi(svi, model_args=(x,), num_samples=4, samples_per_pass=samples_per_pass)
+        arguments = {"num_samples": 4, "samples_per_pass": samples_per_pass, "log_likelihood": "conditional"}
+        fit = from_pyro_svi(svi, model_args=(x,), **arguments)
         assert fit["posterior"]["loc"].dims == ("chain", "draw", "component")
         assert fit["posterior"]["kind"].dims == ("chain", "draw", "data")
         draws = {name: torch.tensor(value) for name, value in values(fit, "posterior").items()}

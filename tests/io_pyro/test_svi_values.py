@@ -83,7 +83,8 @@ def test_deterministic_sites_are_those_of_their_draw(samples_per_pass):
 def test_vector_events_are_summed_out_of_the_log_likelihood(samples_per_pass):
     x = torch.randn(2, 3, 2)
     guide = AutoNormal(hierarchical_model)
-    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
+    arguments = {"num_samples": 10, "samples_per_pass": samples_per_pass, "log_likelihood": "conditional"}
+    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), **arguments)
     shifted = torch.tensor(values(fit, "posterior")["shifted"])
     expected = dist.Normal(shifted, 1.0).log_prob(x).sum(-1)
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
@@ -179,7 +180,7 @@ def test_subsampled_plates_are_held_at_the_indices_of_their_coordinate(plate, ma
     locs = torch.randn(100)  # the guide has a parameter for each of the 100 data
     with torch.no_grad():
         next(value for name, value in guide.named_parameters() if "local" in name).copy_(locs)
-    fit = from_pyro_svi((model, guide), num_samples=6, samples_per_pass=samples_per_pass)
+    fit = from_pyro_svi((model, guide), num_samples=6, samples_per_pass=samples_per_pass, log_likelihood="conditional")
     index = torch.tensor(fit["posterior"].coords["data"].values)
     if "subsample" in plate:
         np.testing.assert_array_equal(index, plate["subsample"])
