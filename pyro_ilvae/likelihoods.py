@@ -186,7 +186,7 @@ class Categorical(PyroModule):
 
     def __init__(self, num_categories: int) -> None:
         super().__init__()
-        self.num_categories = _checks.positive_int("num_categories", num_categories)
+        self.num_categories = _checks.positive_int("num_categories", num_categories, at_least=2)
 
     def extra_repr(self) -> str:
         """The number of categories, for ``print``."""

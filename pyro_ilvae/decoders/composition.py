@@ -109,8 +109,8 @@ class InverseLipschitzDecoder(ConditionalDecoder):
         largest = num_directions(frame, self.event_shape) - self.latent_dim
         if largest < 1:
             raise ValueError(
-                f"Expected latent_dim < {largest + self.latent_dim}, so that f has room for z and some context among "
-                f"{self.event_shape.numel()} natural parameters, got {self.latent_dim}"
+                f"Expected latent_dim < {largest + self.latent_dim}, so that frame has directions for z and context "
+                f"among {self.event_shape.numel()} natural parameters, got {self.latent_dim}"
             )
         if context_features is None:
             # A matrix says by its width how many directions it has for the context.

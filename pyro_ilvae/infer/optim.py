@@ -74,7 +74,11 @@ class JointOptim(PyroOptim):
                 f"Expected clip_args to be a dictionary with clip_norm or clip_value, got {clip_args!r}; the limits "
                 "hold for all parameters together"
             )
-        limits = {name: _limit(name, value) for name, value in (clip_args or {}).items() if value is not None}
+        limits = {
+            name: _limit(f"{name} in clip_args", value)
+            for name, value in (clip_args or {}).items()
+            if value is not None
+        }
         super().__init__(optim_constructor, dict(optim_args) if isinstance(optim_args, Mapping) else optim_args, limits)
         if callable(optim_args):
             if self.pt_optim_args_argc not in (1, 2):

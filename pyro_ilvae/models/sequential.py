@@ -230,8 +230,8 @@ class SequentialVAE(Autoencoder):
             Tokens of shape (num_steps, max_length), padded with -1 after the end token.
         """
         _checks.positive_int("num_steps", num_steps, at_least=2)
-        ends = {"start": start, "end": end}
-        first, last = (self.encode(_checks.tensor(name, value).unsqueeze(0))[0] for name, value in ends.items())
+        ends = {name: _checks.tensor(name, value, dtype=torch.long) for name, value in (("start", start), ("end", end))}
+        first, last = (self.encode(value.unsqueeze(0))[0] for value in ends.values())
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
         return self.search(torch.lerp(first, last, weight), num_beams=num_beams, max_length=max_length)
 
@@ -240,10 +240,10 @@ class SequentialVAE(Autoencoder):
         self, z: Tensor, batch_size: int | None, function: Callable[..., Tensor], max_length: int | None, option: float
     ) -> Tensor:
         """The sequences that a function of :mod:`pyro_ilvae.sequences.generation` returns for ``z``, in batches."""
-        z = _checks.tensor("z", z)
+        z = _checks.tensor("z", z, dtype=self._prior_loc.dtype)
         _checks.last_dim("z", z, self.latent_dim)
-        if z.is_complex() or not z.isfinite().all():
-            raise ValueError("Expected z to hold finite real numbers, got others")
+        if not z.isfinite().all():
+            raise ValueError("Expected z to hold finite numbers, got others")
         length = self.max_length if max_length is None else _checks.positive_int("max_length", max_length)
         flat = z.reshape(-1, self.latent_dim).to(self._prior_loc)
         with evaluation_mode(self):
