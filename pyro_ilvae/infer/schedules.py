@@ -242,7 +242,7 @@ class InverseLipschitzScheduler:
             raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}{hint}")
         if not isinstance(schedule, Schedule):
             raise ValueError(
-                f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes a Schedule of a number"
+                f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number"
             )
         for value in (schedule.value, *schedule._ends):
             if not 0 <= value <= _LARGEST_CONSTANT:

@@ -91,7 +91,7 @@ class SequentialVAE(Autoencoder):
         end_token: int | None = None,
         max_length: int = 100,
     ) -> None:
-        check_roles(decoder, encoder, Categorical(1))
+        check_roles(decoder, encoder, Categorical(2))
         sizes = {
             "decoder.vocab_size": getattr(decoder, "vocab_size", None),
             "encoder.vocab_size": getattr(encoder, "vocab_size", None),

@@ -101,7 +101,7 @@ def test_scheduler_sets_the_constant(decoder):
             "inverse_lipschitz to set",
         ),
         (lambda: InverseLipschitzScheduler(BrenierMap(2), schedules.constant(-1.0)), "inverse_lipschitz"),
-        (lambda: InverseLipschitzScheduler(BrenierMap(2), 0.5), "Expected a Schedule, got 0.5"),
+        (lambda: InverseLipschitzScheduler(BrenierMap(2), 0.5), "Expected schedule to be a Schedule, got 0.5"),
         (lambda: schedules.linear(0.0, 1.0, 3).at(-1), "step to be an int >= 0, got -1"),
         (lambda: schedules.linear(0.0, 1.0, -3), "num_steps to be an int >= 1, got -3"),
         (lambda: schedules.linear(0.0, 1.0, 3.0), "num_steps to be an int >= 1, got 3.0"),
