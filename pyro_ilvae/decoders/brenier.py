@@ -136,7 +136,7 @@ class BrenierMap(Module):
 
         The bound on the right is the inverse Lipschitz inequality: a small residual certifies the point. Each point
         of the batch has its own step length and its own last step. It is found and certified in double precision. The
-        result can be differentiated up to three times with respect to ``y`` and the parameters, by the implicit
+        result can be differentiated twice with respect to ``y`` and the parameters, by the implicit
         function theorem, also in forward mode and by ``torch.func``.
 
         Args:

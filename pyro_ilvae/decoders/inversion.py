@@ -30,14 +30,14 @@ def invert(brenier: Any, y: Tensor, tolerance: float, max_iterations: int) -> Te
         z = _Root.apply(solve, right.detach(), *(weight.detach() for weight in weights.values()))
         if not _differentiates():
             return z.to(y.dtype)
-        # Newton's steps for g(z) = y + offset, which z solves exactly: they leave its value, and two of them have the
-        # derivatives of the inverse function up to the third.
-        value, jacobian = functional_call(method, weights, ("value_and_jacobian", z))
-        offset = (value - right).detach()
-        # By the inverse matrix, because PyTorch's forward derivatives of solve are wrong under vmap.
-        z = z - (torch.linalg.inv(jacobian.detach()) @ (value - right - offset).unsqueeze(-1)).squeeze(-1)
-        value, jacobian = functional_call(method, weights, ("value_and_jacobian", z))
-        z = z - (torch.linalg.inv(jacobian) @ (value - right - offset).unsqueeze(-1)).squeeze(-1)
+        # Steps for g(z) = y + offset, which z solves exactly, with a constant Jacobian: they leave the value of z, and
+        # each has one more derivative of the inverse function right. By the inverse matrix, because PyTorch's forward
+        # derivatives of solve are wrong under vmap.
+        value, jacobian = functional_call(method, weights, ("value_and_jacobian", z.detach()))
+        inverse, offset = torch.linalg.inv(jacobian.detach()), (value - right).detach()
+        for _ in range(2):
+            residual = functional_call(method, weights, ("value", z)) - right - offset
+            z = z - (inverse @ residual.unsqueeze(-1)).squeeze(-1)
     return z.to(y.dtype)
 
 
@@ -71,7 +71,11 @@ class _Method(nn.Module):
 
     def forward(self, name: str, *arguments: Any) -> Any:
         """The function with that name."""
-        functions: Mapping[str, Callable[..., Any]] = {"solve": _solve, "value_and_jacobian": _value_and_jacobian}
+        functions: Mapping[str, Callable[..., Any]] = {
+            "solve": _solve,
+            "value": lambda brenier, z: brenier(z),
+            "value_and_jacobian": lambda brenier, z: (brenier(z), brenier.jacobian(z)),
+        }
         return functions[name](self.map, *arguments)
 
 
@@ -104,10 +108,6 @@ class _Root(torch.autograd.Function):
         pairs = list(zip(tensors, in_dims[1:], strict=True))
         batch = [[t if dim is None else t.select(dim, i) for t, dim in pairs] for i in range(info.batch_size)]
         return torch.stack([_Root.apply(solve, *one) for one in batch]), 0
-
-
-def _value_and_jacobian(brenier: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    return brenier(z), brenier.jacobian(z)
 
 
 @torch.no_grad()

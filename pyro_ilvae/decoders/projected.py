@@ -101,13 +101,14 @@ class ProjectedDecoder(ConditionalDecoder):
             context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
         z, context = self._points(z, context)
+        frame = self.frame
         # With K = D nothing lies outside of the frame, and rounding of the backbone would be all that is left of it.
-        outside = self._outside(z, context) if self.latent_dim < self.frame.features else None
+        outside = self._outside(z, context) if self.latent_dim < frame.features else None
         inside = self.map(z)
         with without_autocast(z.device.type):
             if context is not None:
                 inside = inside + self.from_context(context)
-            eta: Tensor = self.frame.embed(inside) if outside is None else self.frame.replace(outside, inside)
+            eta: Tensor = frame.embed(inside) if outside is None else frame.replace(outside, inside)
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:
