@@ -1,6 +1,7 @@
 """How much memory a computation takes, so that passes can be as large as memory allows and no larger."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -26,13 +27,19 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        # Views, and results of operations in place, are not new.
-        schema = getattr(func, "_schema", None)
-        if schema is None or all(value.alias_info is None for value in schema.returns):
-            for value in result if isinstance(result, tuple | list) else (result,):
-                if isinstance(value, Tensor):
-                    self.bytes += value.numel() * value.element_size()
+        if _makes_tensors(func):
+            if isinstance(result, Tensor):
+                self.bytes += result.nbytes
+            elif isinstance(result, tuple | list):
+                self.bytes += sum(value.nbytes for value in result if isinstance(value, Tensor))
         return result
+
+
+@cache
+def _makes_tensors(func: Any) -> bool:
+    """Whether the results of an operation are new, rather than views or what it changed in place."""
+    schema = getattr(func, "_schema", None)
+    return schema is None or all(value.alias_info is None for value in schema.returns)
 
 
 def fitting_rows(compute: Callable[[Tensor], Any], rows: Tensor) -> int:

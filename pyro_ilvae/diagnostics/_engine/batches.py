@@ -84,28 +84,30 @@ class Batch:
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
         """Return how many draws to make in each pass, in bounded memory; one by one if model or guide need that."""
         most = (most_pairs or _MOST_PAIRS) // (self.num_data * self.num_assignments)
-        if samples_per_pass is None and num_samples > 1:
+        if samples_per_pass is None and num_samples != 1:
             sites = [*sample_sites(self.guide_trace), *sample_sites(self.model_trace)]
-            largest = max((site_bytes(site) for site in sites), default=1)
-            most = min(most, _memory.MOST_BYTES // largest)
-            if most > 1 and self.runs.vectorizes:
-                most = min(most, _memory.MOST_BYTES // max(self._bytes_per_draw(most), largest))
+            # A site takes several tensors of the size of its largest one.
+            most = min(most, _memory.MOST_BYTES // (8 * max((site_bytes(site) for site in sites), default=1)))
+            # The comparison of draws made together with draws alone tells what a draw takes.
+            together = self.runs.passes(num_samples, None, most)[0]
+            if together > 1 and self.bytes_by_draws:
+                most = min(most, _memory.MOST_BYTES // max(1, self._bytes_per_draw(together)))
         return self.runs.passes(num_samples, samples_per_pass, most)
 
-    def _bytes_per_draw(self, most: int) -> int:
-        """The bytes that each further draw takes, or more than that if ``most`` draws fit in memory anyhow."""
-        half = self.bytes_by_draws.get(2, 0) // 2
-        if most * half <= _memory.MOST_BYTES:
-            return half
+    def _bytes_per_draw(self, together: int) -> int:
+        """The bytes that each further draw takes, or more than that if the draws fit in memory anyhow."""
+        count, taken = max(self.bytes_by_draws.items())
+        if together * taken <= count * _memory.MOST_BYTES:
+            return taken // count
         if 1 not in self.bytes_by_draws:
             with torch.no_grad(), seeded(0):
                 self._weighed_traces(1)
         # An encoder, say, takes the same for any number of draws.
-        return self.bytes_by_draws[2] - self.bytes_by_draws[1]
+        return (taken - self.bytes_by_draws[1]) // (count - 1)
 
     def _traces_to_compare(self, num_draws: int, given: Values) -> tuple[Trace, Trace]:
-        weighed = num_draws == 2 and 2 not in self.bytes_by_draws
-        return self._weighed_traces(2, given) if weighed else self.traces(num_draws, given)
+        weighed = num_draws > 1 and not self.bytes_by_draws
+        return self._weighed_traces(num_draws, given) if weighed else self.traces(num_draws, given)
 
     def _weighed_traces(self, num_draws: int, given: Values | None = None) -> tuple[Trace, Trace]:
         """Traces, having noted how many bytes it takes to make them and their log densities."""
