@@ -91,8 +91,8 @@ for i in range(len(few)):
 dims = {"z": ["latent"], "x": ["pixel"]}
 pair = (vae.model, vae.guide)
 fits = {
-    "NUTS": from_pyro_mcmc(mcmc, model_args=(few,), dims=dims, seed=0),
-    "guide": from_pyro_svi(pair, model_args=(few,), num_samples=DRAWS, dims=dims, seed=0),
+    "NUTS": from_pyro_mcmc(mcmc, model_args=(few,), dims=dims, log_likelihood=False, seed=0),
+    "guide": from_pyro_svi(pair, few, num_samples=DRAWS, dims=dims, log_likelihood=False, seed=0),
 }
 options = {"var_names": ["z"], "coords": {"data": [0]}, "combined": True}
 if az.__version__.startswith("0."):
@@ -118,7 +118,7 @@ def schools(effects: Tensor, errors: Tensor) -> None:
 
 mcmc = MCMC(NUTS(schools), num_samples=DRAWS, warmup_steps=DRAWS, disable_progbar=True)
 mcmc.run(effects, errors)
-fits = {"NUTS": from_pyro_mcmc(mcmc, model_args=(effects, errors), seed=0)}
+fits = {"NUTS": from_pyro_mcmc(mcmc, model_args=(effects, errors), log_likelihood=False, seed=0)}
 guides = {}
 for name, build in {"mean field": AutoNormal, "joint Normal": AutoMultivariateNormal}.items():
     pyro.clear_param_store()
@@ -127,7 +127,7 @@ for name, build in {"mean field": AutoNormal, "joint Normal": AutoMultivariateNo
     svi = SVI(schools, guide, pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.1 ** (1 / STEPS)}), Trace_ELBO())
     for _ in range(STEPS):
         svi.step(effects, errors)
-    fits[name] = from_pyro_svi((schools, guide), model_args=(effects, errors), num_samples=DRAWS, seed=0)
+    fits[name] = from_pyro_svi(svi, (effects, errors), num_samples=DRAWS, log_likelihood=False, seed=0)
 for name, fit in fits.items():
     sizes = az.ess(fit, var_names=["mu", "tau"])
     print(f"\n{name}: effective sample sizes of {DRAWS} draws", end=": ")

@@ -96,7 +96,7 @@ def from_pyro_svi(
           ``loo_approximate_posterior(fit, log_p=stats["lp_global"], log_q=stats["lp_approx_global"])`` of arviz_stats
           corrects for the guide (Magnusson et al. 2019, https://arxiv.org/abs/1904.10679); with the conditional one,
           ``lp`` and ``lp_approx`` do. ArviZ 0 has no such function: there ``arviz.psislw`` of
-          ``stats.lp_global - stats.lp_approx_global - log_likelihood`` gives the same weights.
+          ``stats.lp_global - stats.lp_approx_global - log_likelihood``, draws last, gives the same log weights.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.

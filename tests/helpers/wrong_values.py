@@ -1,6 +1,7 @@
 """Wrong values for the arguments of public functions, by what an argument is called."""
 
 import math
+from pathlib import Path
 
 import pyro
 import torch
@@ -191,4 +192,6 @@ def described(value):
     """A wrong value in a few words, of one line."""
     if isinstance(value, torch.Tensor):
         return f"tensor{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Path):
+        return value.name
     return repr(value).replace("\n", " ").split(" at 0x")[0][:40]
