@@ -1,8 +1,10 @@
 """Checks of what a user passes in: each check raises where the value enters and names the argument."""
 
 import math
+import os
 from collections.abc import Sequence
 from operator import index
+from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 import numpy as np
@@ -43,6 +45,13 @@ def function(name: str, value: _T, kind: str = "a function") -> _T:
     if isinstance(value, type) or not callable(value):
         raise TypeError(f"Expected {name} to be {kind}, got {_got(value)}")
     return value
+
+
+def path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return ``value`` as a path if it names a file or a folder."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"Expected {name} to be a path, got {_got(value)}")
+    return Path(value)
 
 
 def boolean(name: str, value: bool) -> bool:
