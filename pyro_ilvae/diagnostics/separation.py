@@ -10,7 +10,14 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, prior_draws
+from pyro_ilvae.diagnostics._engine.decoding import (
+    certified_constant,
+    check_likelihood,
+    check_unconditional,
+    distribution_of,
+    parameters_of,
+    prior_draws,
+)
 from pyro_ilvae.distributions import without_event
 
 __all__ = ["Separation", "separation"]
@@ -84,7 +91,7 @@ def separation(
         num_pairs: the number :math:`P` of pairs of independent prior draws.
         num_samples: the number of draws of x for each pair if there is no formula.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K), in place of ``scale``.
         samples_per_pass: the number of pairs treated at a time; all at once if None.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
@@ -92,7 +99,9 @@ def separation(
         Divergences, guarantee and distance of each pair, of shape (P,), and the spread with its standard error.
 
     Raises:
-        ValueError: for a decoder whose dimension is not known, and arguments out of range.
+        ValueError: for a decoder whose dimension is not known or another, or whose output is not finite or has another
+            length, for divergences that are NaN, and for arguments out of range.
+        TypeError: for a decoder, likelihood or sampler that is no function, or that returns something else.
         UnavailableError: for a decoder that needs more than z.
 
     References:
@@ -110,6 +119,7 @@ def separation(
     _checks.positive_int("num_pairs", num_pairs)
     _checks.positive_int("num_samples", num_samples)
     check_unconditional(decoder)
+    check_likelihood(likelihood)
     size = num_pairs if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
     constant = certified_constant(decoder)
     divergences, scales, estimators = [], [], set()
@@ -117,14 +127,16 @@ def separation(
         z, other = prior_draws(decoder, 2 * num_pairs, latent_dim, scale, sampler).chunk(2)
         for pair in zip(z.split(size), other.split(size), strict=True):
             # One call, so that weights with a prior are the same for both.
-            eta, other_eta = decoder(torch.cat(pair)).chunk(2)
-            p, q = (without_event(likelihood(parameters)) for parameters in (eta, other_eta))
+            eta, other_eta = parameters_of(decoder, torch.cat(pair)).chunk(2)
+            p, q = (without_event(distribution_of(likelihood, parameters)) for parameters in (eta, other_eta))
             divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
             divergences.append(divergence.reshape(len(eta), -1).sum(1))
             noise = _noise_scale(likelihood, p, q, eta, other_eta)
             scales += [] if noise is None else [noise.expand(len(eta))]
             estimators.add(estimator)
     kl = torch.cat(divergences)
+    if kl.isnan().any():
+        raise ValueError(f"Expected likelihood to have divergences, got NaN for {int(kl.isnan().sum())} pairs")
     distances = (z - other).double().norm(dim=-1)
     guaranteed, smallest_ratio = None, None
     if constant is not None and len(scales) == len(divergences):
@@ -156,7 +168,7 @@ def _divergence(
     try:
         return torch.distributions.kl_divergence(p, q).double(), "analytic"
     except NotImplementedError:
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=eta.device)
         for _ in range(num_samples):
             x = p.sample()
             total = total + (p.log_prob(x) - q.log_prob(x)).double()
