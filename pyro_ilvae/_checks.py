@@ -33,6 +33,14 @@ def tensor(name: str, value: Any, *, dtype: torch.dtype | None = None) -> torch.
     return converted
 
 
+def real(name: str, value: Any) -> torch.Tensor:
+    """Return ``value`` as a floating-point tensor, of the default dtype if it holds integers."""
+    found = tensor(name, value)
+    if found.is_complex():
+        raise ValueError(f"Expected {name} to be real, got {found.dtype}")
+    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
+
+
 def instance(name: str, value: _T, types: type | tuple[type, ...], kind: str) -> _T:
     """Return ``value`` if it is an object of one of the types, which ``kind`` says in words."""
     if not isinstance(value, types):

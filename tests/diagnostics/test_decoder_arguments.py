@@ -183,6 +183,11 @@ def test_flat_parts_are_no_lost_derivative(decoder):
     assert audit(decoder, seed=3) >= 0
 
 
+def test_an_edge_beside_a_flat_part_is_no_lost_derivative():
+    z = torch.tensor([[-1e-3], [1.0]])
+    assert fisher(torch.relu, latent_dim=1, num_samples=2, sampler=lambda n: z) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("name", OF_LIKELIHOODS)
 @pytest.mark.parametrize(
     ("likelihood", "error", "message"),
