@@ -177,7 +177,7 @@ def _from_array(name: str, value: Any) -> torch.Tensor:
     if isinstance(value, Sequence) and array.dtype.kind == "f":
         return torch.tensor(array, dtype=torch.get_default_dtype())
     # A copy, because an array can be read-only, in another byte order, or run backwards.
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C")).to(torch.empty(0).device)
 
 
 def _got(value: object) -> str:

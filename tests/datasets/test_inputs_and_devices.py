@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.idx_files import FILES, idx, write
 
-from pyro_ilvae import datasets
+from pyro_ilvae import _checks, datasets
 from pyro_ilvae.datasets import text
 
 MIXTURE = {"num_data": 5, "scale": 1.0}
@@ -21,9 +21,10 @@ def _no_folder(monkeypatch):
 @pytest.fixture
 def meta_device():
     """A default device that, as a GPU, takes no generator of the CPU and gives no arrays."""
+    before = torch.get_default_device()
     torch.set_default_device("meta")
     yield
-    torch.set_default_device(None)
+    torch.set_default_device(before)
 
 
 def load_folder(folder):
@@ -156,3 +157,8 @@ def test_what_is_no_path(path):
 def test_offline_is_true_or_false(offline):
     with pytest.raises(TypeError, match="Expected offline to be True or False"):
         datasets.fashion_mnist(offline=offline)
+
+
+@pytest.mark.parametrize("value", [[0.5, 0.5], np.array([0.5, 0.5]), np.array([1, 0])])
+def test_arrays_become_tensors_on_the_default_device(value, meta_device):
+    assert _checks.tensor("x", value).device.type == "meta"
