@@ -77,7 +77,7 @@ def cluster_agreement(
     truth, found = integers("labels", labels), _clusters(predicted)
     if len(truth) != len(found):
         raise ValueError(f"Expected labels and predicted of one length, got {len(truth)} and {len(found)}")
-    if np.ndim(predicted) == 2:
+    if numbers("predicted", predicted).dim() == 2:
         probabilities("predicted", predicted, "(N,) or (N, C)", dim=2)
 
     label_values, rows = np.unique(truth.numpy(force=True), return_inverse=True)

@@ -72,7 +72,8 @@ def _tensor(name: str, value: Tensor | npt.ArrayLike, kind: str) -> Tensor:
     if not isinstance(value, torch.Tensor):
         array = _array(name, value, kind)
         # A contiguous copy in a dtype of PyTorch, which takes no negative strides and warns of read-only arrays.
-        value = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64, order="C"))
+        numbers = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64, order="C"))
+        value = numbers.to(torch.empty(0).device)
     if value.is_complex():
         raise ValueError(f"Expected {name} to be real, got {value.dtype}")
     return value.detach()
@@ -80,11 +81,13 @@ def _tensor(name: str, value: Tensor | npt.ArrayLike, kind: str) -> Tensor:
 
 def _array(name: str, value: npt.ArrayLike, kind: str) -> npt.NDArray[Any]:
     """The real numbers as an array of NumPy's own numbers."""
+    if isinstance(value, list | tuple):
+        value = [entry.numpy(force=True) if isinstance(entry, torch.Tensor) else entry for entry in value]
     try:
         array = np.asarray(value)
         # Columns of pandas can hold numbers as objects.
         array = np.array(array.tolist()) if array.dtype == object and array.ndim else array
-    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, tensors that need gradients
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths
         raise ValueError(f"Expected {name} to be {kind}, got a {type(value).__name__} that is none: {error}") from error
     if array.dtype.kind not in "biuf":
         got = str(array.dtype) if array.dtype != object else f"a {type(value).__name__} of other objects"
