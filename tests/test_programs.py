@@ -75,7 +75,7 @@ def test_selected_data(index):
 
 
 PACKED = pack_sequence([torch.zeros(n) for n in (3, 3, 2, 1, 1)])
-OVER_DATA = [list(range(5)), tuple(X), range(5), X.numpy(), np.arange(5), PACKED]
+OVER_DATA = [list(range(5)), tuple(X), range(5), X.numpy(force=True), np.arange(5), PACKED]
 
 
 @pytest.mark.parametrize("value", OVER_DATA, ids=lambda value: type(value).__name__)
@@ -117,7 +117,7 @@ def test_sequences_of_another_length_are_passed_as_they_are():
     ("args", "kwargs", "error", "match"),
     [
         ([X], None, TypeError, "Expected model_args to be a tensor or a tuple, got list"),
-        (X.numpy(), None, TypeError, "Expected model_args to be a tensor or a tuple, got ndarray"),
+        (X.numpy(force=True), None, TypeError, "Expected model_args to be a tensor or a tuple, got ndarray"),
         (PACKED, None, TypeError, "Expected model_args to be a tensor or a tuple, got PackedSequence"),
         (X, [X], TypeError, "Expected model_kwargs to be a mapping from names, got list"),
         ((), None, TypeError, "Expected a tensor with data along its first dimension .* got no arguments"),

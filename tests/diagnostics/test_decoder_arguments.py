@@ -138,7 +138,7 @@ def test_a_latent_dimension_other_than_the_decoder_s(function):
 
 @pytest.mark.parametrize("module", [False, True])
 @pytest.mark.parametrize(
-    "convert", [lambda z: z.tolist(), lambda z: z.numpy(), lambda z: z.double(), lambda z: z.float()]
+    "convert", [lambda z: z.tolist(), lambda z: z.numpy(force=True), lambda z: z.double(), lambda z: z.float()]
 )
 def test_draws_of_a_sampler_are_converted(function, module, convert):
     decoder = torch.nn.Linear(K, D) if module else linear

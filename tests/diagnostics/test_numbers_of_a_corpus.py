@@ -99,7 +99,7 @@ def test_what_is_no_tensor(value):
     "convert",
     [
         lambda x: x.numpy(force=True),
-        pd.DataFrame,
+        lambda x: pd.DataFrame(x.tolist()),
         torch.Tensor.tolist,
         lambda x: pd.DataFrame(x.numpy(force=True).astype(np.float32)),
     ],

@@ -455,7 +455,7 @@ def test_refuses_data(case):
     wrong = [
         (case.x[:0], "with N >= 1"),
         (case.x.tolist(), "as a tensor .*got list"),
-        (case.x.numpy(), "as a tensor .*got ndarray"),
+        (case.x.numpy(force=True), "as a tensor .*got ndarray"),
         *((case.x.to(dtype), f"dtype .*got {dtype}") for dtype in wrong_dtypes(case)),
     ]
     for function in (model.model, model.guide, model.encode, model.reconstruct):
