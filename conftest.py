@@ -7,12 +7,23 @@ import pytest
 import torch
 from hypothesis import settings
 
+# PYRO_ILVAE_TEST_DEVICE=cuda runs the suite with another default device.
+DEVICE = os.environ.get("PYRO_ILVAE_TEST_DEVICE")
+if DEVICE:
+    torch.set_default_device(DEVICE)
+
 # Small matrix products wait for each other on more threads.
 torch.set_num_threads(1)
 
 # Deadlines measure the machine, not the law; derandomized so that a failure on one machine is one on all.
 settings.register_profile("laws", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "laws"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if DEVICE and isinstance(item, pytest.DoctestItem):
+            item.add_marker(pytest.mark.skip(reason="examples print tensors without their device"))
 
 
 @pytest.fixture(autouse=True)

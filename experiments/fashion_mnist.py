@@ -153,14 +153,18 @@ def measure(model: VAE | MixtureVAE, train_images: Tensor, test_images: Tensor) 
     fisher = diagnostics.posterior_fisher_divergence(
         *pair, test_images[:NUM_FISHER], sites=["z"], num_samples=2 * NUM_SAMPLES, batch_size=10, seed=0
     )
-    classifier = KNeighborsClassifier(5).fit(model.encode(train_images, 500)[0].numpy(), DATA.train_labels.numpy())
+    classifier = KNeighborsClassifier(5).fit(
+        model.encode(train_images, 500)[0].numpy(force=True), DATA.train_labels.numpy(force=True)
+    )
     return {
         "log_likelihood": float(evidence.log_likelihood.mean()),
         "elbo": float(evidence.elbo.mean()),
         "kl": information.mean_kl,
         "active": units.num_active,
         "information": information.mutual_information,
-        "knn": float(classifier.score(model.encode(test_images, 500)[0].numpy(), DATA.test_labels.numpy())),
+        "knn": float(
+            classifier.score(model.encode(test_images, 500)[0].numpy(force=True), DATA.test_labels.numpy(force=True))
+        ),
         "fisher": float(fisher.values.mean()),
         "trusted": float((fisher.pareto_k < 0.7).float().mean()),
     }

@@ -74,7 +74,11 @@ def truth(vae: SequentialVAE, x: Tensor, z: Tensor) -> tuple[float, float, Tenso
 
 
 def explained(z: Tensor, codes: Tensor) -> float:
-    return float(LinearRegression().fit(codes.numpy(), z.numpy()).score(codes.numpy(), z.numpy()))
+    return float(
+        LinearRegression()
+        .fit(codes.numpy(force=True), z.numpy(force=True))
+        .score(codes.numpy(force=True), z.numpy(force=True))
+    )
 
 
 def fit_synthetic(seed: int) -> Run:

@@ -107,7 +107,7 @@ def fit(name: str, sigma: float, seed: int) -> Run:
         found = model.predict_component(x)
         kl["y"] = diagnostics.kl_divergence(*pair, x, site="y").values
     else:
-        found = torch.from_numpy(KMeans(2, n_init=10, random_state=0).fit_predict(model.encode(x)[0].numpy()))
+        found = torch.as_tensor(KMeans(2, n_init=10, random_state=0).fit_predict(model.encode(x)[0].numpy(force=True)))
     return {
         "accuracy": diagnostics.cluster_agreement(labels, found).accuracy,
         "kl_y": float(kl["y"].mean()) if "y" in kl else None,

@@ -1,8 +1,10 @@
 """Checks of what a user passes in: each check raises where the value enters and names the argument."""
 
 import math
+import os
 from collections.abc import Sequence
 from operator import index
+from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 import numpy as np
@@ -31,6 +33,14 @@ def tensor(name: str, value: Any, *, dtype: torch.dtype | None = None) -> torch.
     return converted
 
 
+def real(name: str, value: Any) -> torch.Tensor:
+    """Return ``value`` as a floating-point tensor, of the default dtype if it holds integers."""
+    found = tensor(name, value)
+    if found.is_complex():
+        raise ValueError(f"Expected {name} to be real, got {found.dtype}")
+    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
+
+
 def instance(name: str, value: _T, types: type | tuple[type, ...], kind: str) -> _T:
     """Return ``value`` if it is an object of one of the types, which ``kind`` says in words."""
     if not isinstance(value, types):
@@ -43,6 +53,13 @@ def function(name: str, value: _T, kind: str = "a function") -> _T:
     if isinstance(value, type) or not callable(value):
         raise TypeError(f"Expected {name} to be {kind}, got {_got(value)}")
     return value
+
+
+def path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return ``value`` as a path if it names a file or a folder."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"Expected {name} to be a path, got {_got(value)}")
+    return Path(value)
 
 
 def boolean(name: str, value: bool) -> bool:
@@ -160,7 +177,7 @@ def _from_array(name: str, value: Any) -> torch.Tensor:
     if isinstance(value, Sequence) and array.dtype.kind == "f":
         return torch.tensor(array, dtype=torch.get_default_dtype())
     # A copy, because an array can be read-only, in another byte order, or run backwards.
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C")).to(torch.empty(0).device)
 
 
 def _got(value: object) -> str:

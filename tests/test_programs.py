@@ -75,7 +75,7 @@ def test_selected_data(index):
 
 
 PACKED = pack_sequence([torch.zeros(n) for n in (3, 3, 2, 1, 1)])
-OVER_DATA = [list(range(5)), tuple(X), range(5), X.numpy(), np.arange(5), PACKED]
+OVER_DATA = [list(range(5)), tuple(X), range(5), X.numpy(force=True), np.arange(5), PACKED]
 
 
 @pytest.mark.parametrize("value", OVER_DATA, ids=lambda value: type(value).__name__)

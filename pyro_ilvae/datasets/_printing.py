@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 def names_and_shapes(data: Any) -> str:
-    """The text of a named tuple in which dtype and shape stand for a tensor."""
-    fields = [f"{name}={_text(value)}" for name, value in zip(data._fields, data, strict=True)]
+    """The text of a named tuple in which dtype and shape stand for a tensor, without what is None."""
+    fields = [f"{name}={_text(value)}" for name, value in zip(data._fields, data, strict=True) if value is not None]
     return f"{type(data).__name__}({', '.join(fields)})"
 
 

@@ -32,7 +32,7 @@ _PATIENCE = 20.0  # seconds to wait for an answer before the network counts as m
 
 
 class ImageData(NamedTuple):
-    """Images with intensities in [0, 1] and their labels, split into training and test data."""
+    """Images with intensities in [0, 1] and their labels, split into training and test data, on the default device."""
 
     name: str  #: the name of the data: "Fashion-MNIST", "Fashion-MNIST subset" or "digits"
     train: Tensor  #: float32 of shape (N, H, W)
@@ -66,7 +66,8 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None, *, offline: bool
 
     Raises:
         ValueError: for a folder without the four files, whether the argument or the variable names it, for files that
-            :func:`read_idx` refuses, and for files that do not fit together.
+            :func:`read_idx` refuses or that hold no image, and for files that do not fit together.
+        TypeError: for a folder that is no path, and for another value of ``offline`` than True and False.
         ImportError: if scikit-learn is needed and not installed.
 
     Warns:
@@ -81,8 +82,9 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None, *, offline: bool
         >>> images.name in ("Fashion-MNIST", "Fashion-MNIST subset", "digits")
         True
     """
+    _checks.boolean("offline", offline)
     if folder is not None:
-        return _from_folder(Path(folder), "folder")
+        return _from_folder(_checks.path("folder", folder), "folder")
     if os.environ.get(FOLDER_VARIABLE):
         return _from_folder(Path(os.environ[FOLDER_VARIABLE]), FOLDER_VARIABLE)
     if offline:
@@ -126,7 +128,9 @@ def digits() -> ImageData:
     data = load_digits()
     images = torch.tensor(data.images / 16, dtype=torch.float32)
     labels = torch.tensor(data.target, dtype=torch.int64)
-    train, test = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split([1500, 297])
+    # On the CPU, so that the split is the same on all devices, and a generator of the CPU draws nowhere else.
+    order = torch.randperm(len(images), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    train, test = order.to(images.device).split([1500, 297])
     return ImageData("digits", images[train], labels[train], images[test], labels[test])
 
 
@@ -160,7 +164,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         tensor([[1, 2, 3],
                 [4, 5, 6]], dtype=torch.uint8)
     """
-    path = Path(path)
+    path = _checks.path("path", path)
     raw = path.read_bytes()
     # The content decides, because a browser that unpacks a download keeps the suffix .gz.
     if raw[:2] == b"\x1f\x8b":
@@ -180,8 +184,8 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         raise ValueError(
             f"Expected {path} to hold {math.prod(shape)} entries, for shape {tuple(shape)}, got {len(raw) - start}"
         )
-    # A copy, because NumPy's array is read-only, and PyTorch has no read-only tensors.
-    return torch.from_numpy(np.frombuffer(raw, np.uint8)[start:].copy()).reshape(shape)
+    # A copy on the default device: NumPy's array is read-only, and PyTorch has no read-only tensors.
+    return torch.tensor(np.frombuffer(raw, np.uint8)[start:]).reshape(shape)
 
 
 def binarize(x: Tensor, *, seed: int | None = None, threshold: float | None = None) -> Tensor:
@@ -200,6 +204,7 @@ def binarize(x: Tensor, *, seed: int | None = None, threshold: float | None = No
     Raises:
         ValueError: for intensities or a threshold that are NaN or outside [0, 1], for another dtype, and for a seed
             together with a threshold.
+        TypeError: for an ``x`` that is neither a tensor nor an array.
 
     References:
         [1] Salakhutdinov & Murray 2008, On the quantitative analysis of deep belief networks, ICML
@@ -208,6 +213,7 @@ def binarize(x: Tensor, *, seed: int | None = None, threshold: float | None = No
         >>> binarize(torch.tensor([0.0, 0.4, 0.6, 1.0]), threshold=0.5)
         tensor([0., 0., 1., 1.])
     """
+    x = _checks.tensor("x", x)
     if not x.is_floating_point():
         raise ValueError(f"Expected x to be a floating-point tensor, got {x.dtype}")
     # NaN fails these comparisons too.
@@ -246,10 +252,10 @@ def _plain_or_gzipped(path: Path) -> Path:
 
 def _labeled_images(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
     images, labels = read_idx(images_path), read_idx(labels_path)
-    if images.dim() != 3 or labels.shape != images.shape[:1]:
+    if images.dim() != 3 or images.numel() == 0 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"Expected images of shape (N, H, W) in {images_path} and labels of shape (N,) in {labels_path.name}, got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            f"Expected images of shape (N, H, W) in {images_path}, N, H, W >= 1, and labels of shape (N,) in "
+            f"{labels_path.name}, got {tuple(images.shape)} and {tuple(labels.shape)}"
         )
     return images.float().div_(255), labels.long()
 
@@ -269,6 +275,6 @@ def _from_openml() -> ImageData:
             data = fetch_openml("Fashion-MNIST", version=1, as_frame=False, parser="auto", n_retries=1)
     finally:
         socket.setdefaulttimeout(patience)
-    images = torch.from_numpy(data.data.astype(np.float32)).reshape(-1, 28, 28).div_(255)
-    labels = torch.from_numpy(data.target.astype(np.int64))
+    images = torch.tensor(data.data.astype(np.float32)).reshape(-1, 28, 28).div_(255)
+    labels = torch.tensor(data.target.astype(np.int64))
     return ImageData("Fashion-MNIST", images[:60_000], labels[:60_000], images[60_000:], labels[60_000:])

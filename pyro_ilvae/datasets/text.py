@@ -4,6 +4,8 @@ import codecs
 import os
 import re
 import unicodedata
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +16,9 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae.datasets._printing import names_and_shapes
 from pyro_ilvae.datasets.images import FOLDER_VARIABLE
-from pyro_ilvae.datasets.vocabulary import Vocabulary, padded, rows_of_numbers
+from pyro_ilvae.datasets.vocabulary import Join, Level, Vocabulary, padded, rows_of_numbers
 
-__all__ = ["TextData", "Vocabulary", "from_file", "names", "read_documents", "tinyshakespeare", "words"]
+__all__ = ["TextData", "Vocabulary", "from_file", "from_files", "names", "read_documents", "tinyshakespeare", "words"]
 
 
 def __dir__() -> list[str]:
@@ -24,13 +26,18 @@ def __dir__() -> list[str]:
 
 
 class TextData(NamedTuple):
-    """Documents as token numbers, split into training and test data, with the vocabulary of the training data."""
+    """Documents as token numbers, split into training and test data, with the vocabulary of the training data.
+
+    The numbers of tokens that :func:`~pyro_ilvae.diagnostics.perplexity` takes are ``(test >= 0).sum(1)``, which counts
+    the end of each document as a token.
+    """
 
     name: str  #: the name of the data: the file's name without its suffix, or "words"
     train: Tensor  #: int64 of shape (N, T), as :meth:`Vocabulary.encode` returns it
     test: Tensor  #: int64 of shape (M, T')
     vocabulary: Vocabulary  #: the tokens of the training documents
     num_left_out: int  #: the number of documents that were dropped because they were too long
+    validation: Tensor | None = None  #: int64 of shape (L, T''), from a file of its own; None without one
 
     def __repr__(self) -> str:
         return names_and_shapes(self)
@@ -64,7 +71,9 @@ def read_documents(path: str | os.PathLike[str], *, errors: str = "strict") -> l
     _checks.choice("errors", errors, ("strict", "replace"))
     documents = []
     # bytes.splitlines knows only these three ends of a line; str.splitlines knows others too.
-    for i, raw in enumerate(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+    for i, raw in enumerate(
+        _checks.path("path", path).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1
+    ):
         try:
             document = raw.decode(errors=errors).strip()
         except UnicodeDecodeError as error:
@@ -79,8 +88,9 @@ def read_documents(path: str | os.PathLike[str], *, errors: str = "strict") -> l
 
 def from_file(
     path: str | os.PathLike[str],
-    level: str = "characters",
+    level: Level = "characters",
     *,
+    join: Join | None = None,
     max_vocabulary: int | None = None,
     max_length: int | None = None,
     too_long: str = "truncate",
@@ -92,7 +102,9 @@ def from_file(
 
     Args:
         path: the file, for :func:`read_documents`.
-        level: "characters" or "words", as in :class:`Vocabulary`.
+        level: "characters", "words", "tokens" for text that is tokenized already, or a function from a document to the
+            list of its tokens, as in :class:`Vocabulary`.
+        join: a function from tokens to a document, as in :class:`Vocabulary`.
         max_vocabulary: the largest size of the vocabulary; all tokens of the training documents if None.
         max_length: the largest number of tokens of a document, with its end token; no limit if None.
         too_long: "truncate", "drop" or "error", as in :meth:`Vocabulary.encode`. The split and the vocabulary do not
@@ -108,9 +120,89 @@ def from_file(
         ValueError: as :func:`read_documents`, :meth:`Vocabulary.of` and :meth:`Vocabulary.encode`, for a test fraction
             outside (0, 1), and for training or test data without a document.
         OSError: for a file that cannot be read.
+
+    Warns:
+        UserWarning: for a document with the token "<unk>", which "words" takes apart.
     """
     documents = read_documents(path, errors=errors)
-    return _split(Path(path).stem, documents, level, max_vocabulary, max_length, too_long, test_fraction, seed)
+    _warn_of_tokens(documents, level)
+    name = Path(path).stem
+    return _split(name, documents, level, max_vocabulary, max_length, too_long, test_fraction, seed, join=join)
+
+
+def from_files(
+    *,
+    train: str | os.PathLike[str],
+    test: str | os.PathLike[str],
+    validation: str | os.PathLike[str] | None = None,
+    level: Level = "characters",
+    join: Join | None = None,
+    max_vocabulary: int | None = None,
+    max_length: int | None = None,
+    too_long: str = "truncate",
+    errors: str = "strict",
+) -> TextData:
+    r"""The documents of separate files for training and test data, a document per line, as published data come.
+
+    The vocabulary is the vocabulary of the training file, in which "tokens" keeps "<unk>" as the unknown token. For a
+    file with another name of it, pass a function as level, such as
+    ``lambda line: ["<unk>" if token == "_UNK" else token for token in line.split()]``.
+
+    A published perplexity per token counts the end of each document as a token, as
+    ``diagnostics.perplexity(log_likelihood, (data.test >= 0).sum(1))`` does: the test data of the Penn Treebank have
+    82,430 tokens, of which 3,761 are ends. Perplexities compare if vocabulary and documents are the same. So
+    ``max_vocabulary`` must be the published one, and ``max_length`` must be None, because neither the rest of a
+    truncated document nor its end is counted, nor a document that is dropped.
+
+    Args:
+        train: the file with the training data, for :func:`read_documents`.
+        test: the file with the test data.
+        validation: the file with the validation data; None if there are none.
+        level: "characters", "words", "tokens" or a function, as in :func:`from_file`.
+        join: a function from tokens to a document, as in :class:`Vocabulary`.
+        max_vocabulary: the largest size of the vocabulary; all tokens of the training file if None.
+        max_length: the largest number of tokens of a document, with its end token; no limit if None.
+        too_long: "truncate", "drop" or "error", as in :meth:`Vocabulary.encode`.
+        errors: "strict" or "replace", for :func:`read_documents`.
+
+    Returns:
+        The data in the order of the files, with the name of the training file.
+
+    Raises:
+        ValueError: as :func:`read_documents`, :meth:`Vocabulary.of` and :meth:`Vocabulary.encode`, and for a file all
+            of whose documents are dropped.
+        OSError: for a file that cannot be read.
+
+    Warns:
+        UserWarning: for a document with the token "<unk>", which "words" takes apart.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     train, test = Path(folder) / "train.txt", Path(folder) / "test.txt"
+        ...     _ = train.write_text(" mr. <unk> did n't rise N N \n the u.s. rose \n")
+        ...     _ = test.write_text(" mr. N rose \n")
+        ...     data = from_files(train=train, test=test, level="tokens")
+        >>> data.vocabulary.decode(data.test), (data.test >= 0).sum(1)
+        (['mr. N rose'], tensor([4]))
+    """
+    paths = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+    # All paths are checked before the first file is read.
+    found = {part: _checks.path(part, path) for part, path in paths.items()}
+    documents = {part: read_documents(path, errors=errors) for part, path in found.items()}
+    _warn_of_tokens((document for part in documents.values() for document in part), level)
+    vocabulary = _vocabulary(documents["train"], level, max_vocabulary, join)
+    parts, num_left_out = {}, 0
+    for part, path in found.items():
+        try:
+            rows = rows_of_numbers(vocabulary, documents[part], max_length, too_long, "replace")
+        except ValueError as error:
+            raise ValueError(f"{error} of {path}") from error
+        parts[part] = padded(rows)
+        if not len(parts[part]):
+            raise ValueError(f"Expected documents within max_length in {path}, got none of {len(rows)}")
+        num_left_out += rows.count([])
+    return TextData(found["train"].stem, vocabulary=vocabulary, num_left_out=num_left_out, **parts)
 
 
 def names(folder: str | os.PathLike[str] | None = None) -> TextData:
@@ -177,12 +269,14 @@ def words() -> TextData:
 def _split(
     name: str,
     documents: list[str],
-    level: str = "characters",
+    level: Level = "characters",
     max_vocabulary: int | None = None,
     max_length: int | None = None,
     too_long: str = "truncate",
     test_fraction: float = 0.1,
     seed: int | None = 0,
+    *,
+    join: Join | None = None,
 ) -> TextData:
     """Training and test data as :func:`from_file` describes them."""
     _checks.fraction("test_fraction", test_fraction, ends=False)
@@ -190,7 +284,7 @@ def _split(
         order = torch.randperm(len(documents), device="cpu").tolist()
     num_test = round(test_fraction * len(documents))
     parts = order[num_test:], order[:num_test]
-    vocabulary = Vocabulary.of([documents[i] for i in parts[0]], level, max_vocabulary)
+    vocabulary = _vocabulary([documents[i] for i in parts[0]], level, max_vocabulary, join)
     # The documents in the order of the file, so that an error counts them as the file does.
     rows = rows_of_numbers(vocabulary, documents, max_length, too_long, "replace")
     train, test = (padded([rows[i] for i in part]) for part in parts)
@@ -200,9 +294,26 @@ def _split(
     return TextData(name, train, test, vocabulary, rows.count([]))
 
 
+def _vocabulary(documents: list[str], level: Level, max_vocabulary: int | None, join: Join | None) -> Vocabulary:
+    """The vocabulary of documents, whose size callers know by another name."""
+    if max_vocabulary is not None:
+        _checks.positive_int("max_vocabulary", max_vocabulary, at_least=2)  # for "<end>" and "<unk>"
+    return Vocabulary.of(documents, level, max_vocabulary, join=join)
+
+
+def _warn_of_tokens(documents: Iterable[str], level: Level) -> None:
+    """Warn the caller's caller of tokenized text whose tokens the level takes apart."""
+    if level == "words" and any("<unk>" in document.split() for document in documents):
+        warnings.warn(
+            'These documents hold the token <unk>, which level="words" reads as three tokens; level="tokens" reads '
+            "text that is tokenized already",
+            stacklevel=3,
+        )
+
+
 def _found(file: str, folder: str | os.PathLike[str] | None) -> Path:
     """The path of a file in the folder, or in the folder that the environment variable names."""
-    root = folder if folder is not None else os.environ.get(FOLDER_VARIABLE)
+    root = os.environ.get(FOLDER_VARIABLE) if folder is None else _checks.path("folder", folder)
     paths = [Path(root) / subfolder / file for subfolder in (".", "text")] if root else []
     if found := [path for path in paths if path.is_file()]:
         return found[0]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ __all__ = ["LabeledData", "gaussian_mixture", "gaussian_mixture_accuracy"]
 
 
 class LabeledData(NamedTuple):
-    """Data and their labels."""
+    """Data and their labels, on the default device."""
 
     x: Tensor  #: the data, float32 of shape (N, D)
     labels: Tensor  #: the label of each datum, int64 of shape (N,)
@@ -47,6 +48,7 @@ def gaussian_mixture(
     Raises:
         ValueError: for a number of data below 1, a scale that is not positive, and centers of another shape or with
             values that are not finite.
+        TypeError: for centers that are neither a tensor nor an array nor nested lists.
 
     Example:
         >>> gaussian_mixture(1000, scale=0.1)
@@ -55,13 +57,14 @@ def gaussian_mixture(
         >>> [x[labels == label].mean(0).round().int().tolist() for label in (0, 1)]
         [[0, 0], [10, 10]]
     """
-    _checks.positive_int("num_data", num_data)
-    _checks.positive("scale", scale)
+    num_data, scale = _checks.positive_int("num_data", num_data), _checks.positive("scale", scale)
     means = _centers(centers).float()
     with seeded(seed):
         labels = torch.randint(len(means), (num_data,), device="cpu")
         noise = torch.randn(num_data, means.shape[1], dtype=torch.float32, device="cpu")
-    return LabeledData(means[labels] + noise * scale, labels)
+    # Drawn on the CPU, so that a seed gives the same data on all devices.
+    device = torch.empty(0).device
+    return LabeledData((means[labels] + noise * scale).to(device), labels.to(device))
 
 
 def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[float]] = ((0, 0), (10, 10))) -> float:
@@ -80,6 +83,7 @@ def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[
 
     Raises:
         ValueError: for a scale that is not positive, and unless there are two centers with finite values.
+        TypeError: for centers that are neither a tensor nor an array nor nested lists.
 
     References:
         Hastie, Tibshirani & Friedman 2009, The elements of statistical learning, section 4.3, for equal covariances
@@ -88,7 +92,7 @@ def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[
         >>> round(gaussian_mixture_accuracy(scale=7.5), 3)
         0.827
     """
-    _checks.positive("scale", scale)
+    scale = _checks.positive("scale", scale)
     means = _centers(centers)
     if len(means) != 2:
         raise ValueError(f"Expected centers of shape (2, D), got {tuple(means.shape)}")
@@ -97,7 +101,12 @@ def gaussian_mixture_accuracy(scale: float, centers: Tensor | Sequence[Sequence[
 
 def _centers(centers: Tensor | Sequence[Sequence[float]]) -> Tensor:
     """The centers in double precision, of shape (C, D)."""
-    means = torch.as_tensor(centers, dtype=torch.float64, device="cpu")
+    checked = _checks.tensor("centers", centers)
+    if checked.is_complex():
+        raise ValueError(f"Expected centers to be real, got {checked.dtype}")
+    # From the numbers as they came, which single precision would round.
+    values = checked.detach() if isinstance(centers, Tensor) else np.asarray(centers)
+    means = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     if means.dim() != 2 or means.numel() == 0:
         raise ValueError(f"Expected centers of shape (C, D) with C, D >= 1, got {tuple(means.shape)}")
     if not means.isfinite().all():

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
@@ -24,7 +25,8 @@ def bits_per_dimension(log_likelihood: Tensor, num_dimensions: int) -> Tensor:
         The code lengths in bits, of the shape of ``log_likelihood``.
 
     Raises:
-        ValueError: for a ``num_dimensions`` that is no positive int.
+        ValueError: for a ``num_dimensions`` that is no positive int, and log likelihoods that are NaN or +infinity.
+        TypeError: for log likelihoods that are neither a tensor nor an array nor a number.
 
     Example:
         >>> import math
@@ -32,4 +34,10 @@ def bits_per_dimension(log_likelihood: Tensor, num_dimensions: int) -> Tensor:
         >>> bits_per_dimension(torch.tensor(-8 * math.log(2.0)), num_dimensions=8)
         tensor(1.)
     """
-    return -log_likelihood / (_checks.positive_int("num_dimensions", num_dimensions) * math.log(2.0))
+    size = _checks.positive_int("num_dimensions", num_dimensions)
+    nats = _checks.real(
+        "log_likelihood", torch.tensor(log_likelihood) if isinstance(log_likelihood, float) else log_likelihood
+    )
+    if not (nats < math.inf).all():
+        raise ValueError(f"Expected log_likelihood < infinity, got {nats[~(nats < math.inf)][0]}")
+    return -nats / (size * math.log(2.0))

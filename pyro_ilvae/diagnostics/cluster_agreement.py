@@ -7,7 +7,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.assignments import integers, numbers
+from pyro_ilvae.diagnostics._engine.assignments import integers, numbers, probabilities
 
 __all__ = ["ClusterAgreement", "cluster_agreement"]
 
@@ -52,7 +52,7 @@ def cluster_agreement(
 
     Raises:
         ValueError: for no data, different lengths, other shapes, numbers that are not integers, and probabilities that
-            are not finite and non-negative.
+            are not finite and non-negative or do not sum to 1.
         ImportError: without scikit-learn, which computes the two indices.
 
     References:
@@ -77,6 +77,8 @@ def cluster_agreement(
     truth, found = integers("labels", labels), _clusters(predicted)
     if len(truth) != len(found):
         raise ValueError(f"Expected labels and predicted of one length, got {len(truth)} and {len(found)}")
+    if numbers("predicted", predicted).dim() == 2:
+        probabilities("predicted", predicted, "(N,) or (N, C)", dim=2)
 
     label_values, rows = np.unique(truth.numpy(force=True), return_inverse=True)
     cluster_values, columns = np.unique(found.numpy(force=True), return_inverse=True)
@@ -97,9 +99,9 @@ def cluster_agreement(
 
 def _clusters(predicted: Tensor | npt.ArrayLike) -> Tensor:
     """The cluster of each datum, of shape (N,)."""
-    if np.ndim(predicted) != 2:
-        return integers("predicted", predicted, shape="(N,) or (N, C)")
     scores = numbers("predicted", predicted)
+    if scores.dim() != 2:
+        return integers("predicted", predicted, shape="(N,) or (N, C)")
     if scores.shape[1] == 0 or not (scores.isfinite() & (scores >= 0)).all():
         got = "C = 0" if scores.shape[1] == 0 else "negative, infinite or NaN ones"
         raise ValueError(f"Expected predicted of shape (N, C) to hold probabilities, got {got}")

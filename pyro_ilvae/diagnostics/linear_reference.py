@@ -82,6 +82,7 @@ def linear_reference(
     Raises:
         ValueError: for fewer than two data, data that are not finite, a ``noise_scale`` that is not positive, a
             ``latent_dim`` above D, a negative constant or divergence, and both a constant and a divergence.
+        TypeError: for data that are neither a tensor nor an array nor a data frame.
 
     References:
         | [1] Tipping & Bishop 1999, Probabilistic principal component analysis, Journal of the Royal Statistical
@@ -97,6 +98,9 @@ def linear_reference(
         1.264
     """
     noise = _checks.positive("noise_scale", noise_scale)  # type: ignore[arg-type]  # a tensor of one number counts
+    x = _checks.tensor("x", x)
+    if x.is_complex():
+        raise ValueError(f"Expected x to be real, got {x.dtype}")
     if x.dim() == 0 or len(x) < 2 or x[0].numel() == 0:
         raise ValueError(f"Expected x of shape (N, *event_shape) with N >= 2 data, got {tuple(x.shape)}")
     check_finite("x", x)
@@ -114,6 +118,7 @@ def linear_reference(
         inverse_lipschitz = noise * math.exp(nats) * math.sqrt(-math.expm1(-2 * nats))
 
     variances = torch.nn.functional.pad(_principal_variances(x.reshape(len(x), -1)), (0, features))[:count]
+    check_finite("variances of x", variances)
     ratio = variances / noise / noise
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     return LinearReference(

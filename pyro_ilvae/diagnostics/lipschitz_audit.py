@@ -89,7 +89,7 @@ def lipschitz_audit(
         num_worst: the number of pairs of each kind from which the descent starts.
         steps: the number of steps of the descent; 0 for no descent.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K), in place of ``scale``.
         samples_per_pass: the number of prior draws treated at a time; if None, as many as fit in bounded memory.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
@@ -97,8 +97,9 @@ def lipschitz_audit(
         The certified constant, the three measured values and where they occur.
 
     Raises:
-        ValueError: for a decoder whose dimension is not known, whose output is not finite, has another length, or
-            differs between two calls, and for arguments out of range.
+        ValueError: for a decoder whose dimension is not known or another, whose output is not finite, has another
+            length, differs between two calls, or has lost its derivative, and for arguments out of range.
+        TypeError: for a decoder or a sampler that is no function, and for what they return that is no tensor.
         UnavailableError: for a decoder that needs more than z.
 
     References:
@@ -115,8 +116,7 @@ def lipschitz_audit(
     _checks.positive_int("num_samples", num_samples, at_least=2)  # a pair takes two draws
     _checks.positive_int("num_worst", num_worst)
     check_unconditional(decoder)
-    if steps != 0:
-        _checks.positive_int("steps", steps)
+    _checks.positive_int("steps", steps, at_least=0)
     # Outside of inference mode, which has no derivatives.
     with torch.inference_mode(False), evaluation_mode(decoder), seeded(seed):
         z = prior_draws(decoder, num_samples, latent_dim, scale, sampler)

@@ -10,7 +10,15 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, prior_draws, split
+from pyro_ilvae.diagnostics._engine.decoding import (
+    certified_constant,
+    check_likelihood,
+    check_unconditional,
+    distribution_of,
+    parameters_of,
+    prior_draws,
+    split,
+)
 from pyro_ilvae.distributions import without_event
 
 __all__ = ["Separation", "separation"]
@@ -84,7 +92,7 @@ def separation(
         num_pairs: the number :math:`P` of pairs of independent prior draws.
         num_samples: the number of draws of x for each pair if there is no formula.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K), in place of ``scale``.
         samples_per_pass: the number of pairs treated at a time; if None, as many as fit in bounded memory.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
@@ -92,7 +100,9 @@ def separation(
         Divergences, guarantee and distance of each pair, of shape (P,), and the spread with its standard error.
 
     Raises:
-        ValueError: for a decoder whose dimension is not known, and arguments out of range.
+        ValueError: for a decoder whose dimension is not known or another, or whose output is not finite or has another
+            length, for divergences that are NaN, and for arguments out of range.
+        TypeError: for a decoder, likelihood or sampler that is no function, or that returns something else.
         UnavailableError: for a decoder that needs more than z.
 
     References:
@@ -110,14 +120,15 @@ def separation(
     _checks.positive_int("num_pairs", num_pairs)
     _checks.positive_int("num_samples", num_samples)
     check_unconditional(decoder)
+    check_likelihood(likelihood)
     constant = certified_constant(decoder)
     estimators = set()
 
     def divergences_and_scales(pairs: Tensor, num_samples: int = num_samples) -> tuple[Tensor, Tensor | None]:
         """The divergences of pairs of shape (P, 2, K), of shape (P,), and the noise scale of each if there is one."""
         # One call, so that weights with a prior are the same for both.
-        eta, other_eta = decoder(pairs.transpose(0, 1).flatten(0, 1)).chunk(2)
-        p, q = (without_event(likelihood(parameters)) for parameters in (eta, other_eta))
+        eta, other_eta = parameters_of(decoder, pairs.transpose(0, 1).flatten(0, 1)).chunk(2)
+        p, q = (without_event(distribution_of(likelihood, parameters)) for parameters in (eta, other_eta))
         divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
         estimators.add(estimator)
         noise = _noise_scale(likelihood, p, q, eta, other_eta)
@@ -129,6 +140,8 @@ def separation(
         rows = split(torch.stack([z, other], 1), 1, samples_per_pass, lambda pairs: divergences_and_scales(pairs, 1))
         divergences, scales = zip(*map(divergences_and_scales, rows), strict=True)
     kl = torch.cat(divergences)
+    if kl.isnan().any():
+        raise ValueError(f"Expected likelihood to have divergences, got NaN for {int(kl.isnan().sum())} pairs")
     distances = (z - other).double().norm(dim=-1)
     guaranteed, smallest_ratio = None, None
     if constant is not None and all(noise is not None for noise in scales):
@@ -160,7 +173,7 @@ def _divergence(
     try:
         return torch.distributions.kl_divergence(p, q).double(), "analytic"
     except NotImplementedError:
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=eta.device)
         for _ in range(num_samples):
             x = p.sample()
             total = total + (p.log_prob(x) - q.log_prob(x)).double()

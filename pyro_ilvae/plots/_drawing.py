@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -38,6 +38,16 @@ def line_style(i: int) -> Any:
     return LINE_STYLES[i % len(LINE_STYLES)]
 
 
+def checked_axes(ax: Axes | None, name: str = "ax") -> Axes | None:
+    """Axes that a user passes to draw into; None stands for new ones."""
+    from matplotlib.axes import Axes
+
+    if ax is not None and not isinstance(ax, Axes):
+        hint = ": pass one entry of the array" if isinstance(ax, np.ndarray) else ""
+        raise TypeError(f"Expected {name} to be axes of Matplotlib or None, got a {type(ax).__name__}{hint}")
+    return ax
+
+
 def new_axes(figsize: tuple[float, float]) -> Axes:
     """The axes of a new figure."""
     import matplotlib.pyplot as plt
@@ -45,13 +55,42 @@ def new_axes(figsize: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
-def as_numpy(value: Array | Sequence[object]) -> npt.NDArray[Any]:
+def as_numpy(name: str, value: Array | Sequence[object]) -> npt.NDArray[Any]:
     """A tensor, of any device and with or without a gradient, or an array-like, as an array."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         # NumPy has no bfloat16.
         return (value.double() if value.is_floating_point() else value).numpy(force=True)
-    return np.asarray(value)
+    if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
+        value = [as_numpy(name, entry) if isinstance(entry, Tensor) else entry for entry in value]
+    try:
+        array = np.asarray(value)
+        # Columns of pandas can hold numbers as objects.
+        plain = np.array(array.tolist()) if array.dtype == object and array.ndim else array
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, a Dataset of xarray
+        got = f"a {type(value).__name__} that is none: {error}"
+        raise TypeError(f"Expected {name} to be a tensor or an array, got {got}") from error
+    if array.dtype == object and array.ndim == 0:
+        got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise TypeError(f"Expected {name} to be a tensor or an array, got {'None' if value is None else got}")
+    return plain if plain.dtype.kind in "biuf" else array
+
+
+def texts(name: str, labels: Array | Sequence[object]) -> list[str]:
+    """The labels in a sequence, as they are written."""
+    array = as_numpy(name, labels)
+    if array.ndim != 1:
+        raise ValueError(f"Expected {name} to be a sequence of labels, got shape {array.shape}")
+    return [str(label) for label in array]
+
+
+def refuse_dataset(name: str, value: object) -> None:
+    """Raise for a Dataset or a DataTree of xarray, which are mappings too, but from variables and not from labels."""
+    if isinstance(value, Mapping) and (hasattr(value, "data_vars") or hasattr(value, "groups")):
+        raise TypeError(
+            f"Expected {name} to be an array or a mapping from labels to arrays, got a {type(value).__name__}: pass "
+            "its variables"
+        )
 
 
 def floats(name: str, value: Array, shape: str, *, missing: bool = False) -> Floats:
@@ -60,7 +99,7 @@ def floats(name: str, value: Array, shape: str, *, missing: bool = False) -> Flo
     NaN is accepted if ``missing``.
     """
     sizes = [size.strip() for size in shape.strip("()").split(",") if size.strip()]
-    array = as_numpy(value)
+    array = as_numpy(name, value)
     fits = array.ndim == len(sizes) and all(
         got > 0 if size.isalpha() else got == int(size) for size, got in zip(sizes, array.shape, strict=True)
     )
@@ -83,7 +122,10 @@ def labeled(name: str, value: Any, shape: str) -> dict[str, Floats]:
     """A mapping from labels to arrays, each checked by :func:`floats`."""
     if len(value) == 0:
         raise ValueError(f"Expected {name} to be a mapping with at least one label, got an empty one")
-    return {str(label): floats(f"{name}[{label!r}]", array, shape) for label, array in value.items()}
+    arrays = {str(label): floats(f"{name}[{label!r}]", array, shape) for label, array in value.items()}
+    if len(arrays) < len(value):
+        raise ValueError(f"Expected labels of {name} that are written differently, got {list(value)}")
+    return arrays
 
 
 def legend_beside(ax: Axes, **options: Any) -> None:

@@ -70,6 +70,9 @@ def plot_kl_per_dimension(
     """
     if epsilon is not None:
         _checks.non_negative("epsilon", epsilon)
+    _checks.boolean("sort", sort)
+    _drawing.checked_axes(ax)
+    _drawing.refuse_dataset("kl", kl)
     if isinstance(kl, Mapping):
         models = _drawing.labeled("kl", {label: _divergences(values) for label, values in kl.items()}, "(N, K)")
         if not isinstance(active, Mapping | None) or not {str(label) for label in active or {}} <= models.keys():
@@ -137,6 +140,8 @@ def plot_epsilon_curve(kl_total: Array | Mapping[str, Array], *, ax: Axes | None
         [[0.25, 0.5, 0.75, 1.0, 1.0], [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]]
         >>> plt.close(ax.figure)
     """
+    _drawing.checked_axes(ax)
+    _drawing.refuse_dataset("kl_total", kl_total)
     if isinstance(kl_total, Mapping):
         curves = _drawing.labeled("kl_total", kl_total, "(N,)")
     else:
@@ -210,6 +215,7 @@ def plot_divergence_bound(
         ['divergence = bound', 'at or above: 2 of 3', 'below: 1 of 3 (0 by more than 2 SE)', '± 2 standard errors']
         >>> plt.close(ax.figure)
     """
+    _drawing.checked_axes(ax)
     y = _drawing.floats("divergence", divergence, "(N,)")
     x = _drawing.floats("bound", bound, f"({len(y)},)")
     error = None if standard_error is None else _drawing.floats("standard_error", standard_error, f"({len(y)},)")
@@ -260,7 +266,7 @@ def _active(active: Array | ActiveUnits | None, latent_dim: int) -> npt.NDArray[
     if active is None:
         return np.ones(latent_dim, dtype=bool)
     units = active.active.reshape(-1) if isinstance(active, ActiveUnits) else active
-    array = _drawing.as_numpy(units)
+    array = _drawing.as_numpy("active", units)
     if array.dtype != bool or array.shape != (latent_dim,):
         raise ValueError(f"Expected active to be booleans of shape ({latent_dim},), got {array.dtype} {array.shape}")
     return array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,13 +54,15 @@ def plot_images(
         ['first', 'second']
         >>> plt.close(ax.figure)
     """
+    _drawing.checked_axes(ax)
+    _check_color_map(cmap)
     array = _images("images", images, 3)
     num_images, height, width = array.shape[:3]
     if num_columns is None:
         num_columns = math.ceil(math.sqrt(num_images))
     columns = min(_checks.positive_int("num_columns", num_columns), num_images)
     rows = math.ceil(num_images / columns)
-    texts = [] if labels is None else [str(text) for text in _drawing.as_numpy(labels)]
+    texts = [] if labels is None else _drawing.texts("labels", labels)
     if labels is not None and len(texts) not in (rows, num_images):
         raise ValueError(f"Expected labels for {rows} rows or {num_images} images, got {len(texts)} labels")
     titled = labels is not None and len(texts) != rows
@@ -140,7 +142,11 @@ def plot_traversals(
     """
     from matplotlib.ticker import Formatter
 
+    _checks.function("decode", decode, "a function or module from z to images")
     _checks.positive_int("latent_dim", latent_dim)
+    _drawing.checked_axes(ax)
+    if not isinstance(dims, Iterable | None) or isinstance(dims, str) or getattr(dims, "ndim", 1) != 1:
+        raise ValueError(f"Expected dims to be a sequence of dimensions, got {dims!r}")
     moved = [
         _checks.index_below("each entry of dims", dim, latent_dim)
         for dim in (range(latent_dim) if dims is None else dims)
@@ -152,9 +158,9 @@ def plot_traversals(
     if center is None:
         middle = torch.zeros(latent_dim)
     else:
-        _drawing.floats("center", center, f"({latent_dim},)")
+        numbers = _drawing.floats("center", center, f"({latent_dim},)")
         middle = (
-            center.detach() if isinstance(center, Tensor) else torch.tensor(center, dtype=torch.get_default_dtype())
+            center.detach() if isinstance(center, Tensor) else torch.tensor(numbers, dtype=torch.get_default_dtype())
         )
     if not middle.is_floating_point():
         middle = middle.to(torch.get_default_dtype())
@@ -164,7 +170,7 @@ def plot_traversals(
     for row, dim in zip(z, moved, strict=True):
         row[:, dim] += torch.tensor(steps, dtype=middle.dtype, device=middle.device)
     with torch.no_grad(), evaluation_mode(decode):
-        images = _images("decode to return images", decode(z.flatten(0, 1)), 3)
+        images = _images("decode to return images", _decoded(decode, z.flatten(0, 1)), 3)
     if len(images) != len(moved) * num_steps:
         raise ValueError(f"Expected decode to return {len(moved) * num_steps} images, got {len(images)}")
     ax = plot_images(images, num_columns=num_steps, labels=[f"$z_{{{dim}}}$" for dim in moved], ax=ax)
@@ -231,16 +237,33 @@ def plot_class_samples(
         >>> plt.close(ax.figure)
     """
     array = _images("images", images, 4)
-    names = [str(name) for name in (range(len(array)) if labels is None else _drawing.as_numpy(labels))]
+    names = _drawing.texts("labels", range(len(array)) if labels is None else labels)
     if len(names) != len(array):
         raise ValueError(f"Expected labels for {len(array)} classes, got {len(names)} labels")
     return plot_images(array.reshape(-1, *array.shape[2:]), num_columns=array.shape[1], labels=names, ax=ax)
 
 
+def _decoded(decode: Callable[[Tensor], Array], z: Tensor) -> Array:
+    try:
+        return decode(z)
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        expected = f"{str(z.dtype).removeprefix('torch.')} of shape {tuple(z.shape)}"
+        raise ValueError(f"Expected decode to take z, {expected}, got {type(error).__name__}: {error}") from error
+
+
+def _check_color_map(cmap: object) -> None:
+    """Raise where Matplotlib would, but before it has made a figure."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Colormap
+
+    if not isinstance(cmap, Colormap | None) and not (isinstance(cmap, str) and cmap in colormaps):
+        raise ValueError(f"Expected cmap to be the name of one of Matplotlib's color maps, got {cmap!r}")
+
+
 def _images(name: str, value: Array, ndim: int) -> Floats:
     """Gray images with ``ndim`` dimensions, or color images with a last dimension of size 3 and colors in [0, 1]."""
     gray = {3: "(N, H, W)", 4: "(C, S, H, W)"}[ndim]
-    array = _drawing.as_numpy(value)
+    array = _drawing.as_numpy(name, value)
     colored = array.ndim == ndim + 1 and array.shape[-1] == 3
     if not colored and array.ndim != ndim:
         raise ValueError(f"Expected {name} of shape {gray} or {gray[:-1]}, 3), got {array.shape}")

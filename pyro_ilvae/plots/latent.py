@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyro_ilvae import _checks
 from pyro_ilvae.plots import _drawing
@@ -64,13 +65,14 @@ def plot_posteriors(
     """
     from matplotlib.collections import EllipseCollection
 
+    _drawing.checked_axes(ax)
     means = _drawing.floats("loc", loc, "(N, 2)")
     axis_lengths, angles, extents = _ellipses(scale, len(means))
     _checks.positive_int("max_ellipses", max_ellipses)
-    classes = np.zeros(len(means), dtype=int) if labels is None else _drawing.as_numpy(labels)
+    classes = np.zeros(len(means), dtype=int) if labels is None else _drawing.as_numpy("labels", labels)
     if classes.shape != (len(means),):
         raise ValueError(f"Expected labels of shape ({len(means)},), got {classes.shape}")
-    names = np.unique(classes)
+    names = _different(classes)
     if len(names) > _MOST_CLASSES:
         raise ValueError(f"Expected labels of at most {_MOST_CLASSES} classes, got {len(names)}")
     components = _components(prior)
@@ -121,6 +123,16 @@ def plot_posteriors(
     return ax
 
 
+def _different(classes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The different classes in order."""
+    if classes.dtype.kind in "fc" and not np.isfinite(classes).all():
+        raise ValueError(f"Expected labels to be finite, got {classes[~np.isfinite(classes)][0]}")
+    try:
+        return np.unique(classes)
+    except TypeError as error:  # None beside strings, for example
+        raise TypeError(f"Expected labels to be of one kind, got a mixture: {error}") from error
+
+
 def _components(prior: bool | tuple[Array, Array]) -> tuple[Floats, Floats]:
     """Locations and scales of the prior's components, each of shape (C, 2)."""
     if isinstance(prior, bool):
@@ -146,7 +158,7 @@ def _draw_components(ax: Axes, locations: Floats, scales: Floats, crosses: bool)
 
 def _ellipses(scale: Array, num_data: int) -> tuple[Floats, Floats, Floats]:
     """Widths and heights (N, 2), angles in degrees (N,), and half the extents along the two coordinates (N, 2)."""
-    if _drawing.as_numpy(scale).ndim != 3:
+    if _drawing.as_numpy("scale", scale).ndim != 3:
         sigma = _drawing.floats("scale", scale, f"({num_data}, 2)")
         if (sigma < 0).any():
             raise ValueError(f"Expected scale >= 0, got {sigma.min()}")

@@ -61,11 +61,15 @@ def plot_sweep(
     from matplotlib.lines import Line2D
 
     settings = _drawing.floats("x", x, "(X,)")
+    if not isinstance(results, Mapping):
+        raise TypeError(f"Expected results to be a mapping from titles to panels, got a {type(results).__name__}")
     unlabeled = [title for title, panel in results.items() if not (isinstance(panel, Mapping) and panel)]
     if len(results) == 0 or unlabeled:
         got = f"no labels for {unlabeled}" if unlabeled else "no panel"
         raise ValueError(f"Expected results to map each panel to a mapping from labels to values, got {got}")
-    if ylabels is not None and (isinstance(ylabels, str) or len(ylabels) != len(results)):
+    if ylabels is not None and (
+        isinstance(ylabels, str) or not hasattr(ylabels, "__len__") or len(ylabels) != len(results)
+    ):
         raise ValueError(f"Expected ylabels to be {len(results)} labels, one for each panel, got {ylabels!r}")
     panels = {
         str(title): {
@@ -78,6 +82,8 @@ def plot_sweep(
         size = (4.0 * len(panels) + 1.5, 3.6)
         axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[1]
     drawn: npt.NDArray[Any] = np.ravel(np.asarray(axes, dtype=object))
+    for i, ax in enumerate(drawn):
+        _drawing.checked_axes(ax, f"axes[{i}]")
     if len(drawn) != len(panels):
         raise ValueError(f"Expected axes to be {len(panels)} axes, one for each panel, got {len(drawn)}")
     # A label has the same style in all panels, so that one legend is enough.
@@ -134,6 +140,7 @@ def plot_training(
     """
     from matplotlib.ticker import MaxNLocator
 
+    _drawing.checked_axes(ax)
     loss = _drawing.floats("losses", losses, "(T,)")
     weights = {
         symbol: _per_step(name, value, len(loss))
@@ -186,5 +193,5 @@ def _sweep_line(ax: Axes, x: Floats, runs: Floats, i: int) -> None:
 def _per_step(name: str, value: Array | Schedule, num_steps: int) -> Floats:
     if isinstance(value, Schedule):
         value = [value.at(step) for step in range(num_steps)]
-    array = _drawing.as_numpy(value)
+    array = _drawing.as_numpy(name, value)
     return _drawing.floats(name, np.full(num_steps, array) if array.ndim == 0 else array, f"({num_steps},)")

@@ -100,7 +100,10 @@ def test_words_are_the_tokens_of_scikit_learn(documents):
         (("characters", ()), "distinct tokens that start with <end> and <unk>"),
         (("characters", ("<unk>", "<end>", "a")), "distinct tokens that start with"),
         (("characters", ("<end>", "<unk>", "a", "a")), "distinct tokens that start with"),
-        (("bytes", ("<end>", "<unk>")), "level to be one of 'characters', 'words', got 'bytes'"),
+        (
+            ("bytes", ("<end>", "<unk>")),
+            "level to be one of 'characters', 'words', 'tokens' or a function, got 'bytes'",
+        ),
     ],
 )
 def test_vocabularies_that_are_refused(arguments, message):
@@ -111,7 +114,7 @@ def test_vocabularies_that_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"max_size": size}, f"max_size to be .*, got {size}") for size in (-1, 0, 1, 2.5)]
-    + [({"level": "bytes"}, "level to be one of 'characters', 'words', got 'bytes'")]
+    + [({"level": "bytes"}, "level to be one of 'characters', 'words', 'tokens' or a function, got 'bytes'")]
     + [({"documents": value}, "documents to be a list of str, got") for value in ("abc", [b"a"], ["a", 1], iter("ab"))],
 )
 def test_what_makes_no_vocabulary(arguments, message):

@@ -94,7 +94,7 @@ def test_units_of_draws_are_those_of_the_guide():
 @pytest.mark.parametrize("guide", [chain_guide, reversed_chain_guide])
 def test_standard_errors_of_active_units(guide):
     def call(seed):
-        x = torch.randn(300, generator=torch.Generator().manual_seed(seed))
+        x = torch.randn(300, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
         units = active_units(chain_model, guide, x, site="z1", num_samples=10)
         return units.variances, units.standard_errors
 

@@ -21,7 +21,7 @@ SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**32 -
 
 def random_probabilities(*shape, seed, dtype=torch.float64, zeros=False):
     """Rows from nearly uniform to nearly certain."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     sharpness = 10 ** (3 * torch.rand(*shape[:-1], 1, generator=generator, dtype=torch.float64) - 1)
     probs = (sharpness * torch.randn(*shape, generator=generator, dtype=torch.float64)).softmax(-1)
     if zeros:
@@ -30,7 +30,7 @@ def random_probabilities(*shape, seed, dtype=torch.float64, zeros=False):
 
 
 def random_gaussians(components, dim, seed, spread=1.0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     loc, log_scale = torch.randn(2, components, dim, generator=generator, dtype=torch.float64)
     return (spread * loc).to(dtype), (0.5 * log_scale).exp().to(dtype)
 
@@ -303,7 +303,7 @@ def assert_same(result, expected):
 
 
 def read_only(value):
-    array = value.numpy()
+    array = value.numpy(force=True)
     array.flags.writeable = False
     return array
 
@@ -311,11 +311,11 @@ def read_only(value):
 CONVERSIONS = {
     "float32": torch.Tensor.float,
     "requires grad": lambda value: value.clone().requires_grad_(),
-    "numpy": torch.Tensor.numpy,
-    "numpy float32": lambda value: value.float().numpy(),
+    "numpy": lambda value: value.numpy(force=True),
+    "numpy float32": lambda value: value.float().numpy(force=True),
     "numpy read-only": read_only,
-    "numpy negative strides": lambda value: value.flip(0).numpy()[::-1],
-    "numpy big-endian": lambda value: value.numpy().astype(">f8"),
+    "numpy negative strides": lambda value: value.flip(0).numpy(force=True)[::-1],
+    "numpy big-endian": lambda value: value.numpy(force=True).astype(">f8"),
     "lists": torch.Tensor.tolist,
 }
 
@@ -341,7 +341,9 @@ def test_results_can_be_pickled(function):
 @pytest.mark.parametrize("noise", [1e-6, 1e-4])
 def test_rounded_probabilities_are_normalized(noise):
     probs = random_probabilities(50, 4, seed=0)
-    rounded = component_usage(probs * (1 + noise * torch.randn(50, 1, generator=torch.Generator().manual_seed(0))))
+    rounded = component_usage(
+        probs * (1 + noise * torch.randn(50, 1, generator=torch.Generator(torch.get_default_device()).manual_seed(0)))
+    )
     assert_same(rounded, component_usage(probs))
 
 

@@ -42,9 +42,9 @@ def test_guide_form_of_normals_is_its_integral(mu, s, m, t):
     result = guide_fisher_divergence(model, guide, x)
     assert result.estimator == "analytic"
     noise, weights = np.polynomial.hermite_e.hermegauss(5)  # exact for squares of linear functions
-    z = x[:, None] + mu + s * torch.from_numpy(noise)
+    z = x[:, None] + mu + s * torch.as_tensor(noise)
     difference = -(z - x[:, None] - mu) / s**2 + (z - m) / t**2
-    exact = (difference**2 * torch.from_numpy(weights)).sum(-1) / math.sqrt(2 * math.pi)
+    exact = (difference**2 * torch.as_tensor(weights)).sum(-1) / math.sqrt(2 * math.pi)
     torch.testing.assert_close(result.values, exact, rtol=1e-5, atol=1e-7)
     assert not result.standard_errors.any()
 

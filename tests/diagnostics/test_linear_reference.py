@@ -24,9 +24,9 @@ def sample(num_data, features, dtype=torch.float64):
 @pytest.mark.parametrize(("num_data", "features"), [(200, 6), (6, 6), (7, 6), (5, 30), (2, 3), (9000, 3), (10, 1)])
 def test_variances_are_the_eigenvalues_of_the_covariance(num_data, features):
     x = sample(num_data, features)
-    expected = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.numpy(), rowvar=False, bias=True)))[::-1]
+    expected = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.numpy(force=True), rowvar=False, bias=True)))[::-1]
     reference = linear_reference(x, NOISE)
-    assert reference.variances.numpy() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert reference.variances.numpy(force=True) == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert reference.collapsed.tolist() == (expected <= NOISE**2).tolist()
     assert reference.num_collapsed == (expected <= NOISE**2).sum()
     assert (reference.inverse_lipschitz, reference.nats) == (None, None)

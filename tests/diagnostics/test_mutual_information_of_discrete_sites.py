@@ -10,7 +10,7 @@ from helpers.estimates import assert_near
 
 from pyro_ilvae.diagnostics import mutual_information
 
-CATEGORICAL = torch.softmax(torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), -1)
+CATEGORICAL = torch.softmax(torch.randn(7, 4, generator=torch.Generator(torch.get_default_device()).manual_seed(0)), -1)
 
 
 PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -43,7 +43,7 @@ def discrete(prior, posterior):
     return model, guide
 
 
-BITS = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
+BITS = torch.rand(8, 3, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
 
 
 DISCRETE = {

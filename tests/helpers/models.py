@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_ilvae import VAE, MixtureVAE, MLPEncoder, SequenceEncoder, SequentialVAE, likelihoods
 
 NUM_DATA, NUM_COMPONENTS, LENGTH = 12, 3, 6
-X = torch.randn(NUM_DATA, *EVENT, generator=torch.Generator().manual_seed(0))
+X = torch.randn(NUM_DATA, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
 TOKENS = sequence_decoders.tokens(NUM_DATA, LENGTH)
 
 # What a mixture's encoder gives (a factor, or each component's own posterior), or y summed out of the model.

@@ -57,7 +57,7 @@ EVERY_DECODER, EVERY_INVERSE_LIPSCHITZ_DECODER = (
 
 def tokens(num_sequences, length, seed=0):
     """Random rows of different lengths, one of them of the whole, some ended by token 0, padded with -1."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     x = torch.randint(1, VOCAB, (num_sequences, length), generator=generator)
     lengths = torch.randint(1, length + 1, (num_sequences, 1), generator=generator)
     lengths[0] = length

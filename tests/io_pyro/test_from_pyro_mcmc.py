@@ -93,8 +93,10 @@ def mixture():
 def test_posterior_is_that_of_the_chains_in_their_order(conjugate, samples_per_pass):
     fit = from_pyro_mcmc(conjugate, samples_per_pass=samples_per_pass)
     assert fit["posterior"]["mu"].dims == ("chain", "draw")
-    np.testing.assert_array_equal(fit["posterior"]["mu"], conjugate.get_samples(group_by_chain=True)["mu"])
-    np.testing.assert_array_equal(fit["observed_data"]["x"], X)
+    np.testing.assert_array_equal(
+        fit["posterior"]["mu"], conjugate.get_samples(group_by_chain=True)["mu"].numpy(force=True)
+    )
+    np.testing.assert_array_equal(fit["observed_data"]["x"], X.numpy(force=True))
 
 
 @pytest.mark.parametrize("samples_per_pass", PASSES)
@@ -103,7 +105,7 @@ def test_log_likelihood_is_that_of_each_draw_and_datum(conjugate, samples_per_pa
     mu = torch.tensor(values(fit, "posterior")["mu"])
     assert fit["log_likelihood"]["x"].dims == ("chain", "draw", "data")
     np.testing.assert_allclose(
-        values(fit, "log_likelihood")["x"], dist.Normal(mu[..., None], 1.0).log_prob(X), rtol=1e-5
+        values(fit, "log_likelihood")["x"], dist.Normal(mu[..., None], 1.0).log_prob(X).numpy(force=True), rtol=1e-5
     )
 
 
@@ -143,12 +145,12 @@ def test_dims_and_deterministic_sites(sizes, samples_per_pass):
             draws["shifted"], draws["loc"][:, :, :, None] + draws["local"][..., None], rtol=1e-5, atol=1e-6
         )
     chains = mcmc.get_samples(group_by_chain=True)
-    np.testing.assert_array_equal(fit["posterior"]["loc"], chains["loc"].squeeze(3))
-    np.testing.assert_array_equal(fit["posterior"]["local"], chains["local"])
+    np.testing.assert_array_equal(fit["posterior"]["loc"], chains["loc"].squeeze(3).numpy(force=True))
+    np.testing.assert_array_equal(fit["posterior"]["local"], chains["local"].numpy(force=True))
     assert fit["log_likelihood"]["x"].dims == ("chain", "draw", "group", "datum")
     shifted = torch.tensor(values(fit, "posterior")["shifted"])
     np.testing.assert_allclose(
-        values(fit, "log_likelihood")["x"], dist.Normal(shifted, 1.0).log_prob(x).sum(-1), rtol=1e-4
+        values(fit, "log_likelihood")["x"], dist.Normal(shifted, 1.0).log_prob(x).sum(-1).numpy(force=True), rtol=1e-4
     )
 
 
@@ -203,7 +205,7 @@ def test_chains_in_processes_of_their_own():
     mcmc = run(short_hmc(conjugate_model), X, draws=10, warmup=1, processes=True)
     fit = from_pyro_mcmc(mcmc, samples_per_pass=7)
     assert type(mcmc.sampler).__name__ == "_MultiSampler"
-    np.testing.assert_array_equal(fit["posterior"]["mu"], mcmc.get_samples(group_by_chain=True)["mu"])
+    np.testing.assert_array_equal(fit["posterior"]["mu"], mcmc.get_samples(group_by_chain=True)["mu"].numpy(force=True))
     assert fit["sample_stats"]["diverging"].shape == (CHAINS, 10)
 
 
@@ -222,7 +224,7 @@ def test_sample_stats_are_those_that_pyro_keeps():
     diverging = stats["diverging"].values
     assert diverging.dtype == bool
     assert 0 < diverging.sum() < diverging.size
-    moved = np.diff(mcmc.get_samples(group_by_chain=True)["z"].numpy(), prepend=np.inf) != 0
+    moved = np.diff(mcmc.get_samples(group_by_chain=True)["z"].numpy(force=True), prepend=np.inf) != 0
     assert not (moved & diverging)[:, 1:].any()  # a proposal that diverged is rejected
     diagnostics = mcmc.diagnostics()
     for chain in range(CHAINS):

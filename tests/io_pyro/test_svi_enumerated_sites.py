@@ -46,11 +46,13 @@ def test_enumerated_sites_are_drawn_given_the_draw_of_the_guide_and_the_data(sam
     weights = torch.stack(
         [0.3 * dist.Normal(shift, 1.0).log_prob(x).exp(), 0.7 * dist.Normal(shift + 2, 1.0).log_prob(x).exp()]
     )
-    probs = (weights[1] / weights.sum(0)).numpy()
+    probs = (weights[1] / weights.sum(0)).numpy(force=True)
     variance = probs * (1 - probs)
     assert (abs(z_scores(draws["kind"] - probs, variance)) < 5).all()
     # The indicators follow the shift of their own draw.
-    assert (abs(z_scores((draws["kind"] - probs) * shift.numpy(), variance * shift.numpy() ** 2)) < 5).all()
+    assert (
+        abs(z_scores((draws["kind"] - probs) * shift.numpy(force=True), variance * shift.numpy(force=True) ** 2)) < 5
+    ).all()
     # What has no data under it keeps its prior, on its own for each datum and draw.
     coins = draws["coin"]
     assert (abs(z_scores(coins - 0.4, np.full_like(coins, 0.24))) < 5).all()
@@ -78,7 +80,7 @@ def test_log_likelihood_and_predictions_are_given_the_enumerated_sites(samples_p
         np.testing.assert_array_equal(fit[group]["loc"], 10.0 * kind)
         assert (abs(fit[predictive]["x"] - 10.0 * kind) < 6 * (0.1 + kind)).all()
     kind = torch.tensor(values(fit, "posterior")["kind"])
-    expected = dist.Normal(10.0 * kind, 0.1 + kind).log_prob(x)
+    expected = dist.Normal(10.0 * kind, 0.1 + kind).log_prob(x).numpy(force=True)
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
     assert len(np.unique(values(fit, "prior")["kind"])) > 2
     assert_same(fit, from_pyro_svi((model, lambda x: None), **arguments))
@@ -103,9 +105,9 @@ def test_paths_of_a_hidden_markov_model_have_their_posterior(samples_per_pass):
     paths = torch.cartesian_prod(*[torch.arange(2)] * 3)
     joint = step[0, paths[:, 0]] * step[paths[:, 0], paths[:, 1]] * step[paths[:, 1], paths[:, 2]]
     joint = joint * dist.Normal(2.0 * paths, 1.0).log_prob(x).sum(-1).exp()
-    expected = (joint / joint.sum()).numpy()
+    expected = (joint / joint.sum()).numpy(force=True)
     draws = values(fit, "posterior")
-    drawn = np.stack([draws[f"state_{t}"] for t in range(3)], -1)[..., None, :] == paths.numpy()
+    drawn = np.stack([draws[f"state_{t}"] for t in range(3)], -1)[..., None, :] == paths.numpy(force=True)
     assert (abs(z_scores(drawn.all(-1) - expected, np.broadcast_to(expected * (1 - expected), (1, n, 8)))) < 5).all()
 
 
@@ -134,9 +136,9 @@ def test_global_and_local_enumerated_sites_and_what_the_guide_draws_below_them(s
         states[:, 1:]
     ).sum(-1)
     joint = (joint + dist.Normal(2.0 * states[:, 1:], 1.0).log_prob(z).sum(-1)).exp()
-    expected = (joint / joint.sum()).numpy()
+    expected = (joint / joint.sum()).numpy(force=True)
     draws = values(fit, "posterior")
-    drawn = np.concatenate([draws["regime"][..., None], draws["kind"]], -1)[..., None, :] == states.numpy()
+    drawn = np.concatenate([draws["regime"][..., None], draws["kind"]], -1)[..., None, :] == states.numpy(force=True)
     assert fit["posterior"]["regime"].dims == ("chain", "draw")
     assert (abs(z_scores(drawn.all(-1) - expected, np.broadcast_to(expected * (1 - expected), (1, n, 8)))) < 5).all()
 
@@ -181,7 +183,7 @@ def test_enumerated_mixture_fitted_with_automatic_guides(samples_per_pass):
         assert fit["posterior"]["loc"].dims == ("chain", "draw", "component")
         assert fit["posterior"]["kind"].dims == ("chain", "draw", "data")
         draws = {name: torch.tensor(value) for name, value in values(fit, "posterior").items()}
-        expected = dist.Normal(draws["loc"].gather(-1, draws["kind"]), 1.0).log_prob(x)
+        expected = dist.Normal(draws["loc"].gather(-1, draws["kind"]), 1.0).log_prob(x).numpy(force=True)
         np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
 
 

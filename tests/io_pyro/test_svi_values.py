@@ -48,7 +48,7 @@ def test_log_likelihood_is_that_of_each_draw_and_datum(samples_per_pass):
         (conjugate_model, conjugate_guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass
     )
     mu = torch.tensor(values(fit, "posterior")["mu"])
-    expected = dist.Normal(mu[..., None], 1.0).log_prob(x)
+    expected = dist.Normal(mu[..., None], 1.0).log_prob(x).numpy(force=True)
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_vector_events_are_summed_out_of_the_log_likelihood(samples_per_pass):
     arguments = {"num_samples": 10, "samples_per_pass": samples_per_pass, "log_likelihood": "conditional"}
     fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), **arguments)
     shifted = torch.tensor(values(fit, "posterior")["shifted"])
-    expected = dist.Normal(shifted, 1.0).log_prob(x).sum(-1)
+    expected = dist.Normal(shifted, 1.0).log_prob(x).sum(-1).numpy(force=True)
     np.testing.assert_allclose(values(fit, "log_likelihood")["x"], expected, rtol=1e-4)
 
 
@@ -111,13 +111,13 @@ def test_masked_elements_have_no_log_likelihood(samples_per_pass):
     arguments = {"model_args": (torch.randn(3),), "num_samples": 10, "samples_per_pass": samples_per_pass, "seed": 0}
     plain = values(from_pyro_svi((conjugate_model, conjugate_guide), **arguments), "log_likelihood")["x"]
     masked = values(from_pyro_svi((model, conjugate_guide), **arguments), "log_likelihood")["x"]
-    np.testing.assert_array_equal(masked, np.where(mask, plain, 0.0))
+    np.testing.assert_array_equal(masked, np.where(mask.numpy(force=True), plain, 0.0))
 
 
 def test_observed_data_is_a_copy_of_the_data():
     x = torch.randn(5)
     fit = from_pyro_svi((conjugate_model, conjugate_guide), model_args=(x,), num_samples=2)
-    expected = x.numpy().copy()
+    expected = x.numpy(force=True).copy()
     x.zero_()
     np.testing.assert_array_equal(values(fit, "observed_data")["x"], expected)
 
@@ -151,7 +151,7 @@ def test_discrete_observations(samples_per_pass):
     assert kinds.dtype == np.int64
     assert set(np.unique(kinds)) <= {0, 1, 2}
     np.testing.assert_array_equal(counts, counts.round())
-    expected = np.log(draws["probs"])[..., x.long() % 3]
+    expected = np.log(draws["probs"])[..., x.long().numpy(force=True) % 3]
     np.testing.assert_allclose(values(fit, "log_likelihood")["kind"], expected, rtol=1e-4)
 
 
@@ -183,15 +183,19 @@ def test_subsampled_plates_are_held_at_the_indices_of_their_coordinate(plate, ma
     fit = from_pyro_svi((model, guide), num_samples=6, samples_per_pass=samples_per_pass, log_likelihood="conditional")
     index = torch.tensor(fit["posterior"].coords["data"].values)
     if "subsample" in plate:
-        np.testing.assert_array_equal(index, plate["subsample"])
+        np.testing.assert_array_equal(index.numpy(force=True), plate["subsample"].numpy(force=True))
     else:
-        np.testing.assert_array_equal(index, np.arange(plate.get("subsample_size", 100)))
-    np.testing.assert_array_equal(values(fit, "observed_data")["x"], data[index])
+        np.testing.assert_array_equal(index.numpy(force=True), np.arange(plate.get("subsample_size", 100)))
+    np.testing.assert_array_equal(values(fit, "observed_data")["x"], data[index].numpy(force=True))
     local = torch.tensor(values(fit, "posterior")["local"])
     np.testing.assert_allclose(
-        values(fit, "log_likelihood")["x"], dist.Normal(local, 1.0).log_prob(data[index]), rtol=1e-5
+        values(fit, "log_likelihood")["x"], dist.Normal(local, 1.0).log_prob(data[index]).numpy(force=True), rtol=1e-5
     )
-    np.testing.assert_allclose(local[0].mean(0), locs[index], atol=1e-6 if make_guide is AutoDelta else 0.25)
+    np.testing.assert_allclose(
+        local[0].mean(0).numpy(force=True),
+        locs[index].numpy(force=True),
+        atol=1e-6 if make_guide is AutoDelta else 0.25,
+    )
 
 
 def test_a_minibatch_in_a_plate_of_the_size_of_the_data():
@@ -203,5 +207,7 @@ def test_a_minibatch_in_a_plate_of_the_size_of_the_data():
     x = torch.randn(4)
     fit = from_pyro_svi((model, AutoNormal(model)), model_args=(x,), num_samples=6, samples_per_pass=4)
     loc = torch.tensor(values(fit, "posterior")["loc"])[..., None]
-    np.testing.assert_allclose(values(fit, "log_likelihood")["x"], dist.Normal(loc, 1.0).log_prob(x), rtol=1e-5)
-    np.testing.assert_array_equal(values(fit, "observed_data")["x"], x)
+    np.testing.assert_allclose(
+        values(fit, "log_likelihood")["x"], dist.Normal(loc, 1.0).log_prob(x).numpy(force=True), rtol=1e-5
+    )
+    np.testing.assert_array_equal(values(fit, "observed_data")["x"], x.numpy(force=True))

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from pyro_ilvae import VAE, AnnealedELBO, MixtureVAE, MLPDecoder, likelihoods
 
-X = torch.randn(5, *EVENT, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X = torch.randn(5, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0), dtype=torch.float64)
 
 
 def posterior_by_hand(mixture, x):

@@ -96,7 +96,9 @@ CENTERS = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
 LABELS = torch.tensor([0] * 40 + [1] * 60 + [2] * 100)
 
 
-CLUSTERED = CENTERS[LABELS] + torch.tensor([1.0, 0.5]) * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+CLUSTERED = CENTERS[LABELS] + torch.tensor([1.0, 0.5]) * torch.randn(
+    200, 2, generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+)
 
 
 @pytest.mark.parametrize("weights", ["fixed", "learned"])
@@ -127,7 +129,7 @@ def test_components_are_put_on_clusters(weights, scales, enumerate_in):
 @pytest.mark.parametrize("noise", [0.2, 1.0])
 def test_scales_of_the_clusters_are_those_of_a_conjugate_model(noise):
     """What was drawn with the prior's scales and noise on top is given the prior's scales back."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(2)
     scale = torch.tensor([1.5, 0.5])
     size = 30_000
     z = 30 * CENTERS[torch.arange(size) % 3] + scale * torch.randn(size, 2, generator=generator)

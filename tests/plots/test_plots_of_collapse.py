@@ -12,7 +12,7 @@ from pyro_ilvae.plots import plot_divergence_bound, plot_epsilon_curve, plot_kl_
 
 
 @pytest.mark.parametrize(
-    "kl", [KL, KL.numpy(), KL.double().requires_grad_(), KL.bfloat16(), result(KLDivergence, values=KL)]
+    "kl", [KL, KL.numpy(force=True), KL.double().requires_grad_(), KL.bfloat16(), result(KLDivergence, values=KL)]
 )
 def test_kl_bars_are_sorted_means(kl):
     ax = plot_kl_per_dimension(kl)
@@ -25,11 +25,17 @@ def test_kl_range_over_the_data():
     kl = torch.rand(200, 3) * torch.tensor([1.0, 3.0, 2.0])
     [bars] = plot_kl_per_dimension(kl, sort=False).collections
     segments = np.array(bars.get_segments())
-    np.testing.assert_allclose(segments[:, 0], np.c_[range(3), np.quantile(kl.numpy(), 0.05, axis=0)], rtol=1e-5)
-    np.testing.assert_allclose(segments[:, 1], np.c_[range(3), np.quantile(kl.numpy(), 0.95, axis=0)], rtol=1e-5)
+    np.testing.assert_allclose(
+        segments[:, 0], np.c_[range(3), np.quantile(kl.numpy(force=True), 0.05, axis=0)], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        segments[:, 1], np.c_[range(3), np.quantile(kl.numpy(force=True), 0.95, axis=0)], rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("active", [ACTIVE, ACTIVE.numpy(), ACTIVE.tolist(), result(ActiveUnits, active=ACTIVE)])
+@pytest.mark.parametrize(
+    "active", [ACTIVE, ACTIVE.numpy(force=True), ACTIVE.tolist(), result(ActiveUnits, active=ACTIVE)]
+)
 def test_kl_inactive_units_are_hollow(active):
     ax = plot_kl_per_dimension(KL, active)
     hollow = {round(bar.get_x() + bar.get_width() / 2): bar.get_facecolor()[3] == 0 for bar in ax.patches}
@@ -70,7 +76,7 @@ def test_kl_of_several_models_are_lines_told_apart_without_color():
     ax = plot_kl_per_dimension({"a": KL, "b": result(KLDivergence, values=more)}, {"a": ACTIVE})
     a, hollow, b = ax.lines
     np.testing.assert_allclose(a.get_ydata(), [3.0, 1.5, 0.6, 0.01], rtol=1e-5)
-    np.testing.assert_allclose(b.get_ydata(), more.mean(0).sort(descending=True).values, rtol=1e-5)
+    np.testing.assert_allclose(b.get_ydata(), more.mean(0).sort(descending=True).values.numpy(force=True), rtol=1e-5)
     assert a.get_xdata().tolist() == [1, 2, 3, 4]
     assert (hollow.get_xdata().tolist(), to_hex(hollow.get_markerfacecolor())) == ([4], "#ffffff")
     assert a.get_linestyle() != b.get_linestyle()
@@ -82,7 +88,7 @@ def test_kl_of_several_models_are_lines_told_apart_without_color():
 def test_kl_unsorted_lines_stand_at_their_dimension():
     [line] = plot_kl_per_dimension({"a": KL}, sort=False).lines
     assert line.get_xdata().tolist() == [0, 1, 2, 3]
-    np.testing.assert_allclose(line.get_ydata(), KL.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(line.get_ydata(), KL.mean(0).numpy(force=True), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (5, 1), (3, 60)])
@@ -146,8 +152,8 @@ def test_bound_marks_and_counts_the_points_below():
     divergence = torch.tensor([1.5, 1.0, 3.0 * (1 - 1e-7), 9.0, 4.9])
     ax = plot_divergence_bound(divergence.requires_grad_(), bound)
     above, below = (points for points in ax.collections if isinstance(points, PathCollection))
-    np.testing.assert_allclose(above.get_offsets(), np.c_[bound, divergence.detach()][[0, 2, 3]], rtol=1e-6)
-    np.testing.assert_allclose(below.get_offsets(), np.c_[bound, divergence.detach()][[1, 4]], rtol=1e-6)
+    np.testing.assert_allclose(above.get_offsets(), np.c_[bound, divergence.numpy(force=True)][[0, 2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(below.get_offsets(), np.c_[bound, divergence.numpy(force=True)][[1, 4]], rtol=1e-6)
     assert to_hex(above.get_facecolor()) != to_hex(below.get_facecolor())
     assert {to_hex(points.get_facecolor()) for points in (above, below)} < OKABE_ITO
     assert legend(ax) == ["divergence = bound", "at or above: 3 of 5", "below: 2 of 5"]

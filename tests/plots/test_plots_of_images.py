@@ -16,7 +16,7 @@ def test_images_are_tiles_in_order(color):
     pictures = images(6, 4, 5, *color).requires_grad_()
     ax = plot_images(pictures, num_columns=3)
     drawn = tiles(ax, 4, 5, 2, 3)[..., :3] if color else tiles(ax, 4, 5, 2, 3)
-    np.testing.assert_allclose(drawn.reshape(6, 4, 5, *color), pictures.detach(), rtol=1e-6)
+    np.testing.assert_allclose(drawn.reshape(6, 4, 5, *color), pictures.numpy(force=True), rtol=1e-6)
 
 
 def test_images_leave_the_rest_of_the_last_row_empty():
@@ -82,7 +82,7 @@ def test_traversals_move_one_dimension_at_a_time():
     expected[0, :, 2] += torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
     expected[1, :, 0] += torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
     torch.testing.assert_close(z.reshape(2, 5, 3), expected)
-    np.testing.assert_allclose(tiles(ax, 4, 5, 2, 5), decode(z).reshape(2, 5, 4, 5))
+    np.testing.assert_allclose(tiles(ax, 4, 5, 2, 5), decode(z).reshape(2, 5, 4, 5).numpy(force=True))
     assert ticks(ax.yaxis) == ["$z_{2}$", "$z_{0}$"]
     assert [tick.replace("\N{MINUS SIGN}", "-") for tick in ticks(ax.xaxis)] == ["-2", "-1", "0", "1", "2"]
     assert ax.get_xlabel() == "$z_j$ less its value at the center"
@@ -96,7 +96,7 @@ def test_traversals_start_at_zero_with_a_module_in_evaluation_mode():
     ax = plot_traversals(module, 2, num_steps=2)
     assert module.training
     z = torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, -3.0], [0.0, 3.0]])
-    expected = module.eval()(z).detach().reshape(2, 2, 2, 3)
+    expected = module.eval()(z).reshape(2, 2, 2, 3).numpy(force=True)
     np.testing.assert_allclose(tiles(ax, 2, 3, 2, 2), expected, rtol=1e-5)
     assert ax.get_xlabel() == "value of $z_j$"
 
@@ -113,7 +113,7 @@ def test_traversals_decode_gets_floats(center):
 def test_reconstructions_stand_below_their_images_on_the_same_scale():
     x = images(3, 4, 5)
     ax = plot_reconstructions(x, 10 * x)
-    np.testing.assert_allclose(tiles(ax, 4, 5, 2, 3), torch.stack([x, 10 * x]), rtol=1e-6)
+    np.testing.assert_allclose(tiles(ax, 4, 5, 2, 3), torch.stack([x, 10 * x]).numpy(force=True), rtol=1e-6)
     assert ticks(ax.yaxis) == ["data", "reconstruction"]
     assert ax.images[0].get_clim() == pytest.approx((float(x.min()), float(x.max())))
 
@@ -136,6 +136,6 @@ def test_class_samples_are_rows(color):
     samples = images(2, 4, 3, 5, *color)
     ax = plot_class_samples(samples)
     drawn = tiles(ax, 3, 5, 2, 4)
-    np.testing.assert_allclose(drawn[..., :3] if color else drawn, samples, rtol=1e-6)
+    np.testing.assert_allclose(drawn[..., :3] if color else drawn, samples.numpy(force=True), rtol=1e-6)
     assert ticks(ax.yaxis) == ["0", "1"]
     assert ticks(plot_class_samples(samples[:, :1], labels=torch.tensor([5, 6])).yaxis) == ["5", "6"]

@@ -25,10 +25,10 @@ def test_posteriors_are_means_and_ellipses_of_two_sigma():
     loc, scale = torch.randn(5, 2, requires_grad=True), torch.rand(5, 2, requires_grad=True)
     ax = plot_posteriors(loc, scale)
     [collection], [means] = ellipses(ax), points(ax)
-    np.testing.assert_allclose(means.get_offsets(), loc.detach(), rtol=1e-6)
-    np.testing.assert_allclose(collection.get_offsets(), loc.detach(), rtol=1e-6)
-    np.testing.assert_allclose(collection.get_widths(), 4 * scale[:, 0].detach(), rtol=1e-6)
-    np.testing.assert_allclose(collection.get_heights(), 4 * scale[:, 1].detach(), rtol=1e-6)
+    np.testing.assert_allclose(means.get_offsets(), loc.numpy(force=True), rtol=1e-6)
+    np.testing.assert_allclose(collection.get_offsets(), loc.numpy(force=True), rtol=1e-6)
+    np.testing.assert_allclose(collection.get_widths(), 4 * scale[:, 0].numpy(force=True), rtol=1e-6)
+    np.testing.assert_allclose(collection.get_heights(), 4 * scale[:, 1].numpy(force=True), rtol=1e-6)
     assert ax.get_aspect() == 1
     assert legend(ax) == ["prior"]
     np.testing.assert_allclose(np.hypot(*ax.lines[0].get_data()), 2.0)
@@ -41,7 +41,7 @@ def test_posteriors_with_covariances_are_where_the_quadratic_form_is_four():
     t = np.linspace(0, 2 * math.pi, 50)
     # What EllipseCollection draws: axes along x and y, turned by the angle.
     shapes = zip(collection.get_widths(), collection.get_heights(), collection.get_angles(), strict=True)
-    for (width, height, angle), precision in zip(shapes, np.linalg.inv(covariance.numpy()), strict=True):
+    for (width, height, angle), precision in zip(shapes, np.linalg.inv(covariance.numpy(force=True)), strict=True):
         turn = np.radians(angle)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         boundary = rotation @ [width / 2 * np.cos(t), height / 2 * np.sin(t)]
@@ -76,7 +76,9 @@ def test_posteriors_by_class_belong_to_their_class():
     ax = plot_posteriors(loc, torch.ones(20, 2), labels=labels)
     for collection, name in zip(points(ax), ["a", "b"], strict=True):
         assert collection.get_label() == name
-        np.testing.assert_allclose(collection.get_offsets(), loc[torch.from_numpy(labels == name)], rtol=1e-6)
+        np.testing.assert_allclose(
+            collection.get_offsets(), loc[torch.as_tensor(labels == name)].numpy(force=True), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("scale", [torch.zeros(1, 2), torch.zeros(1, 2, 2), torch.ones(1, 2)])
@@ -97,7 +99,9 @@ def test_components_of_a_prior_are_two_sigma_ellipses():
     loc, scale = torch.randn(3, 2).double(), torch.rand(3, 2).double() + 0.1
     ax = plot_posteriors(torch.zeros(2, 2), torch.ones(2, 2), prior=(loc, scale))
     curves, crosses = ax.lines[::2], ax.lines[1::2]
-    for mean, deviation, curve, cross in zip(loc.numpy(), scale.numpy(), curves, crosses, strict=True):
+    for mean, deviation, curve, cross in zip(
+        loc.numpy(force=True), scale.numpy(force=True), curves, crosses, strict=True
+    ):
         np.testing.assert_allclose((((curve.get_xydata() - mean) / deviation) ** 2).sum(1), 4.0)
         np.testing.assert_allclose(cross.get_xydata(), [mean])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["prior"]

@@ -10,6 +10,7 @@ from torch.func import jvp
 
 from pyro_ilvae import _checks
 from pyro_ilvae._memory import fitting_rows
+from pyro_ilvae.diagnostics._engine.arrays import check_finite
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 _MOST_NUMBERS = 10_000_000  # held at a time for distances and Jacobians, unless a caller says otherwise
@@ -17,6 +18,7 @@ _MOST_NUMBERS = 10_000_000  # held at a time for distances and Jacobians, unless
 
 def check_unconditional(decoder: object) -> None:
     """Raise for a decoder that is no function of z alone."""
+    _checks.function("decoder", decoder, "a module or a function of z")
     if getattr(decoder, "conditional", False):
         way = "decoder.given(...)" if hasattr(decoder, "given") else "lambda z: decoder(z, context) for one context"
         raise UnavailableError(
@@ -38,20 +40,29 @@ def prior_draws(
     sampler: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """Draws of shape (num_samples, K) from the sampler or from N(0, scale^2 I), of the decoder's dtype and device."""
-    known = latent_dim if latent_dim is not None else getattr(decoder, "latent_dim", None)
+    own = getattr(decoder, "latent_dim", None)
+    known = own if latent_dim is None else _checks.positive_int("latent_dim", latent_dim)
+    if isinstance(own, int) and known != own:
+        raise ValueError(f"Expected latent_dim to be {own}, as the decoder's own, got {latent_dim}")
+    state = [*decoder.parameters(), *decoder.buffers()] if isinstance(decoder, nn.Module) else []
+    like = next((tensor for tensor in state if tensor.is_floating_point()), None)
     if sampler is not None:
-        z = sampler(num_samples)
+        if scale != 1:
+            raise ValueError(f"Expected a sampler or a scale, got both, with scale={scale!r}")
+        z = _checks.tensor("draws of sampler", _checks.function("sampler", sampler)(num_samples))
+        if like is not None or not z.is_floating_point():
+            z = z.to(torch.empty(0) if like is None else like)
         if z.dim() != 2 or len(z) != num_samples or (known is not None and z.shape[1] != known):
             raise ValueError(
                 f"Expected sampler to return shape ({num_samples}, {'K' if known is None else known}), got "
                 f"{tuple(z.shape)}"
             )
+        check_finite("draws of sampler", z)
         return z.detach()
     if known is None:
         raise ValueError("Expected latent_dim or a sampler for a decoder without the attribute latent_dim, got neither")
     _checks.positive("scale", scale)
-    state = [*decoder.parameters(), *decoder.buffers()] if isinstance(decoder, nn.Module) else []
-    like = next((tensor for tensor in state if tensor.is_floating_point()), torch.empty(0))
+    like = torch.empty(0) if like is None else like
     shape = (num_samples, _checks.positive_int("latent_dim", known))
     return scale * torch.randn(shape, dtype=like.dtype, device=like.device)
 
@@ -68,17 +79,63 @@ def num_features(decoder: Callable[[Tensor], Tensor], z: Tensor) -> int:
                 "Expected decoder to be one function, got two results for the same z: condition weights that have a "
                 "prior, and leave out noise"
             )
+        _check_derivative(decoder, z, eta)
     return eta.shape[1]
+
+
+def _check_derivative(decoder: Callable[[Tensor], Tensor], z: Tensor, eta: Tensor) -> None:
+    """Raise if the Jacobian has nothing of how the output moves, as where it is detached or leaves PyTorch."""
+    resolution = torch.finfo(z.dtype).eps
+    step = resolution ** (1 / 3) * (z.flip(0) - z if len(z) > 1 else z)
+    # On both sides, because an edge may lie between a flat part and the other side.
+    found = torch.minimum(*((decode(decoder, at) - eta).norm(dim=-1) for at in (z + step, z - step)))
+    derivative = (jacobian(decoder, z) @ step[..., None])[..., 0].norm(dim=-1)
+    if ((found > 100 * resolution * eta.norm(dim=-1)) & (derivative <= 1e-3 * found)).any():
+        raise ValueError(
+            "Expected decoder to be differentiable, got a derivative of zero where its output moves: leave out what "
+            "detaches the output"
+        )
 
 
 def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """The decoder's output of shape (N, D)."""
-    eta = decoder(z)
-    if eta.dim() == 0 or len(eta) != len(z):
+    return parameters_of(decoder, z).reshape(len(z), -1)
+
+
+def parameters_of(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The decoder's output of shape (N, *event_shape)."""
+    try:
+        eta = decoder(z)
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        expected = f"{str(z.dtype).removeprefix('torch.')} of shape {tuple(z.shape)}"
+        raise ValueError(f"Expected decoder to take z, {expected}, got {type(error).__name__}: {error}") from error
+    if not isinstance(eta, Tensor) or not eta.is_floating_point():
+        got = eta.dtype if isinstance(eta, Tensor) else f"a {type(eta).__name__}"
+        raise TypeError(f"Expected decoder to return a floating-point tensor, got {got}")
+    if eta.dim() == 0 or len(eta) != len(z) or eta.numel() == 0:
         raise ValueError(f"Expected decoder to return shape ({len(z)}, *event_shape), got {tuple(eta.shape)}")
     if not eta.isfinite().all():
         raise ValueError("Expected decoder to return finite values, got NaN or infinity")
-    return eta.reshape(len(z), -1)
+    return eta
+
+
+def check_likelihood(likelihood: object) -> None:
+    """Raise for what is no function from natural parameters to a distribution."""
+    # The class of a distribution is one.
+    if not (isinstance(likelihood, type) and issubclass(likelihood, torch.distributions.Distribution)):
+        _checks.function("likelihood", likelihood, "a function from natural parameters to a distribution")
+
+
+def distribution_of(likelihood: Callable[[Tensor], Any], eta: Tensor) -> Any:
+    """The likelihood's distribution of the data."""
+    try:
+        distribution = likelihood(eta)
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(f"Expected likelihood to take the decoder's output, got {got}") from error
+    if not hasattr(distribution, "log_prob"):
+        raise TypeError(f"Expected likelihood to return a distribution, got a {type(distribution).__name__}")
+    return distribution
 
 
 def split(
@@ -109,4 +166,7 @@ def jacobian(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
             warnings.filterwarnings("ignore", "`torch.jit")
             return torch.stack([jvp(flat, (z,), (column.expand_as(z),))[1] for column in columns], -1)
     except RuntimeError:  # something inside has a backward derivative only
-        return torch.autograd.functional.jacobian(lambda at: flat(at).sum(0), z).transpose(0, 1)
+        try:
+            return torch.autograd.functional.jacobian(lambda at: flat(at).sum(0), z).transpose(0, 1)
+        except RuntimeError as error:
+            raise ValueError(f"Expected decoder to be differentiable, got {error}") from error

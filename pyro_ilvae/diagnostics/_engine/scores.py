@@ -51,7 +51,9 @@ def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]
         raise ValueError(f"Expected a continuous latent site in the plate over the data, got {given}")
     for name in names:
         if name not in nodes:
-            raise ValueError(f"Expected each site in sites to be a latent site that is drawn, among {list(nodes)}, got {name!r}")
+            raise ValueError(
+                f"Expected each site in sites to be a latent site that is drawn, among {list(nodes)}, got {name!r}"
+            )
         local_dim(batch, nodes[name])
         check_differentiable(nodes[name])
     return names

@@ -13,8 +13,10 @@ from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood, decoded_site
 from pyro_ilvae.diagnostics._engine.decoding import (
     certified_constant,
+    check_likelihood,
     check_unconditional,
     decode,
+    distribution_of,
     jacobian,
     num_features,
     prior_draws,
@@ -92,7 +94,7 @@ def mean_fisher_divergence(
         latent_dim: the dimension :math:`K`, if the decoder lacks this attribute and there is no ``sampler``.
         num_samples: the number of prior draws.
         scale: the standard deviation of the prior, N(0, scale^2 I).
-        sampler: a function that draws from another prior, from n to a tensor of shape (n, K).
+        sampler: a function that draws from another prior, from n to a tensor of shape (n, K), in place of ``scale``.
         samples_per_pass: the number of prior draws treated at a time; if None, as many as fit in bounded memory. It
             changes draws of x, if there are any, and nothing else.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
@@ -102,8 +104,10 @@ def mean_fisher_divergence(
         both, None without a constant and for "sampled"; and the estimator.
 
     Raises:
-        ValueError: for a decoder whose dimension is not known, whose output is not finite, has another length, or
-            differs between two calls, for an infinite information, and for arguments out of range.
+        ValueError: for a decoder whose dimension is not known or another, whose output is not finite, has another
+            length, differs between two calls, or has lost its derivative, for an infinite information, and for
+            arguments out of range.
+        TypeError: for a decoder, likelihood or sampler that is no function, or that returns something else.
         UnavailableError: for a decoder that needs more than z.
 
     References:
@@ -120,6 +124,7 @@ def mean_fisher_divergence(
     """
     _checks.positive_int("num_samples", num_samples)
     check_unconditional(decoder)
+    check_likelihood(likelihood)
     known = hasattr(likelihood, "information_product") and hasattr(likelihood, "smallest_information")
 
     def parts_and_smallest(z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +171,7 @@ def _sampled_squares(likelihood: Callable[[Tensor], Any], eta: Tensor, jacobian:
     for _ in range(_NUM_DATA):
         with torch.enable_grad():
             at = eta.detach().requires_grad_()
-            distribution = likelihood(at)
+            distribution = distribution_of(likelihood, at)
             log_prob = distribution.log_prob(distribution.sample())
             (score,) = torch.autograd.grad(log_prob.sum(), at)
         total += torch.einsum("nd,ndk->nk", score.reshape(len(eta), -1), jacobian).square()
