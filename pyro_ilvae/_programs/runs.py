@@ -155,7 +155,7 @@ class Runs:
     ) -> bool:
         """Whether some draws of those made together are what they are alone, in values and log densities.
 
-        These are two that lie far apart, where branches on values show, and further ``draws`` by their positions.
+        These are a few that lie far apart, where branches on values show, and further ``draws`` by their positions.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
         ``run(num_draws, given)`` makes the traces; ``given`` holds the values of a draw. It also makes the traces of
@@ -268,17 +268,26 @@ class Runs:
         return True
 
 
-def _far_apart(together: Sequence[Trace], num_draws: int) -> tuple[int, int]:
-    """The positions of the draws with the largest and the smallest values of the latent sites on the whole."""
-    total = torch.zeros(num_draws, dtype=torch.float64)
-    for value in (value for trace in together for value in drawn(trace).values()):
-        if value.dim() and len(value) == num_draws:
-            rows = value.detach().reshape(num_draws, -1).double()
-            scores = (rows - rows.mean(0)) / rows.std(0)
-            total += scores.nan_to_num(0.0, 0.0, 0.0).sum(1).cpu()
-    largest = int(total.argmax())
-    smallest = int(total.argmin())
-    return largest, smallest if smallest != largest else (largest + 1) % num_draws
+def _far_apart(together: Sequence[Trace], num_draws: int) -> set[int]:
+    """The positions of some draws with the largest and the smallest values of the latent sites.
+
+    These are the draws that are largest or smallest on the whole, and in all values of one of the first two sites.
+    """
+    values = {name: value for trace in together for name, value in drawn(trace).items()}
+    rows = [
+        value.detach().reshape(num_draws, -1).double().cpu()
+        for value in values.values()
+        if value.dim() and len(value) == num_draws and value.numel() > 0
+    ]
+    if not rows:
+        return {0, num_draws - 1}
+    whole = torch.stack([((part - part.mean(0)) / part.std(0)).nan_to_num(0.0, 0.0, 0.0).sum(1) for part in rows]).sum(
+        0
+    )
+    found = {int(whole.argmax()), int(whole.argmin())}
+    for part in rows[:2]:
+        found |= {int(part.min(1).values.argmax()), int(part.max(1).values.argmin())}
+    return found if len(found) > 1 else {0, num_draws - 1}
 
 
 def _close(together: Tensor, alone: Tensor) -> bool:

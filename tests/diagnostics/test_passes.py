@@ -214,7 +214,7 @@ def test_a_branch_on_all_draws_at_once_is_found(branch, seed):
     def attempt(samples_per_pass=None):
         taken.clear()
         try:
-            return evidence(model, guide, x, num_samples=200, samples_per_pass=samples_per_pass, seed=seed).elbo
+            return evidence(model, guide, x, num_samples=200, samples_per_pass=samples_per_pass, seed=seed)
         except ValueError as error:
             return str(error)
 
@@ -223,9 +223,10 @@ def test_a_branch_on_all_draws_at_once_is_found(branch, seed):
     if isinstance(together, str):
         assert "samples_per_pass=1" in together
     elif any(taken):
-        assert torch.equal(together, alone)
+        assert torch.equal(together.elbo, alone.elbo)
     else:
-        torch.testing.assert_close(together, alone)
+        error = alone.elbo_standard_errors + together.elbo_standard_errors
+        assert ((together.elbo - alone.elbo).abs() < 5 * error).all()
 
 
 def test_the_comparison_with_draws_alone_is_bounded():
