@@ -81,7 +81,7 @@ def decoded_site(batch: Batch) -> Decoded | None:
     return Decoded(named, only[0], part_of(batch.model, "likelihood"), trace)
 
 
-def check_likelihood(batch: Batch, found: Decoded) -> None:
+def check_likelihood_of_model(batch: Batch, found: Decoded) -> None:
     """Raise unless the data's density given all latent sites is the likelihood's at the decoder's output."""
     if found.likelihood is None:
         raise UnavailableError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood, decoded_site
+from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site
 from pyro_ilvae.diagnostics._engine.decoding import (
     certified_constant,
     check_likelihood,
@@ -186,7 +186,7 @@ def _variables(call: Call) -> dict[str, Any]:
             "mean_fisher_divergence(decoder, likelihood, sampler=...) for one that is written otherwise"
         )
     check_unconditional(found.decoder)
-    check_likelihood(call.batch, found)
+    check_likelihood_of_model(call.batch, found)
     with seeded(call.options["seed"]):
         z = draws_of_prior(call, str(found.site))
     own = mean_fisher_divergence(
@@ -194,7 +194,6 @@ def _variables(call: Call) -> dict[str, Any]:
         found.likelihood,
         num_samples=len(z),
         sampler=lambda _: z,
-        samples_per_pass=100,
         seed=call.options["seed"],
     )
     return {
