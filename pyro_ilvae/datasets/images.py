@@ -173,7 +173,8 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"Expected {path} to be a whole gzip file, got {error}") from error
     if len(raw) < 4 or raw[:2] != b"\0\0":
-        raise ValueError(f"Expected {path} to start with 0x0000 and two more bytes, as IDX does, got 0x{raw[:4].hex()}")
+        got = raw[:4].hex()
+        raise ValueError(f"Expected path {path} to start with 0x0000 and two more bytes, as IDX does, got 0x{got}")
     if raw[2] != 0x08:
         raise ValueError(f"Expected {path} to hold unsigned bytes, data type 0x08, got 0x{raw[2]:02x}")
     start = 4 + 4 * raw[3]

@@ -337,7 +337,7 @@ CALLS = {
     ),
     "plot_training": of_plot(
         "plot_training",
-        {"beta": ["ab", torch.ones(9), -1.0], "inverse_lipschitz": ["ab", torch.ones(9)]},
+        {"beta": ["ab", torch.ones(9)], "inverse_lipschitz": ["ab", torch.ones(9)]},
         losses=torch.rand(4),
         beta=torch.rand(4),
         inverse_lipschitz=torch.rand(4),
@@ -358,6 +358,6 @@ CALLS = {
             plots.plot_sweep,
             {"x": [0.0, 1.0], "results": {"a": {"s": [[1.0, 2.0]]}}, "ylabels": ["a"], "axes": axes()},
         ),
-        {"x": ["ab", None, [1.0]], "ylabels": [3, ["a", "b", "c"]]},
+        {"x": ["ab", None, [[1.0, 2.0]]], "ylabels": [3, ["a", "b", "c"]]},
     ),
 }
