@@ -59,7 +59,7 @@ def calls(name, values, *functions):
         ),
         *calls(
             "input_transform",
-            [3, "log1p", torch.nn.ReLU, [torch.log1p]],
+            [3, "log1p", torch.nn.ReLU, ["log1p"]],
             lambda v: MLPEncoder(event_shape=8, latent_dim=2, input_transform=v),
             lambda v: ConvEncoder(event_shape=(8, 8), latent_dim=2, input_transform=v),
         ),
