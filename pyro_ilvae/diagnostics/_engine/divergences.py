@@ -8,6 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
@@ -94,7 +95,8 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     analytic = values is not None
     if values is None:
         try:
-            values = q.log_prob(site["value"]) - p.log_prob(site["value"])
+            with evaluation_mode(q, p):
+                values = q.log_prob(site["value"]) - p.log_prob(site["value"])
         except ValueError as error:
             raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
     if site["mask"] is not None:
