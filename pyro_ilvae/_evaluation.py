@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -18,11 +18,12 @@ _MOST_PARTS = 200  # of an object that are looked at; a longer list holds data r
 
 
 @contextmanager
-def evaluation_mode(*functions: Callable[..., Any]) -> Iterator[None]:
+def evaluation_mode(*functions: Any) -> Iterator[None]:
     """Put every module in evaluation mode before it runs, and restore all modes afterwards.
 
     Results are then free of dropout, and leave the running statistics of batch normalization as they were. The modules
-    are those that the functions are, belong to or refer to, and all others as soon as they are called.
+    are those that the functions are, belong to or refer to, and all others as soon as they are called. An object that is
+    no function, such as a distribution, stands for the modules in it.
     """
     modes: dict[int, tuple[nn.Module, bool]] = {}
 
@@ -64,7 +65,7 @@ def _run_eagerly(stack: ExitStack, modes: Mapping[int, tuple[nn.Module, bool]]) 
         warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks")
 
 
-def modules_of(functions: tuple[Callable[..., Any], ...]) -> Iterator[nn.Module]:
+def modules_of(functions: tuple[Any, ...]) -> Iterator[nn.Module]:
     """The modules that functions are, belong to or refer to, directly or by way of other functions and containers."""
     seen: dict[int, Any] = {}
     found: list[Any] = list(functions)

@@ -14,7 +14,16 @@ from torch import nn
 from torch.func import functional_call
 
 from pyro_ilvae._contexts import evaluation_mode
-from pyro_ilvae.diagnostics import collapse_summary, lipschitz_audit, mean_fisher_divergence, separation
+from pyro_ilvae.diagnostics import (
+    collapse_summary,
+    evidence,
+    guide_fisher_divergence,
+    kl_divergence,
+    kl_per_dimension,
+    lipschitz_audit,
+    mean_fisher_divergence,
+    separation,
+)
 from pyro_ilvae.io_pyro import from_pyro_svi
 from pyro_ilvae.likelihoods import Normal
 from pyro_ilvae.plots import plot_traversals
@@ -229,6 +238,36 @@ def test_measures_of_any_program_are_those_of_evaluation_mode(measure, programs)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     net.eval()
     assert measure(*pair) == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("measure", [evidence, kl_divergence, kl_per_dimension, guide_fisher_divergence])
+def test_densities_of_a_flow_are_those_of_evaluation_mode(measure):
+    """The densities are computed after the guide has run."""
+    flow = dist.transforms.batchnorm(2)
+    flow(torch.randn(20, 2))
+    x = torch.randn(6, 2)
+
+    def normal(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def flow_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 0.5).to_event(1), [flow]))
+
+    def measured():
+        try:
+            return repr(measure(normal, flow_guide, x, seed=0))
+        except ValueError as error:
+            return str(error)
+
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    value = measured()
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+    assert flow.training
+    flow.eval()
+    assert measured() == value
 
 
 DECODERS = {

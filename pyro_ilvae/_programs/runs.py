@@ -25,8 +25,6 @@ Values: TypeAlias = Mapping[str, Tensor]  # of sites, by name
 
 MOST_PAIRS = 100_000  # of a draw and a datum that are in memory at a time, unless a caller says otherwise
 
-_COMPARED = 8  # draws made together at first, because a branch that few draws take does not show in two
-
 
 class Runs:
     """A model and its guide, run with the same arguments for any number of draws at once.
@@ -48,6 +46,7 @@ class Runs:
         guide_trace: the guide's trace of one draw.
         model_trace: the model's trace at that draw, with values from the prior at the sites that are left out.
         compared: functions whose runs decide whether draws can be made together; see :meth:`same_alone`.
+        num_compared: the number of draws that are made together to find out.
         known_to_vectorize: whether draws can be made together; None as long as that has not been found out.
     """
 
@@ -56,6 +55,7 @@ class Runs:
         self.nesting = 0
         self.enumerated_sites: list[str] = []
         self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
+        self.num_compared = 2
         self.known_to_vectorize: bool | None = None
         self._hold, self._sizes = HoldSubsamples(), SizePlates()
         state = torch.get_rng_state()
@@ -132,18 +132,20 @@ class Runs:
         """Return the number of draws of each pass: ``samples_per_pass``, or ``most`` if None; 1 if draws mix."""
         _checks.positive_int("num_samples", num_samples)
         step = max(1, most) if samples_per_pass is None else _checks.positive_int("samples_per_pass", samples_per_pass)
-        if num_samples > 1 and step > 1 and not self._find_out(min(step, num_samples, _COMPARED)):
+        if num_samples > 1 and step > 1 and not self._find_out(min(step, num_samples, self.num_compared)):
             step = 1
         return [min(step, num_samples - start) for start in range(0, num_samples, step)]
 
     @property
     def vectorizes(self) -> bool:
         """Whether draws can be made together, found out once."""
-        return self._find_out(2)
+        return self._find_out(self.num_compared)
 
     def _find_out(self, num_draws: int) -> bool:
         if self.known_to_vectorize is None:
-            self.known_to_vectorize = all(self.same_alone(run, num_draws=num_draws) for run in self.compared)
+            self.known_to_vectorize = all(
+                self.same_alone(run, num_draws=num_draws, thorough=num_draws > 2) for run in self.compared
+            )
         return self.known_to_vectorize
 
     def same_alone(
@@ -151,11 +153,12 @@ class Runs:
         run: Callable[[int, Values], Sequence[Trace]],
         together: Sequence[Trace] | None = None,
         num_draws: int = 2,
-        draws: Sequence[int] = (),
+        *,
+        thorough: bool = False,
     ) -> bool:
-        """Whether some draws of those made together are what they are alone, in values and log densities.
+        """Whether the first and the last of draws made together are what they are alone, in values and log densities.
 
-        These are a few that lie far apart, where branches on values show, and further ``draws`` by their positions.
+        If ``thorough``, some others that lie far apart are compared as well, where branches on values show.
 
         A program that indexes its values from the left fails with an extra dimension there, or is silently wrong.
         ``run(num_draws, given)`` makes the traces; ``given`` holds the values of a draw. It also makes the traces of
@@ -165,7 +168,8 @@ class Runs:
             with torch.no_grad(), seeded(0), pyro.validation_enabled(True):
                 if together is None:
                     together = run(num_draws, {})
-                draws = sorted({*_far_apart(together, num_draws), *draws})
+                others = _far_apart(together, num_draws) if thorough else set()
+                draws = sorted({0, num_draws - 1} | others)
                 alone = [run(1, self._one_draw(together, i, num_draws)) for i in draws]
                 return all(self._alike(draws, num_draws, *traces) for traces in zip(together, *alone, strict=True))
         except Exception:
@@ -280,14 +284,14 @@ def _far_apart(together: Sequence[Trace], num_draws: int) -> set[int]:
         if value.dim() and len(value) == num_draws and value.numel() > 0
     ]
     if not rows:
-        return {0, num_draws - 1}
+        return set()
     whole = torch.stack([((part - part.mean(0)) / part.std(0)).nan_to_num(0.0, 0.0, 0.0).sum(1) for part in rows]).sum(
         0
     )
     found = {int(whole.argmax()), int(whole.argmin())}
     for part in rows[:2]:
         found |= {int(part.min(1).values.argmax()), int(part.max(1).values.argmin())}
-    return found if len(found) > 1 else {0, num_draws - 1}
+    return found
 
 
 def _close(together: Tensor, alone: Tensor) -> bool:

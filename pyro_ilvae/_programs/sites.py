@@ -10,6 +10,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.distributions import innermost
 
 
@@ -49,7 +50,8 @@ def is_variable(site: Any) -> bool:
 def site_log_prob(site: Any) -> Tensor:
     """Return the log density of a site's value, without scales, of the site's batch shape; 0 where it is masked."""
     try:
-        log_prob = site["fn"].log_prob(site["value"])
+        with evaluation_mode(site["fn"]):  # of the modules in the transforms of a flow
+            log_prob = site["fn"].log_prob(site["value"])
     except ValueError as error:
         raise ValueError(f"Expected a value in the support at site '{site['name']}', got another: {error}") from error
     except RuntimeError as error:

@@ -36,6 +36,7 @@ __all__ = ["Batch", "batches", "data_arguments", "data_batches", "sample_sites",
 _MOST_PAIRS = MOST_PAIRS  # of a draw and a datum in memory at a time, unless a caller says otherwise
 
 _FEW = 12  # draws
+_COMPARED = 8  # draws made together at first, because a branch that few draws take does not show in two
 
 
 class Batch:
@@ -54,7 +55,7 @@ class Batch:
     ) -> None:
         self.model, self.guide = model, guide
         self.runs = Runs(model, guide, arguments)
-        self.runs.compared = [self._traces_to_compare]
+        self.runs.compared, self.runs.num_compared = [self._traces_to_compare], _COMPARED
         self.from_loader = False  # whether other batches come from elsewhere than the same tensors
         self.bytes_by_draws: dict[int, int] = {}  # that runs of so many draws take, as far as that was found out
         check_order(self.runs)
@@ -138,7 +139,7 @@ class Batch:
 
     def _check_alone(self, together: tuple[Trace, Trace], num_draws: int) -> None:
         """Raise if draws are not what they are alone: a branch that few draws take shows in a pass of many."""
-        if not self.runs.same_alone(self.traces, together, num_draws, [num_draws - 1]):
+        if not self.runs.same_alone(self.traces, together, num_draws, thorough=True):
             raise ValueError(
                 f"Expected a model and a guide that treat each draw on its own, got {num_draws} draws of which some "
                 "are others alone, as where a branch looks at all draws at once: write it with torch.where, or make "
@@ -309,7 +310,8 @@ def _of_call(
     part = next(arguments.batches(batch_size)) if len(arguments.sizes) == 1 else arguments
     if not arguments.sizes:
         arguments.check_others(None)
-    with seeded(0), naming_arguments(any_error=not arguments.sizes):  # so that no draw of the caller's is used up
+    # With a seed, so that no draw of the caller's is used up, and without the checks of densities, which come later.
+    with seeded(0), dist.validation_enabled(False), naming_arguments(any_error=not arguments.sizes):
         runs = Runs(model, guide, part)
     found = plate_over_data(*_pruned(runs.guide_trace, runs.model_trace), part, plate)
     return arguments if found is None or [found[1]] == part.sizes else arguments._replace(size=found[1])

@@ -8,6 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites, site_log_prob
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
@@ -95,10 +96,11 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     analytic = values is not None
     if values is None:
         try:
-            log_prior = p.log_prob(site["value"])
-            if summed:
-                log_prior = _summed(batch, model_trace, log_prior, event_dim)
-            values = q.log_prob(site["value"]) - log_prior
+            with evaluation_mode(q, p):
+                log_prior = p.log_prob(site["value"])
+                if summed:
+                    log_prior = _summed(batch, model_trace, log_prior, event_dim)
+                values = q.log_prob(site["value"]) - log_prior
         except ValueError as error:
             raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
     if site["mask"] is not None:

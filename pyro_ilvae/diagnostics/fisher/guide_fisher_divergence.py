@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyro_ilvae import _checks
-from pyro_ilvae._contexts import seeded
+from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches, sample_sites
@@ -194,7 +194,7 @@ def _summed_log_prior(batch: Batch, name: str, z: Tensor, count: int) -> Tensor:
 
 
 def _sampled_squares(q: Any, log_prior: Callable[[Tensor], Tensor], value: Tensor, where: str) -> Tensor:
-    with torch.enable_grad():
+    with torch.enable_grad(), evaluation_mode(q, log_prior):
         z = value.detach().requires_grad_()  # also hides the draw from the caches of transforms
         try:
             # Data are independent, so that the gradient of the sum is the gradient of each datum.
