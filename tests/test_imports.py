@@ -22,7 +22,6 @@ ALLOWED = {
     "protocols": set(),
     "_evaluation": set(),
     "_contexts": {"_checks", "_evaluation"},
-    "_memory": {"_contexts"},
     "_programs": {"_checks", "_evaluation", "_contexts", "distributions"},
     "_exponential_family": {"_checks", "networks"},
     "likelihoods": {"_checks", "_exponential_family", "distributions"},

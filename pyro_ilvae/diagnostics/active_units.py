@@ -13,7 +13,8 @@ from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
-from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, site_posterior
 from pyro_ilvae.diagnostics._engine.sites import local_dim, only_site

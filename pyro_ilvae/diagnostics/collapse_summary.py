@@ -12,7 +12,8 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import verdicts
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, data_arguments
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
 from pyro_ilvae.diagnostics._engine.sites import site_names
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite, OfWhole
 from pyro_ilvae.diagnostics.active_units import SUMMARY as ACTIVE_UNITS

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program, sample_sites
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches, sample_sites
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.sites import check_no_points

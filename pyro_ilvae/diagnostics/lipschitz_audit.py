@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ilvae import _checks, _memory
+from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.diagnostics._engine import printing
+from pyro_ilvae.diagnostics._engine import memory, printing
 from pyro_ilvae.diagnostics._engine.decoding import (
     certified_constant,
     check_unconditional,
@@ -136,7 +136,7 @@ def lipschitz_audit(
                 return torch.cat([decode(decoder, rows) for rows in part.split(rows_per_pass)])
 
             # A few copies of the images, in double precision, are in memory at a time.
-            at_a_time = max(1, _memory.MOST_BYTES // (64 * features))
+            at_a_time = max(1, memory.MOST_BYTES // (64 * features))
             pairs = _worst_pairs(z, images_of, at_a_time, nearest, num_worst)
             ratios = by_rows(partial(_ratios, decoder), z[pairs], 2 * features)
 

@@ -16,7 +16,8 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.aggregates import controlled, exact, log_sum, mean_and_error
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, data_arguments
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
 from pyro_ilvae.diagnostics._engine.data_posteriors import DataPosterior, data_posterior, log_density_anywhere
 from pyro_ilvae.diagnostics._engine.densities import marginal
 from pyro_ilvae.diagnostics._engine.sites import only_site

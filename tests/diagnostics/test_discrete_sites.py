@@ -187,7 +187,7 @@ def test_the_values_of_a_sum_count_in_the_bound_on_memory(monkeypatch):
             seen.append((y + z).numel())
             pyro.sample("x", dist.Normal(CENTERS[y] + z, 0.6), obs=x)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 60)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batch._MOST_PAIRS", 60)
     evidence(model, gmvae_guide_without_y, torch.randn(10), num_samples=20)
     assert max(seen) == 60
 

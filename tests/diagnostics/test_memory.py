@@ -8,7 +8,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ilvae import likelihoods
-from pyro_ilvae._memory import Allocations, fitting_rows
 from pyro_ilvae.diagnostics import (
     active_units,
     collapse_summary,
@@ -23,6 +22,7 @@ from pyro_ilvae.diagnostics import (
     posterior_fisher_divergence_of_draws,
     separation,
 )
+from pyro_ilvae.diagnostics._engine.memory import Allocations, fitting_rows
 
 N, DRAWS, BUDGET = 2, 100, 2**22
 
@@ -44,7 +44,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _small_budget(monkeypatch):
-    monkeypatch.setattr("pyro_ilvae._memory.MOST_BYTES", BUDGET)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.memory.MOST_BYTES", BUDGET)
 
 
 class Chain:
@@ -165,7 +165,7 @@ def test_passes_change_no_result(measure, monkeypatch):
     chain = Chain(16, 8)
     x = torch.randn(8, 16)  # draws for 8 data use up the random numbers of whole blocks
     whole = measure(chain.one, chain.guide_of_one, x, num_samples=40, seed=1)
-    monkeypatch.setattr("pyro_ilvae._memory.MOST_BYTES", 2**14)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.memory.MOST_BYTES", 2**14)
     with Largest() as largest:
         parts = measure(chain.one, chain.guide_of_one, x, num_samples=40, seed=1)
     assert largest.bytes < 2**14
@@ -179,7 +179,7 @@ def test_an_audit_compares_all_pairs_in_blocks(at_a_time, monkeypatch):
     net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, features)).double().requires_grad_(False)
     options = {"latent_dim": 2, "num_samples": 20, "num_worst": 190, "steps": 3, "seed": 0}
     whole = lipschitz_audit(net, **options)
-    monkeypatch.setattr("pyro_ilvae._memory.MOST_BYTES", at_a_time * 64 * features)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.memory.MOST_BYTES", at_a_time * 64 * features)
     parts = lipschitz_audit(net, **options)
     for one, other in zip(whole[1:], parts[1:], strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)

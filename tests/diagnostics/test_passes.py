@@ -33,7 +33,7 @@ def test_draws_in_passes_bound_the_memory_and_change_nothing(monkeypatch):
             most.append(z[..., 0].numel())
             pyro.sample("x", dist.Normal(z @ W, NOISE).to_event(1), obs=batch)
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 7 * N)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batch._MOST_PAIRS", 7 * N)
     bounds = evidence(model_that_looks, exact_guide, x, num_samples=30)
     assert max(most) == 7 * N
     torch.testing.assert_close(bounds.elbo, evidence(linear_model, exact_guide, x).elbo, atol=1e-4, rtol=1e-4)
@@ -50,7 +50,7 @@ def test_infinite_divergence_by_draws_in_passes(monkeypatch):
             z = pyro.sample("z", dist.Normal(x, 1.0))
             pyro.sample("w", dist.Normal(z, 1.0))
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 20)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batch._MOST_PAIRS", 20)
     with pyro.validation_enabled(False):
         kl = kl_divergence(model, guide, torch.zeros(2), num_samples=100)
     assert kl.values.tolist() == [math.inf, math.inf]
@@ -92,7 +92,7 @@ def test_memory_is_bounded(monkeypatch):
             z2 = pyro.sample("z2", dist.Normal(0.3 * x, 0.9))
             pyro.sample("z1", dist.Normal(0.5 * x + 0.4 * z2, 0.5))
 
-    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 35)
+    monkeypatch.setattr("pyro_ilvae.diagnostics._engine.batch._MOST_PAIRS", 35)
     for measure in MEASURES:
         options = {} if measure is evidence else {"site": "z1"}
         for batch_size, largest in ((None, 30), (4, 34), (1, 35)):
@@ -113,7 +113,7 @@ def test_draws_in_passes_make_one_estimate():
 
     def in_passes(seed):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pyro_ilvae.diagnostics._engine.batches._MOST_PAIRS", 16)
+            patch.setattr("pyro_ilvae.diagnostics._engine.batch._MOST_PAIRS", 16)
             kl = call(seed)
         return kl.values, kl.standard_errors
 

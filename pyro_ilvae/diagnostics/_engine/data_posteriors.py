@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ilvae.diagnostics._engine.batches import Batch
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, depends_on_draws, site_posterior
 from pyro_ilvae.diagnostics._engine.sites import local_dim
 from pyro_ilvae.distributions import innermost, without_event

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pyro_ilvae._contexts import evaluation_mode, seeded, uncompiled
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
+from pyro_ilvae._programs import sample_sites
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.scores import placeholders

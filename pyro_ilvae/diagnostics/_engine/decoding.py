@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from pyro_ilvae import _checks
-from pyro_ilvae._memory import fitting_rows
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
+from pyro_ilvae.diagnostics._engine.memory import fitting_rows
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 _MOST_NUMBERS = 10_000_000  # held at a time for distances and Jacobians, unless a caller says otherwise

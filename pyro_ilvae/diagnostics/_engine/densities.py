@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ilvae.diagnostics._engine.batches import Batch, site_log_prob
+from pyro_ilvae._programs import site_log_prob
+from pyro_ilvae.diagnostics._engine.batch import Batch
 
 
 def marginal(log_joint: Tensor) -> Tensor:

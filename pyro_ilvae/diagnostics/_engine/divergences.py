@@ -9,8 +9,9 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ilvae._contexts import evaluation_mode
+from pyro_ilvae._programs import sample_sites, site_log_prob
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites, site_log_prob
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, factors, site_posterior

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ilvae._programs import Release
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, sample_sites
+from pyro_ilvae._programs import Release, sample_sites
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import batches
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.summaries import Call
 

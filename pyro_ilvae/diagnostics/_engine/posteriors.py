@@ -10,7 +10,7 @@ from pyro.poutine.messenger import unwrap
 from torch import nn
 from torch.distributions import biject_to
 
-from pyro_ilvae.diagnostics._engine.batches import Batch
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.distributions import innermost, without_event
 
 _GAUSSIAN = (

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites, site_log_prob
+from pyro_ilvae._programs import sample_sites, site_log_prob
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.sites import local_dim, site_names

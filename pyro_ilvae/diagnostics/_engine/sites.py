@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from pyro_ilvae.diagnostics._engine.batches import Batch
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 

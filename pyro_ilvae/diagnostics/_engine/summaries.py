@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pyro_ilvae._programs import Arguments, ArgumentsInBatches, Program
-from pyro_ilvae.diagnostics._engine.batches import Batch
+from pyro_ilvae.diagnostics._engine.batch import Batch
 
 
 class Call(NamedTuple):

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_ilvae._programs import sample_sites
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, sample_sites
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.importance import Weights, smoothed_weights, weighted_mean
 from pyro_ilvae.diagnostics._engine.scores import passes, squared_gradients

@@ -10,9 +10,10 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, N
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program, sample_sites
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.batches import Batch, data_batches, sample_sites
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.densities import log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior

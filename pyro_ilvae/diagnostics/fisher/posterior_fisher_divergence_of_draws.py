@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae._programs import ModelArgs, Program
+from pyro_ilvae._programs import ModelArgs, Program, sample_sites
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.arrays import check_finite
-from pyro_ilvae.diagnostics._engine.batches import Batch, batches, data_arguments, sample_sites
+from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
 from pyro_ilvae.diagnostics._engine.densities import shared_sites
 from pyro_ilvae.diagnostics._engine.scores import differentiable_sites, passes, squared_gradients
 
