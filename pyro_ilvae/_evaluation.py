@@ -22,8 +22,8 @@ def evaluation_mode(*functions: Any) -> Iterator[None]:
     """Put every module in evaluation mode before it runs, and restore all modes afterwards.
 
     Results are then free of dropout, and leave the running statistics of batch normalization as they were. The modules
-    are those that the functions are, belong to or refer to, and all others as soon as they are called. An object that is
-    no function, such as a distribution, stands for the modules in it.
+    are those that the functions are, belong to or refer to, and all others as soon as they are called. An object that
+    is no function, such as a distribution, stands for the modules in it.
     """
     modes: dict[int, tuple[nn.Module, bool]] = {}
 
