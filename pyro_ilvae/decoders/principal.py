@@ -66,8 +66,8 @@ def principal_frame(x: Any, latent_dim: int) -> Tensor:
     if mean is None or total <= latent_dim or len(mean) < latent_dim:
         got = f"{total} of {0 if mean is None else len(mean)}"
         raise ValueError(
-            f"Expected x of shape (N, *event_shape) with more data than latent_dim = {latent_dim} and as many entries, "
-            f"got {got}"
+            f"Expected x of shape (N, *event_shape) with N > {latent_dim} data of at least {latent_dim} entries, "
+            f"got {got} for latent_dim = {latent_dim}"
         )
     _, values, vectors = torch.linalg.svd(torch.cat(rows), full_matrices=False)
     rank = int((values > values[0] * torch.finfo(torch.float64).eps * max(total, len(mean))).sum())

@@ -159,22 +159,30 @@ def test_sites_that_do_not_depend_on_each_other_have_verdicts_in_any_order():
     assert summary.verdict.values.tolist() == ["active", "active"]
 
 
+def whole_chain_model(x):
+    """As ``chain_model``, of all data: a joint guide has no values for a part of them."""
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(0.0, 1.0))
+        z1 = pyro.sample("z1", dist.Normal(0.8 * z2, 0.6))
+        pyro.sample("x", dist.Normal(z1, 0.5), obs=x)
+
+
 @pytest.mark.parametrize("build", [AutoMultivariateNormal, AutoNormal])
 def test_joint_guides_of_layers(build):
     x = torch.randn(20)
-    guide = build(chain_model)
+    guide = build(whole_chain_model)
     guide(x)
     # The parts of a joint draw are at most the divergences, which are active if their parts are.
-    summary = collapse_summary(chain_model, guide, x, measures=["kl"], num_samples=20)
+    summary = collapse_summary(whole_chain_model, guide, x, measures=["kl"], num_samples=20)
     assert summary.verdict.values.tolist() == ["active", "active"]
 
 
 def test_a_joint_guide_that_is_the_prior():
-    guide = AutoMultivariateNormal(chain_model)
+    guide = AutoMultivariateNormal(whole_chain_model)
     guide(torch.zeros(1))
     guide.loc.data.zero_()
     guide.scale = torch.tensor([1.0, 0.6])
     guide.scale_tril = torch.tensor([[1.0, 0.0], [0.8 / 0.6, 1.0]])
-    summary = collapse_summary(chain_model, guide, torch.zeros(1), measures=["kl"], num_samples=3000, seed=0)
+    summary = collapse_summary(whole_chain_model, guide, torch.zeros(1), measures=["kl"], num_samples=3000, seed=0)
     assert summary.kl.sel(unit="z1").item() == pytest.approx(math.log(0.6), abs=0.1)
     assert summary.verdict.values.tolist() == ["collapsed", "unknown"]

@@ -240,7 +240,7 @@ def test_a_late_parameter_with_arguments_of_its_own_is_refused_under_a_scheduler
 @pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
 @pytest.mark.parametrize("limit", [-1.0, 0.0, float("nan"), "1", True, torch.tensor([1.0, 2.0])])
 def test_limits_are_positive(name, limit):
-    with pytest.raises(ValueError, match=f"Expected {name} to be a finite number > 0"):
+    with pytest.raises(ValueError, match=f"Expected {name} in clip_args to be a finite number > 0"):
         JointOptim(torch.optim.Adam, {"lr": 0.1}, {name: limit})
 
 
