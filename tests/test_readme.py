@@ -10,12 +10,14 @@ README = Path(__file__).parent.parent / "README.md"
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, mixture, sequences = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    example, autoguide, mixture, sequences = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
     printed = capsys.readouterr().out
     assert "verdict" in printed
+    exec(compile(autoguide, README.name, "exec"), variables)
+    assert variables["guide"].prototype_trace.nodes["z"]["fn"].batch_shape == (100,)
     exec(compile(mixture, README.name, "exec"), variables)
     assert 1 <= variables["usage"].effective_number <= 3
     exec(compile(sequences, README.name, "exec"), variables)
