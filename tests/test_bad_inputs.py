@@ -1,6 +1,7 @@
 """Wrong inputs end in a ValueError or TypeError that names the argument, over the whole public surface."""
 
 import inspect
+from collections import defaultdict
 
 import bad_inputs
 import pytest
@@ -42,3 +43,15 @@ def public_names():
 @pytest.mark.parametrize("name", sorted(set(public_names())))
 def test_every_public_function_has_a_right_call(name):
     assert name in bad_inputs.CALLS
+
+
+def test_every_argument_is_tried():
+    tried, arguments = defaultdict(set), defaultdict(set)
+    for call in bad_inputs.CALLS.values():
+        function, right = call.make()
+        owner = getattr(function, "__self__", None)
+        name = f"{type(owner).__name__}.{function.__name__}" if owner is not None else function.__qualname__
+        tried[name] |= right.keys()
+        arguments[name] |= inspect.signature(function).parameters.keys()
+    left_out = {name: arguments[name] - tried[name] - {"name", "frame", "join", "xlabel"} for name in tried}
+    assert not {name: some for name, some in left_out.items() if some}

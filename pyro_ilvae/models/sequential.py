@@ -230,8 +230,11 @@ class SequentialVAE(Autoencoder):
             Tokens of shape (num_steps, max_length), padded with -1 after the end token.
         """
         _checks.positive_int("num_steps", num_steps, at_least=2)
-        ends = {name: _checks.tensor(name, value, dtype=torch.long) for name, value in (("start", start), ("end", end))}
-        first, last = (self.encode(value.unsqueeze(0))[0] for value in ends.values())
+        ends = [_checks.tensor(name, value) for name, value in (("start", start), ("end", end))]
+        for name, value in zip(("start", "end"), ends, strict=True):
+            if value.is_floating_point() or value.is_complex():
+                raise ValueError(f"Expected {name} to hold tokens of dtype torch.int64, got {value.dtype}")
+        first, last = (self.encode(value.unsqueeze(0))[0] for value in ends)
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
         return self.search(torch.lerp(first, last, weight), num_beams=num_beams, max_length=max_length)
 

@@ -127,7 +127,8 @@ class TransformerHistory(Module):
         self.features = features = _checks.positive_int("hidden_features", hidden_features)
         if features % 2 or features % _checks.positive_int("num_heads", num_heads):
             raise ValueError(
-                f"Expected hidden_features to be an even number that num_heads = {num_heads} divides, got {features}"
+                f"Expected hidden_features to be an even number that the {num_heads} heads of num_heads divide, got "
+                f"{features}"
             )
         _checks.fraction("dropout", dropout)
         self.embedding = nn.Embedding(vocab_size + 2, features)

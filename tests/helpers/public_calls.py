@@ -42,12 +42,12 @@ def encoder(**more):
     return ilvae.MLPEncoder(event_shape=D, latent_dim=K, hidden_features=(4,), **more)
 
 
-def vae(decoder=projected):
-    return ilvae.VAE(decoder(), encoder(), likelihoods.Normal(0.5))
+def vae(decoder=projected, **more):
+    return ilvae.VAE(decoder(), encoder(), likelihoods.Normal(0.5), **more)
 
 
-def mixture():
-    return ilvae.MixtureVAE(projected(), encoder(), likelihoods.Normal(0.5), 3)
+def mixture(**more):
+    return ilvae.MixtureVAE(projected(), encoder(), likelihoods.Normal(0.5), 3, **more)
 
 
 def history():
@@ -64,8 +64,8 @@ def sequence_encoder():
     return ilvae.SequenceEncoder(vocab_size=V, latent_dim=K, embedding_features=4, hidden_features=4)
 
 
-def sequential():
-    return ilvae.SequentialVAE(sequence_decoder(), sequence_encoder(), end_token=0, max_length=5)
+def sequential(**more):
+    return ilvae.SequentialVAE(sequence_decoder(), sequence_encoder(), end_token=0, max_length=5, **more)
 
 
 def brenier():
@@ -214,6 +214,17 @@ CALLS = {
     ),
     "VAE.model": Call(lambda: (vae().model, {"x": x()}), {"x": _DATA}),
     "VAE.guide": Call(lambda: (vae().guide, {"x": x()}), {"x": _DATA}),
+    "VAE.model of a batch": Call(lambda: (vae(data_size=10).model, {"x": x(), "index": [0, 3, 5, 9]}), {"x": _DATA}),
+    "VAE.guide of a batch": Call(lambda: (vae(data_size=10).guide, {"x": x(), "index": [0, 3, 5, 9]}), {"x": _DATA}),
+    "MixtureVAE.model of a batch": Call(
+        lambda: (mixture(data_size=10).model, {"x": x(), "index": [0, 3, 5, 9]}), {"x": []}
+    ),
+    "SequentialVAE.model of a batch": Call(
+        lambda: (sequential(data_size=10).model, {"x": tokens(), "index": [0, 3, 5, 9]}), {"x": []}
+    ),
+    "MixtureVAE.model without data": Call(lambda: (mixture().model, {"num_data": 2})),
+    "SequentialVAE.model without data": Call(lambda: (sequential().model, {"num_data": 2})),
+    "VAE.guide without data": Call(lambda: (vae().guide, {"num_data": 2})),
     "VAE.model without data": Call(lambda: (vae().model, {"num_data": 2})),
     "VAE.encode": Call(lambda: (vae().encode, {"x": x(), "batch_size": 2})),
     "VAE.reconstruct": Call(lambda: (vae().reconstruct, {"x": x(), "batch_size": 2})),

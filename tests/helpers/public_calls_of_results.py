@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from helpers.public_calls import Call, D, K, N, composition, projected, vae, x
+from helpers.wrong_values import Other
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import pyro_ilvae as ilvae
@@ -30,6 +31,10 @@ def guide(x):
 
 def svi():
     return SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+
+
+def prior(n):
+    return torch.randn(n, K)
 
 
 @cache
@@ -111,6 +116,8 @@ CALLS = {
         "collapse_summary",
         sites=["z"],
         measures=["kl", "active_units"],
+        collapsed_below=0.01,
+        active_from=0.1,
         epsilon=0.01,
         delta=0.01,
         threshold=0.01,
@@ -152,12 +159,21 @@ CALLS = {
         ),
         {"decoder": ["ab", 3, None, ilvae.MLPDecoder, projected(context_dim=3)]},
     ),
+    **{
+        f"{function.__name__} with a sampler": Call(
+            lambda function=function: (
+                function,
+                {"decoder": projected(), "likelihood": likelihoods.Normal(0.5), "sampler": prior},
+            )
+        )
+        for function in (diagnostics.mean_fisher_divergence, diagnostics.separation)
+    },
     "lipschitz_audit with a sampler": Call(
         lambda: (
             diagnostics.lipschitz_audit,
             {
                 "decoder": projected(),
-                "sampler": lambda n: torch.randn(n, K),
+                "sampler": prior,
                 "num_samples": 5,
                 "num_worst": 2,
                 "steps": 2,
@@ -167,7 +183,7 @@ CALLS = {
     ),
     "active_units_of_draws": Call(
         lambda: (diagnostics.active_units_of_draws, {"draws": torch.randn(5, N, K), "threshold": 0.01}),
-        {"draws": ["ab", None, 3, torch.randn(5), torch.full((5, N, K), torch.nan)]},
+        {"draws": ["ab", None, 3, torch.ones(5), torch.full((5, N, K), torch.nan)]},
     ),
     "bits_per_dimension": Call(
         lambda: (diagnostics.bits_per_dimension, {"log_likelihood": torch.randn(N), "num_dimensions": 3})
@@ -227,12 +243,16 @@ CALLS = {
                 "samples_per_pass": 2,
                 "prior": True,
                 "posterior_predictive": True,
+                "log_likelihood": "integrated",
+                "num_importance_samples": 5,
+                "plate": "data",
                 "coords": {"data": [1, 2, 3, 4]},
                 "dims": {"z": ["k"]},
                 "constant_data": {"c": torch.ones(N)},
                 "seed": 0,
             },
-        )
+        ),
+        {"log_likelihood": ["typo", 3, Other()]},
     ),
     "from_pyro_mcmc": Call(
         lambda: (
@@ -245,16 +265,21 @@ CALLS = {
                 "samples_per_pass": 2,
                 "prior": True,
                 "posterior_predictive": True,
+                "log_likelihood": False,
+                "plate": "data",
                 "coords": {"data": [1, 2, 3, 4]},
                 "dims": {"z": ["k"]},
                 "constant_data": {"c": torch.ones(N)},
                 "seed": 0,
             },
         ),
-        {"model": ["ab", 3]},
+        {"model": ["ab", 3], "log_likelihood": ["typo", 3, Other()]},
     ),
     "binarize": Call(
         lambda: (datasets.binarize, {"x": torch.rand(N, D), "seed": 0}), {"x": ["ab", None, torch.full((N, D), 2.0)]}
+    ),
+    "binarize by a threshold": Call(
+        lambda: (datasets.binarize, {"x": torch.rand(N, D), "threshold": 0.5}), {"x": [], "threshold": [-1.0, "a", 2.0]}
     ),
     "gaussian_mixture": Call(
         lambda: (
@@ -274,6 +299,21 @@ CALLS = {
         ),
         {"path": [3.5], "errors": ["typo", 3]},
     ),
+    "text.from_files": Call(
+        lambda: (
+            text.from_files,
+            {
+                "train": documents(),
+                "test": documents(),
+                "validation": documents(),
+                "level": "words",
+                "max_vocabulary": 5,
+                "max_length": 3,
+            }
+            | {"too_long": "truncate", "errors": "strict"},
+        ),
+        {"train": [3.5, None], "test": [3.5, None], "errors": ["typo", 3]},
+    ),
     "text.read_documents": Call(
         lambda: (text.read_documents, {"path": documents(), "errors": "strict"}), {"path": [3.5], "errors": ["typo", 3]}
     ),
@@ -282,7 +322,7 @@ CALLS = {
         {"tokens": ["ab", None, 3, ("a", "a"), (3, 4)]},
     ),
     "Vocabulary.of": Call(
-        lambda: (Vocabulary.of, {"documents": ["a b"], "level": "words", "max_size": 3}),
+        lambda: (Vocabulary.of, {"documents": ["a b"], "level": "words", "max_size": 3, "join": " ".join}),
         {"documents": ["a b", None, 3, [3]]},
     ),
     "Vocabulary.encode": Call(

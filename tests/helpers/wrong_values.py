@@ -18,8 +18,12 @@ class Other:
         return "Other()"
 
 
-def empty():
-    return torch.empty(0, 6)
+def too_wide(n):
+    return torch.ones(n, 9)
+
+
+def no_tensor(n):
+    return 3
 
 
 def with_nan():
@@ -39,7 +43,7 @@ CHOICE = ["typo", 3, Other()]
 ACTIVATION = ["typo", 3, torch.nn.Softplus, torch.nn.Softplus()]
 FLAG = ["yes", 3, Other()]
 # A tensor may also be given as an array, a data frame or nested lists of numbers.
-TENSOR = ["ab", None, Other(), torch.Tensor, [["a"]], {"a": 1}, torch.randn(4, 6, dtype=torch.cfloat)]
+TENSOR = ["ab", None, Other(), torch.Tensor, [["a"]], {"a": 1}, torch.full((4, 6), 1j)]
 FUNCTION = ["ab", 3, None, Other()]
 MODULE = [*FUNCTION, torch.nn.Linear]
 PATH = [3.5, Other(), "no/such/file"]
@@ -48,6 +52,7 @@ AXES = ["ab", 3, Other()]
 
 #: wrong values by the name of the argument
 BY_NAME = {
+    "active_from": NON_NEGATIVE,
     "activation": ACTIVATION,
     "aggregate_size": INT,
     "ax": AXES,
@@ -60,9 +65,10 @@ BY_NAME = {
     "centers": ["ab", None, Other(), [[NAN, 1.0]], 3],
     "channels": WIDTHS,
     "clip_args": [3, "ab", {"typo": 1.0}, {"clip_norm": -1.0}, {"clip_norm": 0.0}, {"clip_norm": NAN}],
+    "collapsed_below": NON_NEGATIVE,
     "component": [3, -1, 2.5, "a", NAN],
     "constant_data": [3, "ab", {"z": torch.ones(3)}],
-    "context": ["ab", None, torch.ones(3, 5), Other(), torch.randn(4, 2, dtype=torch.cfloat)],
+    "context": ["ab", None, torch.ones(3, 5), Other(), torch.full((4, 2), 1j)],
     "context_dim": INT,
     "context_features": INT,
     "coords": [3, "ab", {"typo": [1, 2]}, {"data": [1]}],
@@ -77,7 +83,7 @@ BY_NAME = {
     "elbo": ["ab", 3, None, pyro.infer.Trace_ELBO, Other()],
     "embedding_features": INT,
     "encoder": MODULE,
-    "end": ["a", [0.5], NAN, Other()],
+    "end": ["a", [0.5], [1.0], NAN, Other()],
     "end_token": [-1, 99, 2.5, "a"],
     "enumerate_in": CHOICE,
     "epsilon": NON_NEGATIVE,
@@ -98,8 +104,10 @@ BY_NAME = {
     "input_norm": POSITIVE,
     "input_skips": FLAG,
     "input_transform": ["ab", 3, Other()],
+    "index": ["ab", 3, Other(), [0, 1], [0, 1, 2, 99], [0, 1, 2, -1], [0.5, 1, 2, 3]],
     "inputs": ["ab", None, Other(), torch.full((4, 3), 99), torch.full((4, 3), 0.5)],
     "inverse_lipschitz": NON_NEGATIVE,
+    "join": ["ab", 3, Other()],
     "kind": CHOICE,
     "kl": [*TENSOR, torch.full((4, 2), NAN)],
     "labels": [Other(), [1, 2, 3], 3],
@@ -130,6 +138,7 @@ BY_NAME = {
     "num_cycles": INT,
     "num_data": INT,
     "num_dimensions": INT,
+    "num_importance_samples": INT,
     "num_heads": [*INT, 3],
     "num_layers": INT,
     "num_pairs": INT,
@@ -155,7 +164,7 @@ BY_NAME = {
     "reference": [*TENSOR, torch.ones(3, 3)],
     "results": [3, "ab", None, {}, {"a": 3}, Other()],
     "restarts": INT,
-    "sampler": ["ab", 3, Other(), lambda n: torch.ones(n, 9), lambda n: 3],
+    "sampler": ["ab", 3, Other(), too_wide, no_tensor],
     "samples_per_pass": INT,
     "scale": POSITIVE,
     "scales": CHOICE,
@@ -167,7 +176,7 @@ BY_NAME = {
     "sort": FLAG,
     "span": POSITIVE,
     "standard_error": ["ab", Other(), torch.ones(9)],
-    "start": ["a", [0.5], NAN, Other()],
+    "start": ["a", [0.5], [1.0], NAN, Other()],
     "steps": [-1, 2.5, "a", NAN],
     "svi_or_pair": [3, "ab", None, Other(), (1, 2), pyro.infer.SVI, (lambda: None,)],
     "temperature": POSITIVE,
@@ -177,6 +186,7 @@ BY_NAME = {
     "tolerance": POSITIVE,
     "too_long": CHOICE,
     "total_count": POSITIVE,
+    "validation": [3.5, Other()],
     "value": [NAN, INF, "a"],
     "vocab_size": INT,
     "weights": CHOICE,
@@ -184,14 +194,15 @@ BY_NAME = {
     "x": [*TENSOR, torch.tensor(1.0)],
     "xlabel": [],
     "y": [*TENSOR, torch.ones(4, 5), torch.full((4, 2), NAN)],
-    "z": [*TENSOR, torch.ones(4, 5), torch.tensor(1.0), torch.randn(4, 2, dtype=torch.double) / 3],
+    "z": [*TENSOR, torch.ones(4, 5), torch.tensor(1.0), torch.full((4, 2), 1 / 3, dtype=torch.double)],
 }
 
 
 def described(value):
     """A wrong value in a few words, of one line."""
     if isinstance(value, torch.Tensor):
-        return f"tensor{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        first = f" from {value.flatten()[0].item():.3g}" if value.numel() else ""
+        return f"tensor{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{first}"
     if isinstance(value, Path):
         return value.name
     return repr(value).replace("\n", " ").split(" at 0x")[0][:40]
