@@ -28,7 +28,7 @@ from pyro_ilvae.io_pyro import from_pyro_svi
 def test_dims_are_those_of_the_plates_and_the_event(sizes, samples_per_pass, make_guide):
     x = torch.randn(*sizes, 2)
     guide = make_guide(hierarchical_model)
-    arguments = {"num_samples": 6, "samples_per_pass": samples_per_pass}
+    arguments = {"num_samples": 6, "samples_per_pass": samples_per_pass, "num_importance_samples": 2}
     if make_guide is AutoMultivariateNormal:  # which draws all sites together
         arguments["log_likelihood"] = "conditional"
     fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), **arguments)

@@ -71,7 +71,8 @@ def test_predictive_draws_follow_their_own_latent_draw(samples_per_pass):
 def test_deterministic_sites_are_those_of_their_draw(samples_per_pass):
     x = torch.randn(2, 3, 2)
     guide = AutoNormal(hierarchical_model)
-    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), num_samples=10, samples_per_pass=samples_per_pass)
+    arguments = {"num_samples": 10, "samples_per_pass": samples_per_pass, "log_likelihood": False}
+    fit = from_pyro_svi((hierarchical_model, guide), model_args=(x,), **arguments)
     for group in ["posterior", "prior"]:
         draws = values(fit, group)
         np.testing.assert_allclose(draws["norm"], np.sqrt(np.square(draws["weight"]).sum((-2, -1))), rtol=1e-5)
