@@ -174,7 +174,8 @@ def _from_array(name: str, value: Any) -> torch.Tensor:
         raise TypeError(f"Expected {name} to be {kind}, got a {type(value).__name__} that is none: {error}") from error
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"Expected {name} to be {kind}, got a {type(value).__name__} of dtype {array.dtype}")
-    if isinstance(value, Sequence) and array.dtype.kind == "f":
+    # A memoryview is a sequence too, but one with a dtype.
+    if isinstance(value, Sequence) and not isinstance(value, memoryview) and array.dtype.kind == "f":
         return torch.tensor(array, dtype=torch.get_default_dtype())
     # A copy, because an array can be read-only, in another byte order, or run backwards.
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C")).to(torch.empty(0).device)

@@ -1,13 +1,14 @@
 """What the package's modules are made of: a PyroModule that knows its names in the param store, and a perceptron."""
 
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import pyro
 import torch
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, pyro_method
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from pyro_ilvae import _checks
 __all__ = ["mlp"]
 
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # Type checkers cannot follow PyroModule[...], which makes classes at run time.
 _PyroLinear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
@@ -44,12 +46,27 @@ class Module(PyroModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The value of ``forward``."""
+        self._warn_of_another_module()
+        return super().__call__(*args, **kwargs)
+
+    def _warn_of_another_module(self) -> None:
         # Parts have the prefix of the whole, which was called before them.
         if not self._pyro_context.active and not torch.compiler.is_compiling() and _svi_collects_parameters():
             warn_of_another(
                 self, "module", "Make the modules attributes of one PyroModule, or name each by pyro.module"
             )
-        return super().__call__(*args, **kwargs)
+
+
+def module_method(function: Method) -> Method:
+    """Pyro's ``pyro_method`` for a method of a :class:`Module`, which warns as a call of the module does."""
+    method = pyro_method(function)
+
+    @functools.wraps(function)
+    def warned(self: Module, *args: Any, **kwargs: Any) -> Any:
+        self._warn_of_another_module()
+        return method(self, *args, **kwargs)
+
+    return warned  # type: ignore[return-value]
 
 
 def _svi_collects_parameters() -> bool:

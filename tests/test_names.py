@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_ilvae import (
+    ICNN,
     BrenierMap,
     ConvEncoder,
     InverseLipschitzDecoder,
@@ -139,6 +140,28 @@ def test_an_encoder_and_a_plain_decoder_of_one_model_are_told():
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     with pytest.warns(UserWarning, match=r"another module's 'network.0.weight': .* instead of this MLPDecoder's"):
         svi.step(X)
+
+
+@pytest.mark.parametrize(
+    ("build", "method"),
+    [
+        (lambda: BrenierMap(K, hidden_features=(4,)), "inverse"),
+        (lambda: BrenierMap(K, hidden_features=(4,)), "potential"),
+        (lambda: BrenierMap(K, hidden_features=(4,)), "jacobian"),
+        (lambda: ICNN(K, (4,)), "gradient"),
+        (lambda: ICNN(K, (4,)), "hessian"),
+    ],
+)
+def test_methods_tell_as_calls_do(build, method):
+    modules = build(), build()
+
+    def model():
+        for i, module in enumerate(modules):
+            pyro.factor(f"factor{i}", getattr(module, method)(torch.ones(3, K)).sum())
+
+    svi = SVI(model, lambda: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+    with pytest.warns(UserWarning, match=f"another module's '.*instead of this {type(modules[0]).__name__}'s"):
+        svi.step()
 
 
 @EVERY_MODULE

@@ -126,7 +126,7 @@ def are_batches(model_args: ModelArgs) -> bool:
         return False
     if isinstance(model_args, Sequence):
         # A list of tensors may be meant as one call or as several.
-        return len(model_args) > 0 and all(map(_is_call, model_args))
+        return not isinstance(model_args, memoryview) and len(model_args) > 0 and all(map(_is_call, model_args))
     is_array = hasattr(model_args, "__array__") or hasattr(model_args, "toarray")
     return isinstance(model_args, Iterable) and not (is_array or isinstance(model_args, type))
 

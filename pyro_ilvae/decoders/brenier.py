@@ -5,7 +5,6 @@ from typing import Any, SupportsFloat
 
 import torch
 from pyro.distributions import TransformModule, constraints
-from pyro.nn import pyro_method
 from torch import Tensor
 
 from pyro_ilvae import _checks
@@ -13,7 +12,7 @@ from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.inversion import invert, weights_are_drawn
-from pyro_ilvae.networks import Module
+from pyro_ilvae.networks import Module, module_method
 
 __all__ = ["BrenierMap", "BrenierTransform"]
 
@@ -112,14 +111,14 @@ class BrenierMap(Module):
                 return self.icnn.gradient(z) + self._inverse_lipschitz * z
             return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
 
-    @pyro_method
+    @module_method
     def potential(self, z: Tensor) -> Tensor:
         r"""The potential :math:`\psi(z) + \frac{L}{2}\|z\|^2`, of shape (...), whose gradient is the map."""
         z = points("z", z, self.features, self._dtype)
         with without_autocast(z.device.type):
             return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
 
-    @pyro_method
+    @module_method
     def jacobian(self, z: Tensor) -> Tensor:
         """The Jacobian at ``z`` of shape (..., D): (..., D, D), symmetric, with eigenvalues of at least L."""
         z = points("z", z, self.features, self._dtype)
@@ -127,7 +126,7 @@ class BrenierMap(Module):
             eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
             return self.icnn.hessian(z) + self._inverse_lipschitz * eye
 
-    @pyro_method
+    @module_method
     def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
         r"""The point :math:`z` with :math:`g(z) = y`, found by Newton's method with backtracking on the residual.
 

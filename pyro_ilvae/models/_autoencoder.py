@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.likelihoods import mean_of_data
-from pyro_ilvae.models._data import as_tensor, in_support, parts
+from pyro_ilvae.likelihoods import mean_of_data, shape_of_datum
+from pyro_ilvae.models._data import as_tensor, in_support, parts, refuse_single_datum
 from pyro_ilvae.models._minibatch import PLATE, check_replayed, checked_index, refuse_other_order
 from pyro_ilvae.networks import unused, warn_of_another
 
@@ -76,8 +76,9 @@ class Autoencoder(PyroModule):
         r"""Location and scale of q(z | x), each of shape (N, K), for ``x`` of shape (N, \*data shape).
 
         Args:
-            x: the data, or an iterable of batches, such as a DataLoader, which are encoded one after the other. Each
-                batch is a tensor of data, or a tuple or list with this tensor in its first place.
+            x: the data, or an iterable of batches, such as a DataLoader or a list, which are encoded one after the
+                other. Each batch is a tensor or an array of data, or a tuple or list with it in its first place. A
+                single datum needs a batch dimension too.
             batch_size: the number of data encoded at a time; all, or all of a batch, at once if None.
         """
         return self._encoded(x, batch_size)
@@ -91,13 +92,13 @@ class Autoencoder(PyroModule):
 
     def _batches(self, x: Any, batch_size: int | None) -> Iterator[Tensor]:
         """The data, checked, from a tensor or an iterable of batches, at most ``batch_size`` at a time."""
-        for part in parts(x):
+        for part in parts(x, self._datum_shapes(), len(self.event_shape)):
             yield from batches(self._checked_data(part), batch_size)
 
     def _code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of a batch, each (N, K), for an encoder that returns these two."""
         with evaluation_mode(self):
-            loc, scale = self._location_and_scale(self.encoder(x))
+            loc, scale = self._location_and_scale(self._encoder_output(x))
         if loc.dim() > 2 or loc.shape[:-1] not in ((), (1,), (len(x),)):
             raise ValueError(
                 f"Expected encoder to return location and scale of shape {(len(x), self.latent_dim)}, got "
@@ -112,7 +113,7 @@ class Autoencoder(PyroModule):
 
     def _sample_z(self, x: Tensor | None, plate: pyro.plate) -> Tensor:
         """The value of site ``z`` in the guide; without data, the guide is the prior."""
-        fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self.encoder(x))).to_event(1)
+        fn = self._prior() if x is None else dist.Normal(*self._location_and_scale(self._encoder_output(x))).to_event(1)
         with plate:
             value: Tensor = pyro.sample("z", fn)
         return value
@@ -155,7 +156,7 @@ class Autoencoder(PyroModule):
         size = len(x) if self.data_size is None else self.data_size
         if size < len(x):
             raise ValueError(f"Expected at most data_size = {size} data at site 'x', got {len(x)}")
-        check_replayed(len(x), size, index)
+        check_replayed(self, len(x), size, index)
         if index is None and size > len(x):
             # The caller has drawn a random batch. These indices stand for it, because letting the plate draw indices
             # would cost a permutation of the whole data set.
@@ -168,7 +169,26 @@ class Autoencoder(PyroModule):
 
     def _checked_data(self, x: Any) -> Tensor:
         """The data, checked, and converted to floating point unless the likelihood takes integers."""
-        return in_support(as_tensor(x), self.likelihood, self._prior_loc)
+        x = as_tensor(x)
+        refuse_single_datum(x, self._datum_shapes())
+        return in_support(x, self.likelihood, self._prior_loc)
+
+    def _datum_shapes(self) -> set[torch.Size]:
+        """The shapes that one datum is known to have: parts of users need not say it."""
+        of_encoder = getattr(self.encoder, "event_shape", None)
+        known = (shape_of_datum(self.likelihood, self.event_shape), of_encoder)
+        return {torch.Size(shape) for shape in known if isinstance(shape, tuple)}
+
+    def _encoder_output(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The output of the encoder, which must not have read ``x`` as a single datum."""
+        output: tuple[Tensor, ...] = self.encoder(x)
+        if len(x) > 1 and _batch_shape(output) in ((), (1,)):
+            # Either the posterior is the same for all data, or the encoder has added the batch dimension.
+            with pyro.poutine.block():
+                of_two = self.encoder(torch.stack([x, x]))
+            if _batch_shape(of_two) == (2,):
+                refuse_single_datum(x, {x.shape})
+        return output
 
     def _location_and_scale(self, output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The output of an encoder, checked to be a location and a scale."""
@@ -246,6 +266,12 @@ class DenseAutoencoder(Autoencoder):
             expected = ", ".join(["N", *map(str, data_shape)])
             raise ValueError(f"Expected data at site 'x' of shape ({expected}), got {tuple(x.shape)}")
         return distribution.to_event(len(data_shape))
+
+
+def _batch_shape(output: Any) -> tuple[int, ...] | None:
+    """The shape of an encoder's first output, without its last dimension; None if it is something else."""
+    first = output[0] if isinstance(output, tuple | list) and output else None
+    return tuple(first.shape[:-1]) if isinstance(first, Tensor) and first.dim() > 0 else None
 
 
 def check_roles(decoder: Any, encoder: Any, likelihood: Any) -> None:

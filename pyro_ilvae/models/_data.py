@@ -1,6 +1,6 @@
 """What the models take as data: a tensor, what converts to one, or an iterable of batches."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -13,9 +13,15 @@ _DATA = "data at site 'x'"
 _SMALL_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16)
 
 
-def parts(x: Any) -> Iterator[Any]:
-    """The batches of an iterable, such as a DataLoader or a list of tensors; anything else is a single batch."""
-    if not _is_iterable_of_batches(x):
+def parts(x: Any, shapes: Collection[torch.Size], event_dim: int) -> Iterator[Any]:
+    """The batches of an iterable, such as a DataLoader or a list of tensors; anything else is a single batch.
+
+    Args:
+        x: the data.
+        shapes: the shapes that one datum is known to have, if any.
+        event_dim: the number of dimensions that one datum has at most.
+    """
+    if not _is_iterable_of_batches(x, shapes, event_dim):
         yield x
         return
     found = False
@@ -27,12 +33,30 @@ def parts(x: Any) -> Iterator[Any]:
         raise ValueError(f"Expected {_DATA}, got an iterable without a batch")
 
 
-def _is_iterable_of_batches(x: Any) -> bool:
-    if isinstance(x, Tensor | str | bytes | Mapping | Set) or hasattr(x, "__array__") or hasattr(x, "toarray"):
+def _is_iterable_of_batches(x: Any, shapes: Collection[torch.Size], event_dim: int) -> bool:
+    if isinstance(x, Tensor | str | bytes | memoryview | Mapping | Set) or hasattr(x, "__array__"):
         return False
-    if isinstance(x, Sequence):
-        return len(x) > 0 and isinstance(x[0], Tensor) and x[0].dim() > 1
-    return isinstance(x, Iterable)
+    if not isinstance(x, Sequence):
+        return isinstance(x, Iterable) and not hasattr(x, "toarray")
+    # A sequence can also hold the data one by one, as lists of numbers do.
+    first: Any = x[0] if len(x) > 0 else None
+    with_labels = isinstance(first, tuple | list) and len(first) > 0
+    shape = getattr(first[0] if with_labels else first, "shape", None)
+    if not isinstance(shape, tuple):  # of a tensor, an array or a data frame
+        return False
+    if shape in shapes or shape[1:] in shapes:
+        return shape not in shapes
+    return len(shape) > (1 if isinstance(first, Tensor) else event_dim)
+
+
+def refuse_single_datum(x: Tensor, shapes: Collection[torch.Size]) -> None:
+    """Raise if ``x`` has the shape of one datum, whose first dimension would be taken for the data."""
+    if x.shape in shapes:
+        expected = ", ".join(["N", *map(str, x.shape)])
+        raise ValueError(
+            f"Expected {_DATA} of shape ({expected}), got {tuple(x.shape)}: give a single datum a batch dimension by "
+            "x[None]"
+        )
 
 
 def as_tensor(x: Any) -> Tensor:

@@ -8,10 +8,11 @@ from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.poutine import Trace
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.distributions import innermost
+from pyro_ilvae.models._held_values import are_held, are_selected, has_graph, parameters, seem_held
 
 PLATE = "data"
 
@@ -44,19 +45,24 @@ def checked_index(index: Any, x: Tensor | None, data_size: int | None) -> Tensor
     return index
 
 
+def _in_order(index: Tensor | None) -> bool:
+    return index is None or torch.equal(index, torch.arange(len(index), device=index.device))
+
+
 def refuse_other_order(index: Tensor | None, size: int) -> None:
     """Raise if ``index`` holds all data in another order: Pyro gives a plate that is not subsampled its own order."""
-    if index is not None and len(index) == size and not torch.equal(index, torch.arange(size, device=index.device)):
+    if index is not None and len(index) == size and not _in_order(index):
         raise ValueError(
             f"Expected index = 0 ... {size - 1} for a batch of all {size} data with a guide that holds values for each "
             "datum, got another order: Pyro's plates do not reorder these values"
         )
 
 
-def check_replayed(num_data: int, size: int, index: Tensor | None) -> None:
+def check_replayed(model: nn.Module, num_data: int, size: int, index: Tensor | None) -> None:
     """Raise if a guide has drawn the z with which the model is replayed for other data than the model is given.
 
     Args:
+        model: the model, whose own parameters hold no values of single data.
         num_data: the number of data in the batch.
         size: the number of data in the data set.
         index: the numbers of the batch's data, if they are known.
@@ -70,10 +76,10 @@ def check_replayed(num_data: int, size: int, index: Tensor | None) -> None:
                 )
             refuse_other_order(index, size)
         if isinstance(handler, ReplayMessenger) and handler.trace is not None and "z" in handler.trace.nodes:
-            _check_trace(handler.trace, num_data, size, index)
+            _check_trace(model, handler.trace, num_data, size, index)
 
 
-def _check_trace(trace: Trace, num_data: int, size: int, index: Tensor | None) -> None:
+def _check_trace(model: nn.Module, trace: Trace, num_data: int, size: int, index: Tensor | None) -> None:
     frames = [frame for frame in trace.nodes["z"]["cond_indep_stack"] if frame.vectorized]
     by_name = {frame.name: frame for frame in frames}
     frame = by_name.get(PLATE) or next((frame for frame in frames if frame.full_size != frame.size), None)
@@ -97,31 +103,30 @@ def _check_trace(trace: Trace, num_data: int, size: int, index: Tensor | None) -
     own = index if index is not None else torch.arange(num_data, device=drawn_at.device)
     agree = drawn_at is own or torch.equal(drawn_at.to(own.device), own)
     if num_data == size and agree:
-        if index is not None and _may_hold_values(trace, size):
+        if not _in_order(index) and _may_hold_values(model, trace, frame, size, drawn_at):
             refuse_other_order(index, size)
+        return
     # A guide that computes z from the data may draw any indices, because it does not use them.
-    elif _holds_values(trace, frame, size) if agree and index is None else not agree and _may_hold_values(trace, size):
+    if not agree:
+        wrong = _may_hold_values(model, trace, frame, size, drawn_at)
+    else:
+        wrong = index is None and (_holds_values(trace, frame, size) or (has_graph(trace) and are_held(trace, frame)))
+    if wrong:
         own_data = "whose numbers it was not told" if index is None else f"numbers {own[:3].tolist()} ..."
         raise ValueError(
             f"Expected a guide that draws z for the data at site 'x', {own_data}, got one that draws it for numbers "
             f"{drawn_at[:3].tolist()} ... of the data set: {_REMEDY}"
         )
-    elif _holds_values_of_positions(trace, frame, size):
+    if _holds_values_of_positions(trace, frame, size) or (has_graph(trace) and are_held(trace, frame, unselected=True)):
         raise ValueError(
             f"Expected a guide with values for each of {size} data at site 'z', got one with values for the {num_data} "
             "positions of a batch: use AutoNormal or AutoDelta, or batches of all data"
         )
 
 
-def _parameters(trace: Trace) -> list[tuple[Any, Any]]:
-    """The sites of the guide's parameters, each with all of its entries."""
-    sites = [node for node in trace.nodes.values() if node["type"] == "param"]
-    return [(site, getattr(site["value"], "_pyro_unconstrained_param", site["value"])) for site in sites]
-
-
 def _holds_values(trace: Trace, frame: Any, size: int) -> bool:
     """Whether a parameter of the guide is indexed by the plate."""
-    for site, value in _parameters(trace):
+    for site, value in parameters(trace):
         event_dim = site["kwargs"].get("event_dim")
         if event_dim is not None and any(other.name == frame.name for other in site["cond_indep_stack"]):
             dim = frame.dim - event_dim
@@ -130,9 +135,13 @@ def _holds_values(trace: Trace, frame: Any, size: int) -> bool:
     return False
 
 
-def _may_hold_values(trace: Trace, size: int) -> bool:
-    """Whether a guide seems to have an entry for each datum of the data set, or is one of Pyro's AutoGuides."""
-    return any(size in value.shape for _, value in _parameters(trace)) or bool(_auxiliary(trace))
+def _may_hold_values(model: nn.Module, trace: Trace, frame: Any, size: int, drawn_at: Tensor) -> bool:
+    """Whether a guide has values for each datum of the data set, as far as can be seen, or is an AutoGuide of Pyro."""
+    if _auxiliary(trace) or _holds_values(trace, frame, size):
+        return True
+    if not has_graph(trace):
+        return seem_held(trace, frame, size, model)
+    return are_held(trace, frame) or are_selected(trace, drawn_at, size)
 
 
 def _holds_values_of_positions(trace: Trace, frame: Any, size: int) -> bool:
@@ -140,7 +149,7 @@ def _holds_values_of_positions(trace: Trace, frame: Any, size: int) -> bool:
     outside = [site for site in _auxiliary(trace) if all(f.name != frame.name for f in site["cond_indep_stack"])]
     if not outside or not isinstance(innermost(trace.nodes["z"]["fn"]), dist.Delta):
         return False
-    return len(outside) == len(_auxiliary(trace)) and not any(size in value.shape for _, value in _parameters(trace))
+    return len(outside) == len(_auxiliary(trace)) and not any(size in value.shape for _, value in parameters(trace))
 
 
 def _auxiliary(trace: Trace) -> list[Any]:

@@ -192,7 +192,7 @@ class MixtureVAE(DenseAutoencoder):
             x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data encoded at a time; all at once if None.
         """
-        moments = [mean_and_scale(*posterior) for posterior in self._posteriors(x, batch_size)]
+        moments = [mean_and_scale(*self._posterior_of(batch)) for batch in self._batches(x, batch_size)]
         return torch.cat([mean for mean, _ in moments]), torch.cat([scale for _, scale in moments])
 
     @torch.no_grad()
@@ -215,9 +215,9 @@ class MixtureVAE(DenseAutoencoder):
         with evaluation_mode(self), seeded(seed):
             for batch in self._batches(x, batch_size):
                 if self.enumerate_in == "guide":
-                    probs.append(self._posterior(batch)[0].softmax(-1))
+                    probs.append(self._posterior_of(batch)[0])
                 else:
-                    q = dist.Normal(*self._location_and_scale(self.encoder(batch)))
+                    q = dist.Normal(*self._code(batch))
                     # One draw at a time, because each becomes C times as many numbers.
                     draws = (responsibilities(q(), *self._components()) for _ in range(num_samples))
                     probs.append(sum(draws, start=q.loc.new_zeros(())) / num_samples)
@@ -234,11 +234,9 @@ class MixtureVAE(DenseAutoencoder):
             x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             batch_size: the number of data treated at a time; all at once if None.
         """
-        means = []
-        for batch in self._batches(x, batch_size):
-            probs, loc, _ = self._posterior_of(batch)
-            means.append(self._decoded(of_component(loc, probs.argmax(-1)), None, mean=True))
-        return torch.cat(means)
+        posteriors = map(self._posterior_of, self._batches(x, batch_size))
+        best = (of_component(loc, probs.argmax(-1)) for probs, loc, _ in posteriors)
+        return torch.cat([self._decoded(z, None, mean=True) for z in best])
 
     @torch.no_grad()
     def sample_component(
@@ -276,11 +274,11 @@ class MixtureVAE(DenseAutoencoder):
         .. math:: m_c = \operatorname{mean}_{n \in c} a_n, \qquad
             s_c^2 = \operatorname{mean}_{n \in c} \big((a_n - m_c)^2 \pm b_n^2\big), \qquad \pi_c = N_c / N,
 
-        with :math:`a_n, b_n` the location and scale that the encoder returns for datum n. If y is enumerated in the
-        model, the sign is +, because :math:`a_n, b_n` describe the posterior, for example as learned by a
-        :class:`~pyro_ilvae.VAE` with the same decoder and encoder. If y is enumerated in the guide, the sign is -,
-        because :math:`a_n, b_n` describe a factor with :math:`a_n \sim N(m_c, s_c^2 + b_n^2)`; :math:`s_c^2` is then at
-        least a tenth of the variance of the locations. Fixed weights and scales keep their values.
+        with :math:`a_n, b_n` the encoder's location and scale for datum n. If y is enumerated in the model, the sign is
+        +, because they describe the posterior, for example as learned by a :class:`~pyro_ilvae.VAE` with the same
+        decoder and encoder. If y is enumerated in the guide, the sign is -, because they describe a factor with
+        :math:`a_n \sim N(m_c, s_c^2 + b_n^2)`; :math:`s_c^2` is then at least a tenth of the variance of the locations.
+        Fixed weights and scales keep their values.
 
         Args:
             x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
@@ -329,21 +327,17 @@ class MixtureVAE(DenseAutoencoder):
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""
-        output = self.encoder(x)
+        output = self._encoder_output(x)
         if isinstance(output, tuple | list) and len(output) == 3:
             return checked(tuple(output), self.num_components, self.latent_dim)
         self._check_no_prior("a guide whose encoder gives a factor")
         return times_factor(*self._components(), *self._location_and_scale(output))
 
-    def _posteriors(self, x: Tensor, batch_size: int | None) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of q(y | x), of shape (N, C), and of location and scale of q(z | x, y), each of shape (N, C, K).
+    def _posterior_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch's q(y | x), of shape (N, C), and location and scale of q(z | x, y), each of shape (N, C, K).
 
         If y is enumerated in the model, C is 1, and the only component is q(z | x).
         """
-        return [self._posterior_of(batch) for batch in self._batches(x, batch_size)]
-
-    def _posterior_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The posterior of one batch."""
         if self.enumerate_in == "model":
             loc, scale = (part.unsqueeze(-2) for part in self._code(x))
             return torch.ones_like(loc[..., 0]), loc, scale

@@ -230,11 +230,13 @@ class SequentialVAE(Autoencoder):
             Tokens of shape (num_steps, max_length), padded with -1 after the end token.
         """
         _checks.positive_int("num_steps", num_steps, at_least=2)
-        ends = [_checks.tensor(name, value) for name, value in (("start", start), ("end", end))]
-        for name, value in zip(("start", "end"), ends, strict=True):
-            if value.is_floating_point() or value.is_complex():
-                raise ValueError(f"Expected {name} to hold tokens of dtype torch.int64, got {value.dtype}")
-        first, last = (self.encode(value.unsqueeze(0))[0] for value in ends)
+        ends = {name: _checks.tensor(name, value) for name, value in (("start", start), ("end", end))}
+        for name, value in ends.items():
+            if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+                raise ValueError(
+                    f"Expected {name} of shape (T,) and dtype torch.int64, got {tuple(value.shape)} and {value.dtype}"
+                )
+        first, last = (self.encode(value.unsqueeze(0))[0] for value in ends.values())
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
         return self.search(torch.lerp(first, last, weight), num_beams=num_beams, max_length=max_length)
 
@@ -287,6 +289,10 @@ class SequentialVAE(Autoencoder):
     def _check_decoder(self, decoder: nn.Module) -> None:
         if not all(hasattr(decoder, name) for name in ("vocab_size", "begin", "step")):
             raise TypeError(f"Expected decoder to be a SequenceDecoder, got a {type(decoder).__name__}")
+
+    def _datum_shapes(self) -> set[torch.Size]:
+        """None: sequences have any length."""
+        return set()
 
     def _checked_data(self, x: Any) -> Tensor:
         """The tokens, checked, without the columns that hold only padding."""

@@ -64,9 +64,9 @@ class VAE(DenseAutoencoder):
         Args:
             x: a batch of data of shape (N, \*data shape), or None for a draw from the prior predictive. Arrays, data
                 frames and lists are converted where that changes no value.
-            index: the numbers of these data in the data set, ints below ``data_size`` of shape (N,), at which the plate
-                is then held. A guide with a value for each datum needs them; the guide of this model does not. If None,
-                a batch of all data is taken to be in the order of the data set.
+            index: the numbers of these data in the data set, different ints below ``data_size`` of shape (N,), at which
+                the plate is then held. A guide with a value for each datum needs them; the guide of this model does
+                not. If None, a batch of all data is taken to be in the order of the data set.
             num_data: the number of data to draw if ``x`` is None.
 
         Returns:

@@ -19,7 +19,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.poutine.util import prune_subsample_sites
 
-from pyro_ilvae import VAE, MLPEncoder, from_pyro_svi, likelihoods
+from pyro_ilvae import VAE, MLPDecoder, MLPEncoder, from_pyro_svi, likelihoods
 from pyro_ilvae.diagnostics import kl_divergence
 
 N, K, D, SIGMA, BATCH = 30, 2, 5, 0.5, 6
@@ -152,6 +152,73 @@ def test_all_data_are_refused_where_the_guide_draws_some():
     whole(x)
     with pytest.raises(ValueError, match=r"draws z for 6 of 6 data .* got one that draws it for 30 of 30"):
         losses(batch_only, whole, (x[:BATCH], {}))
+
+
+def held(loc):
+    """A guide that takes z from ``loc``, a function of the plate's indices."""
+
+    def guide(x, index=None, **plate):
+        with pyro.plate("data", N, **(plate or {"subsample_size": len(x)})) as rows:
+            pyro.sample("z", dist.Normal(loc(rows), 1.0).to_event(1))
+
+    return guide
+
+
+def first(guide):
+    return lambda x, index=None: guide(x, subsample=torch.arange(len(x)))
+
+
+LEAF, EMBEDDING = torch.zeros(N, K, requires_grad=True), torch.nn.Embedding(N, K)
+HELD = {
+    "leaf": held(lambda rows: LEAF[rows]),
+    "flat": held(lambda rows: pyro.param("flat", torch.zeros(N * K)).reshape(N, K)[rows]),
+    "transposed": held(lambda rows: pyro.param("transposed", torch.zeros(K, N))[:, rows].T),
+    "shifted": held(lambda rows: 0.1 + pyro.param("loc", torch.zeros(N, K)).index_select(0, rows)),
+    "each": held(lambda rows: torch.stack([pyro.param(f"loc{int(row)}", torch.zeros(K)) for row in rows])),
+    "embedding": held(lambda rows: pyro.module("embedding", EMBEDDING)(rows)),
+    "first": first(held(lambda rows: pyro.param("loc", torch.zeros(N, K))[rows])),
+    "first embedding": first(held(lambda rows: EMBEDDING(rows))),
+    "positions": first(held(lambda rows: pyro.param("positions", torch.zeros(BATCH, K)))),
+}
+
+
+@pytest.mark.parametrize("guide", HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize("told", [False, True])
+def test_values_of_other_data_are_refused_however_they_are_held(guide, told):
+    vae, x, _ = linear_vae()
+    index = torch.arange(N).flip(0)[:BATCH]
+    with pytest.raises(ValueError, match="got one that draws it for numbers"):
+        losses(vae, guide, (x[index], {"index": index} if told else {}))
+
+
+def test_values_of_positions_are_refused_beside_the_right_numbers():
+    vae, x, _ = linear_vae()
+    guide = held(lambda rows: pyro.param("positions", torch.zeros(BATCH, K)))
+    index = torch.arange(N).flip(0)[:BATCH]
+    with pytest.raises(ValueError, match="values for the 6 positions of a batch"):
+        losses(vae, lambda x, index: guide(x, subsample=index), (x[index], {"index": index}))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("size", [4, 12])
+def test_amortized_guides_may_have_layers_as_wide_as_the_data_set(grad, size):
+    sizes = {"event_shape": 4, "latent_dim": 2, "hidden_features": (size,)}
+    vae, other = (
+        VAE(MLPDecoder(**sizes), MLPEncoder(**sizes), likelihoods.Normal(), data_size=size),
+        MLPEncoder(**sizes),
+    )
+
+    def guide(x, index=None):
+        pyro.module("other", other)
+        with pyro.plate("data", size, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(*other(x)).to_event(1))
+
+    x, index = torch.rand(size, 4), torch.arange(size).flip(0)
+    with torch.set_grad_enabled(grad):
+        for one in (vae.guide, guide):
+            losses(vae, one, (x, {"index": index}), (x[:3], {"index": index[:3]}), (x[:3], {}))
+    shared = held(lambda rows: pyro.param("shared", torch.zeros(2)))
+    losses(linear_vae()[0], shared, (linear_vae()[1][:3], {}))
 
 
 def test_an_amortized_guide_may_draw_indices_that_it_does_not_use():

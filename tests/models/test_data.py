@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import EVENT, LATENT, perturb
@@ -10,7 +11,8 @@ from helpers.models import NUM_DATA, ONE_OF_EACH, TOKENS, X, mixture_with, vae_w
 from pyro import poutine
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_ilvae import VAE, MLPDecoder, MLPEncoder, likelihoods
+from pyro_ilvae import VAE, MixtureVAE, MLPDecoder, MLPEncoder, likelihoods
+from pyro_ilvae.diagnostics import kl_divergence
 
 EVERY_MODEL = pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=ONE_OF_EACH.keys())
 METHODS = {
@@ -134,6 +136,73 @@ def test_data_come_to_the_device_and_dtype_of_the_model():
     vae = vae_with().double()
     assert vae.encode(X)[0].dtype == torch.float64
     assert vae.encode(X.numpy())[0].dtype == torch.float64
+
+
+def own_encoder(x):
+    """An encoder and a likelihood of a user, which do not say what shape a datum has."""
+    loc = x.reshape(-1, 15)[:, :2]
+    return loc, torch.ones_like(loc)
+
+
+def own_likelihood(eta, x=None):
+    return dist.Normal(eta, 1.0)
+
+
+IMAGES = torch.rand(7, 3, 5)
+SINGLE = {
+    "known": (MLPEncoder(event_shape=(3, 5), latent_dim=2, hidden_features=(4,)), likelihoods.Normal(0.5)),
+    "likelihood": (own_encoder, likelihoods.Normal(0.5)),
+    "encoder": (MLPEncoder(event_shape=(3, 5), latent_dim=2, hidden_features=(4,)), own_likelihood),
+    "neither": (own_encoder, own_likelihood),
+    "last dimensions": (lambda x: own_encoder(x) if x.dim() > 2 else tuple(v[0] for v in own_encoder(x)),
+                        own_likelihood),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", SINGLE.values(), ids=SINGLE.keys())
+@pytest.mark.parametrize("kind", ["vae", "guide", "model"])
+def test_a_datum_without_a_batch_dimension_is_refused(parts, kind):
+    encoder, likelihood = parts
+    decoder = MLPDecoder(latent_dim=2, event_shape=(3, 5), hidden_features=(4,))
+    if kind == "vae":
+        model = VAE(decoder, encoder, likelihood)
+    else:
+        model = MixtureVAE(decoder, encoder, likelihood, 2, enumerate_in=kind)
+    assert model.encode(IMAGES[:1])[0].shape == (1, 2)
+    one_by_one = DataLoader(IMAGES, batch_size=None)
+    names = ("model", "guide", "encode", "reconstruct", "predict_component", "initialize_components")
+    for name in names:
+        if hasattr(model, name) and not (name == "model" and kind == "model"):
+            with pytest.raises(ValueError, match=r"Expected data at site 'x' of shape \(N, 3, 5\), got \(3, 5\)"):
+                getattr(model, name)(IMAGES[0])
+        if hasattr(model, name) and name not in ("model", "guide"):
+            with pytest.raises(ValueError, match=r"Expected data at site 'x' of shape \(N, 3, 5\), got \(3, 5\)"):
+                getattr(model, name)(one_by_one)
+
+
+def test_a_posterior_that_is_the_same_for_all_data():
+    for loc in (torch.zeros(2), torch.zeros(1, 2)):
+        vae = VAE(MLPDecoder(latent_dim=2, event_shape=3), lambda x, loc=loc: (loc, loc + 1), likelihoods.Normal())
+        assert vae.encode(torch.rand(5, 3))[0].shape == (5, 2)
+
+
+def test_lists_hold_batches_or_the_data_one_by_one():
+    encoder, likelihood = SINGLE["known"]
+    vae = VAE(MLPDecoder(latent_dim=2, event_shape=(3, 5), hidden_features=(4,)), encoder, likelihood)
+    arrays = [batch.numpy() for batch in IMAGES.split(4)]
+    for x in (
+        list(IMAGES),
+        list(IMAGES.numpy()),
+        arrays,
+        [batch.numpy() for batch in IMAGES[:6].split(3)] + [IMAGES[6:].numpy()],
+        [(batch, 0) for batch in arrays],
+        [[batch, torch.zeros(len(batch))] for batch in IMAGES.split(4)],
+        memoryview(IMAGES.numpy()),
+    ):
+        torch.testing.assert_close(vae.encode(x)[0], vae.encode(IMAGES)[0])
+    with pytest.raises(ValueError, match="float32 does not hold exactly"):
+        vae.encode(memoryview(np.random.default_rng(0).random((7, 3, 5))))
+    kl_divergence(vae.model, vae.guide, memoryview(IMAGES.numpy()), seed=0)
 
 
 class _NoBatches:
