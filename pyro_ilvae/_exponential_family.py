@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.nn import pyro_method
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae.networks import Module
+from pyro_ilvae.networks import Module, public_method
 
 
 class ExponentialFamily(Module):
@@ -50,12 +49,12 @@ class ExponentialFamily(Module):
         split = value.dim() - own
         return value.reshape(*value.shape[:split], *(1,) * (self._event_dim - own), *value.shape[split:])
 
-    @pyro_method
+    @public_method
     def mean(self, eta: Tensor) -> Tensor:
         """The mean of a datum, of the shape of ``eta``."""
         return self(eta).mean  # type: ignore[no-any-return]
 
-    @pyro_method
+    @public_method
     def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
         r"""The divergence of each entry, :math:`\mathrm{KL}(p(x_d \mid \eta_d) \| p(x_d \mid \eta'_d))`, in nats.
 
