@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from inspect import signature
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
@@ -52,6 +53,17 @@ def function(name: str, value: _T, kind: str = "a function") -> _T:
     """Return ``value`` if it can be called and is not a class, whose call would make an object."""
     if isinstance(value, type) or not callable(value):
         raise TypeError(f"Expected {name} to be {kind}, got {_got(value)}")
+    return value
+
+
+def takes(name: str, value: _T, *arguments: str) -> _T:
+    """Return the function ``value`` if it can be called with that many arguments, as far as its signature is known."""
+    try:
+        signature(value).bind(*arguments)  # type: ignore[arg-type]
+    except ValueError:  # no signature is known
+        pass
+    except TypeError as error:
+        raise TypeError(f"Expected {name} to be a function of {', '.join(arguments)}, got one with {error}") from error
     return value
 
 

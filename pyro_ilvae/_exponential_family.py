@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae.networks import Module, module_method
+from pyro_ilvae.networks import Module, public_method
 
 
 class ExponentialFamily(Module):
@@ -49,12 +49,12 @@ class ExponentialFamily(Module):
         split = value.dim() - own
         return value.reshape(*value.shape[:split], *(1,) * (self._event_dim - own), *value.shape[split:])
 
-    @module_method
+    @public_method
     def mean(self, eta: Tensor) -> Tensor:
         """The mean of a datum, of the shape of ``eta``."""
         return self(eta).mean  # type: ignore[no-any-return]
 
-    @module_method
+    @public_method
     def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
         r"""The divergence of each entry, :math:`\mathrm{KL}(p(x_d \mid \eta_d) \| p(x_d \mid \eta'_d))`, in nats.
 

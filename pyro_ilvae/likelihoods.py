@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_pair, as_tangent
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
-from pyro_ilvae.networks import module_method
+from pyro_ilvae.networks import public_method
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
 
@@ -111,7 +111,7 @@ class Normal(ExponentialFamily):
                 self.num_updates += 1
         return IsotropicNormal(eta, scale)
 
-    @module_method
+    @public_method
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`1 / \sigma^2`, of the shape of ``eta``.
 
@@ -291,7 +291,7 @@ class NegativeBinomial(ExponentialFamily):
         eta = as_eta(eta)
         return dist.NegativeBinomial(self._beside("log_total_count", eta).exp(), logits=eta)
 
-    @module_method
+    @public_method
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`r / (1 + e^{-\eta})`, of the shape of ``eta``."""
         eta = as_eta(eta)

@@ -1,13 +1,14 @@
 """What the package's modules are made of: a PyroModule that knows its names in the param store, and a perceptron."""
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any, TypeVar
+from functools import wraps
+from itertools import islice, pairwise
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from pyro.nn import PyroModule, pyro_method
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -18,8 +19,12 @@ from pyro_ilvae import _checks
 
 __all__ = ["mlp"]
 
+# The function is private; without it the answer is no, and torch.func needs one call before the transform.
+_current_level: Callable[[], int | None] = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
+
 T = TypeVar("T")
-Method = TypeVar("Method", bound=Callable[..., Any])
+M = TypeVar("M", bound="Module")
+P = ParamSpec("P")
 
 # Type checkers cannot follow PyroModule[...], which makes classes at run time.
 _PyroLinear: type[nn.Linear] = PyroModule[nn.Linear]  # type: ignore[assignment]
@@ -30,7 +35,8 @@ _Sequential: type[nn.Sequential] = PyroModule[nn.Sequential]  # type: ignore[ass
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b; the batch dimensions of a weight drawn from a prior broadcast with the batch dimensions of x."""
     if weight.dim() == 2 and (bias is None or bias.dim() == 1):
-        return F.linear(x, weight, bias)
+        # PyTorch's vectorized forward derivatives of products with a single vector have the wrong shape.
+        return F.linear(x, weight, bias) if x.dim() > 1 else F.linear(x.unsqueeze(0), weight, bias).squeeze(0)
     product = (x.unsqueeze(-2) @ weight.mT).squeeze(-2)
     return product if bias is None else product + bias
 
@@ -46,27 +52,51 @@ class Module(PyroModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The value of ``forward``."""
-        self._warn_of_another_module()
+        self._before_call()
         return super().__call__(*args, **kwargs)
 
-    def _warn_of_another_module(self) -> None:
+    def _before_call(self) -> None:
         # Parts have the prefix of the whole, which was called before them.
-        if not self._pyro_context.active and not torch.compiler.is_compiling() and _svi_collects_parameters():
-            warn_of_another(
-                self, "module", "Make the modules attributes of one PyroModule, or name each by pyro.module"
-            )
+        if not self._pyro_context.active and not torch.compiler.is_compiling():
+            if _svi_collects_parameters():
+                warn_of_another(
+                    self, "module", "Make the modules attributes of one PyroModule, or name each by pyro.module"
+                )
+            if _is_transformed():
+                _store_parameters(self)
 
 
-def module_method(function: Method) -> Method:
-    """Pyro's ``pyro_method`` for a method of a :class:`Module`, which warns as a call of the module does."""
-    method = pyro_method(function)
+def public_method(method: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P], T]:
+    """Pyro's ``pyro_method`` for a :class:`Module`, which warns and can be transformed as a call of the module."""
+    inner = pyro_method(method)
 
-    @functools.wraps(function)
-    def warned(self: Module, *args: Any, **kwargs: Any) -> Any:
-        self._warn_of_another_module()
-        return method(self, *args, **kwargs)
+    def outer(self: M, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._before_call()
+        return inner(self, *args, **kwargs)
 
-    return warned  # type: ignore[return-value]
+    return wraps(method)(outer)  # type: ignore[return-value]
+
+
+def _is_transformed() -> bool:
+    """Whether this runs inside of a transform of torch.func."""
+    return _current_level() is not None
+
+
+def _store_parameters(module: "Module") -> None:
+    """Enter the parameters that Pyro's param store lacks, as Pyro does when it first reads them.
+
+    Pyro marks what it enters as requiring gradients, which PyTorch refuses inside of a transform. Parameters require
+    them already.
+    """
+    if pyro.settings.get("module_local_params"):
+        return
+    store = pyro.get_param_store()
+    prefix = f"{module._pyro_name}." if module._pyro_name else ""
+    for name, parameter in _named_parameters(module, prefix):
+        if name not in store._params and not name.endswith("_unconstrained"):
+            store._constraints[name] = constraints.real
+            store._params[name] = parameter
+            store._param_to_name[parameter] = name
 
 
 def _svi_collects_parameters() -> bool:
@@ -98,23 +128,26 @@ def _some_parameters(module: PyroModule) -> Iterator[tuple[str, nn.Parameter]]:
         if parameter is not None:
             yield f"{prefix}{name}", parameter
     for name, part in module._modules.items():
-        if part is not None and (found := _first_parameter(part, f"{prefix}{name}")):
-            yield found
+        if part is not None:
+            yield from islice(_named_parameters(part, _prefix(part, f"{prefix}{name}")), 1)
 
 
-def _first_parameter(module: nn.Module, name: str) -> tuple[str, nn.Parameter] | None:
-    """A module's first parameter, with its name in Pyro's param store: $$$ marks the first part that is no PyroModule.
+def _named_parameters(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's parameters with their names in Pyro's param store.
 
     By hand, because the module's own iterator over names takes several times as long.
     """
-    prefix = f"{name}." if isinstance(module, PyroModule) or "$$$" in name else f"{name}$$$"
-    for own, parameter in module._parameters.items():
-        if parameter is not None:
-            return f"{prefix}{own}", parameter
-    for own, part in module._modules.items():
-        if part is not None and (found := _first_parameter(part, f"{prefix}{own}")):
-            return found
-    return None
+    for name, parameter in module._parameters.items():
+        if isinstance(parameter, nn.Parameter):  # functional_call puts plain tensors in their place
+            yield f"{prefix}{name}", parameter
+    for name, part in module._modules.items():
+        if part is not None:
+            yield from _named_parameters(part, _prefix(part, f"{prefix}{name}"))
+
+
+def _prefix(part: nn.Module, name: str) -> str:
+    """What stands before the names of a part's parameters: $$$ marks the first part that is no PyroModule."""
+    return f"{name}." if isinstance(part, PyroModule) or "$$$" in name else f"{name}$$$"
 
 
 class _MLP(_Sequential, Module):  # type: ignore[valid-type, misc]

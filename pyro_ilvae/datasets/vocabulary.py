@@ -69,6 +69,7 @@ class Vocabulary:
         _tokenizer(self.level)
         if self.join is not None:
             _checks.function("join", self.join, "a function from a list of str to a str")
+            _checks.takes("join", self.join, "a list of str")
         tokens = tuple(self.tokens) if isinstance(self.tokens, Iterable) else (self.tokens,)
         if not all(isinstance(token, str) for token in tokens):
             raise TypeError(f"Expected tokens to be a tuple of str, got {shortened(self.tokens)}")
@@ -226,6 +227,8 @@ def _tokenizer(level: Level) -> Callable[[str], list[str]]:
         raise ValueError(f"Expected level to be one of {', '.join(map(repr, _LEVELS))} or a function, got {level!r}")
     if isinstance(level, type) and not issubclass(level, list | tuple):
         raise TypeError(f"Expected level to be a function from a document to its tokens, got the class {_name(level)}")
+    if not isinstance(level, type):
+        _checks.takes("level", level, "a document")
 
     def checked(document: str) -> list[str]:
         tokens: Any = level(document)

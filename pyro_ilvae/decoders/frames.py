@@ -59,17 +59,17 @@ class OrthonormalFrame(PyroModule):
     """A frame Q given by its matrix, a buffer: it is saved with the module and never trained.
 
     A matrix of a state dict has to be orthonormal too, or the constant of the decoder would not hold: to 1e-5, or to
-    the rounding of half precision in a module of that precision. If the frame ``stays_centered``, because a softmax
-    follows, it has to be orthogonal to the all-ones vector as well.
+    the rounding of half precision if the matrix or the module is of that precision. With ``num_categories``, because a
+    softmax follows, it has to be orthogonal to a shift of all categories as well.
 
     Args:
         matrix: Q of shape (D, K), with orthonormal columns.
+        num_categories: the number of categories, of which the D coordinates hold one or more sets; 0 without a softmax.
     """
 
-    stays_centered = False
-
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, num_categories: int = 0) -> None:
         super().__init__()
+        self.num_categories = num_categories
         self.features, self.latent_dim = matrix.shape
         # On the device where parameters are made, which need not be the device of the data behind the matrix.
         device = torch.empty(0).device
@@ -86,7 +86,7 @@ class OrthonormalFrame(PyroModule):
         before = self.matrix.dtype
         super()._apply(fn, recurse)
         if self.matrix.dtype != before and self.matrix.device.type != "meta":
-            self.matrix = _orthonormalize(self.matrix)
+            self.matrix = _orthonormalize(self.matrix, self.num_categories)
         return self
 
     def _load_from_state_dict(
@@ -98,20 +98,26 @@ class OrthonormalFrame(PyroModule):
             assigned = local_metadata.get("assign_to_params_buffers", False)
             self._check_loaded(key, loaded, loaded.dtype if assigned else self.matrix.dtype)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        if isinstance(loaded, Tensor) and self.matrix.dtype != loaded.dtype and self.matrix.device.type != "meta":
+            with torch.no_grad():  # the rounding of the other precision would stay in the constant
+                self.matrix.copy_(_orthonormalize(self.matrix, self.num_categories))
 
     def _check_loaded(self, key: str, loaded: Tensor, dtype: torch.dtype) -> None:
-        rounding = 2 * torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+        dtypes = [dtype for dtype in (dtype, loaded.dtype) if dtype.is_floating_point]
+        rounding = 2 * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
         error = _deviation(loaded)
         if not error <= max(1e-5, rounding):
             raise ValueError(
                 f"Expected {key} with orthonormal columns, got a matrix with |Q^T Q - I| up to {error:.2g}, for which "
                 "the inverse Lipschitz constant does not hold"
             )
-        largest_sum = float(loaded.double().sum(0).abs().max())
-        if self.stays_centered and not largest_sum <= max(1e-4, rounding):
+        if not self.num_categories:
+            return
+        largest_sum = float(_sums(loaded, self.num_categories).abs().max())
+        if not largest_sum <= max(1e-4, rounding):
             raise ValueError(
-                f"Expected {key} with columns orthogonal to the all-ones vector, got columns that sum to up to "
-                f"{largest_sum:.2g} in absolute value"
+                f"Expected {key} with columns orthogonal to the all-ones vector of each set of {self.num_categories} "
+                f"categories, got columns that sum to up to {largest_sum:.2g} in absolute value"
             )
 
     def add(self, y: Tensor, u: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int) ->
     if frame == "random":
         return OrthonormalFrame(torch.linalg.qr(torch.randn(features, latent_dim).double()).Q)
     if frame == "centered":
-        return OrthonormalFrame(_centered(event_shape, latent_dim))
+        return OrthonormalFrame(_centered(event_shape, latent_dim), event_shape[-1])
     raise ValueError(
         f"Expected frame to be 'identity', 'random', 'centered' or a ({features}, {latent_dim}) tensor, got {frame!r}"
     )
@@ -207,7 +213,7 @@ def check_centered(frame: Frame, vocab_size: int) -> None:
             f"sum to up to {float(largest_sum):.2g} in absolute value; frame='centered' makes one"
         )
     if isinstance(frame, OrthonormalFrame):
-        frame.stays_centered = True
+        frame.num_categories = vocab_size
 
 
 def description(decoder: Any) -> str:
@@ -251,6 +257,11 @@ def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:
     return _orthonormalize(matrix)
 
 
+def _sums(matrix: Tensor, num_categories: int) -> Tensor:
+    """The sums of the columns over each set of categories, in double precision."""
+    return matrix.double().reshape(-1, num_categories, matrix.shape[-1]).sum(1)
+
+
 def _deviation(matrix: Tensor) -> float:
     """The largest entry of |Q^T Q - I|, in double precision, in which no setting for faster products has a say."""
     matrix = matrix.detach().double()
@@ -259,7 +270,14 @@ def _deviation(matrix: Tensor) -> float:
     )
 
 
-def _orthonormalize(matrix: Tensor) -> Tensor:
-    """Orthonormal columns close to the almost orthonormal columns of ``matrix``, in the precision of the matrix."""
-    q, r = torch.linalg.qr(matrix.double())
+def _orthonormalize(matrix: Tensor, num_categories: int = 0) -> Tensor:
+    """Orthonormal columns close to the almost orthonormal columns of ``matrix``, in the precision of the matrix.
+
+    With categories, they are orthogonal to a shift of all categories too.
+    """
+    columns = matrix.double()
+    if num_categories:
+        mean = _sums(columns, num_categories) / num_categories
+        columns = columns - mean.repeat_interleave(num_categories, 0)
+    q, r = torch.linalg.qr(columns)
     return (q * torch.sign(r.diagonal())).to(matrix.dtype)

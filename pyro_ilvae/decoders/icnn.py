@@ -13,7 +13,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae.decoders.activations import ACTIVATIONS, Activation
 from pyro_ilvae.decoders.arguments import dtype_of, points
 from pyro_ilvae.decoders.frames import Frame
-from pyro_ilvae.networks import Module, linear, module_method
+from pyro_ilvae.networks import Module, linear, public_method
 
 __all__ = ["ICNN"]
 
@@ -206,7 +206,7 @@ class ICNN(Module):
         last = self._activations[-1].value(preactivations[-1])
         return (last * F.softplus(self.output_weight_raw)).sum(-1) + (x * self.slope).sum(-1)
 
-    @module_method
+    @public_method
     def gradient(self, x: Tensor) -> Tensor:
         r"""The gradient :math:`\nabla\psi(x)`, of shape (..., D), for ``x`` of shape (..., D).
 
@@ -219,7 +219,7 @@ class ICNN(Module):
         input_weight = self.input_weight
         return self._gradient(linear(x, input_weight, self._input_bias()), input_weight)
 
-    @module_method
+    @public_method
     def gradient_in_frame(self, u: Tensor, frame: Frame) -> Tensor:
         r"""The gradient :math:`\nabla\psi(B u)`, of shape (..., D), for ``u`` of shape (..., K), without forming B u.
 
@@ -229,7 +229,7 @@ class ICNN(Module):
         input_weight = self.input_weight
         return self._gradient(linear(u, frame.fold(input_weight), self._input_bias()), input_weight)
 
-    @module_method
+    @public_method
     def hessian(self, x: Tensor) -> Tensor:
         r"""The Hessian of the potential at ``x`` of shape (..., D): (..., D, D), symmetric, positive semi-definite.
 

@@ -9,7 +9,13 @@ from torch.func import functional_call
 
 from pyro_ilvae.decoders.arguments import without_autocast
 
-__all__ = ["invert", "weights_are_drawn"]
+__all__ = ["default_tolerance", "invert", "weights_are_drawn"]
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """How large a residual may be, relative to 1 + |y|: with room for the rounding of z, which the map may stretch."""
+    tolerances = {torch.float64: 1e-9, torch.float32: 1e-5}
+    return tolerances.get(dtype) or 8 * torch.finfo(dtype).eps
 
 
 def invert(brenier: Any, y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
@@ -20,10 +26,12 @@ def invert(brenier: Any, y: Tensor, tolerance: float, max_iterations: int) -> Te
     """
     method = _Method(brenier)
     weights = _double_weights(brenier)
-    right = y.double() if weights else y
+    drawn = not weights
+    # Weights drawn from priors may have batch dimensions of their own, as those of vectorized particles.
+    right = y.expand(_shape_of_image(brenier, y)) if drawn else y.double()
 
     def solve(right: Tensor, *values: Tensor) -> Tensor:
-        arguments = ("solve", right, tolerance, max_iterations, y.dtype)
+        arguments = ("solve", right, tolerance, max_iterations, y.dtype, drawn)
         return functional_call(method, dict(zip(weights, values, strict=True)), arguments)  # type: ignore[no-any-return]
 
     with without_autocast(y.device.type):
@@ -34,11 +42,23 @@ def invert(brenier: Any, y: Tensor, tolerance: float, max_iterations: int) -> Te
         # each has one more derivative of the inverse function right. By the inverse matrix, because PyTorch's forward
         # derivatives of solve are wrong under vmap.
         value, jacobian = functional_call(method, weights, ("value_and_jacobian", z.detach()))
-        inverse, offset = torch.linalg.inv(jacobian.detach()), (value - right).detach()
+        wide = _wide(jacobian.dtype)
+        inverse, offset = torch.linalg.inv(jacobian.detach().to(wide)).to(z.dtype), (value - right).detach()
         for _ in range(2):
             residual = functional_call(method, weights, ("value", z)) - right - offset
             z = z - (inverse @ residual.unsqueeze(-1)).squeeze(-1)
     return z.to(y.dtype)
+
+
+@torch.no_grad()
+def _shape_of_image(brenier: Any, y: Tensor) -> torch.Size:
+    try:
+        return brenier(y).shape  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected y whose batch dimensions broadcast with those of the weights that are drawn from priors, got "
+            f"{tuple(y.shape)}: {error}"
+        ) from error
 
 
 def _differentiates() -> bool:
@@ -111,25 +131,31 @@ class _Root(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _solve(brenier: Any, y: Tensor, tolerance: float, max_iterations: int, dtype: torch.dtype) -> Tensor:
-    """The points for ``y`` of shape (..., D), whose residuals are below the tolerance when rounded to ``dtype``."""
+def _solve(
+    brenier: Any, y: Tensor, tolerance: float, max_iterations: int, dtype: torch.dtype, drawn: bool = False
+) -> Tensor:
+    """The points for ``y`` of shape (..., D), whose residuals are below the tolerance when rounded to ``dtype``.
+
+    Where weights are drawn, each point may have its own, and the dimensions of ``y`` are left as they are.
+    """
     if not y.isfinite().all():
         raise ValueError("Expected y to be finite, got NaN or infinity")
-    flat = y.reshape(-1, brenier.features)
+    flat = y if drawn else y.reshape(-1, brenier.features)
     limit = tolerance * (1 + flat.norm(dim=-1))
     # Where the points are rounded afterwards, the limit is left to rounding.
-    z = _iterate(brenier, flat, limit if dtype == y.dtype else limit / 100, max_iterations).to(dtype).to(y.dtype)
+    z = _iterate(brenier, flat, limit if dtype == y.dtype else limit / 100, max_iterations, drawn).to(dtype).to(y.dtype)
     residual = (brenier(z) - flat).norm(dim=-1)
     failed = ~(residual <= limit)  # NaN fails too
     hint = " With inverse_lipschitz = 0 the map need not reach every point." if not brenier.inverse_lipschitz else ""
     if failed.any():
         raise RuntimeError(
             f"Expected a residual |g(z) - y| <= {tolerance:g} (1 + |y|) within {max_iterations} Newton steps, got "
-            f"{float(residual[failed].max()):.3g} as the largest over {int(failed.sum())} of {len(flat)} points.{hint}"
+            f"{float(residual[failed].max()):.3g} as the largest over {int(failed.sum())} of {failed.numel()} "
+            f"points.{hint}"
         )
     if not brenier.inverse_lipschitz:
-        eigenvalues = torch.linalg.eigvalsh(brenier.jacobian(z))
-        if (eigenvalues[:, 0] <= brenier.features * torch.finfo(y.dtype).eps * eigenvalues[:, -1]).any():
+        eigenvalues = torch.linalg.eigvalsh(brenier.jacobian(z).to(_wide(z.dtype)))
+        if (eigenvalues[..., 0] <= brenier.features * torch.finfo(y.dtype).eps * eigenvalues[..., -1]).any():
             raise RuntimeError(
                 "Expected a Jacobian that is not singular, got one that is: other points have the same image. With "
                 "inverse_lipschitz = 0 the map need not be one to one."
@@ -137,38 +163,48 @@ def _solve(brenier: Any, y: Tensor, tolerance: float, max_iterations: int, dtype
     return z.reshape(y.shape)
 
 
-def _iterate(brenier: Any, y: Tensor, limit: Tensor, max_iterations: int) -> Tensor:
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for linear algebra, which PyTorch does not have in half precision."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _iterate(brenier: Any, y: Tensor, limit: Tensor, max_iterations: int, drawn: bool) -> Tensor:
     z = y / (1 + brenier.inverse_lipschitz)
     residual = brenier(z) - y
     for _ in range(max_iterations):
-        active = (~(residual.norm(dim=-1) <= limit)).nonzero().squeeze(-1)
-        if len(active) == 0:
+        active = ~(residual.norm(dim=-1) <= limit)
+        if not active.any():
             break
-        moved, z[active], residual[active] = _newton_step(brenier, z[active], residual[active], y[active])
+        if drawn:
+            moved, z, residual = _newton_step(brenier, z, residual, y, active)
+        else:  # all points have the same weights, so the others can be left out
+            rows = active.nonzero().squeeze(-1)
+            moved, z[rows], residual[rows] = _newton_step(brenier, z[rows], residual[rows], y[rows], active[rows])
         if not moved:
             break
     return z
 
 
-def _newton_step(brenier: Any, z: Tensor, residual: Tensor, y: Tensor) -> tuple[bool, Tensor, Tensor]:
-    """Whether some residual became smaller, and the points and residuals after a step."""
+def _newton_step(brenier: Any, z: Tensor, residual: Tensor, y: Tensor, active: Tensor) -> tuple[bool, Tensor, Tensor]:
+    """Whether some residual became smaller, and the points and residuals after a step of the active points."""
     jacobian = brenier.jacobian(z)
-    norm = residual.norm(dim=-1)
+    norm, wide = residual.norm(dim=-1), _wide(z.dtype)
     # Where L = 0 the Jacobian may be singular; a ridge as large as the residual keeps the step finite and fast.
-    ridge = 0.0 if brenier.inverse_lipschitz > 0 else 1e-3 * norm.clamp(max=1.0)[:, None, None]
+    ridge = 0.0 if brenier.inverse_lipschitz > 0 else 1e-3 * norm.clamp(max=1.0)[..., None, None]
     eye = torch.eye(brenier.features, dtype=z.dtype, device=z.device)
-    direction = torch.linalg.solve_ex(jacobian + ridge * eye, residual.unsqueeze(-1)).result.squeeze(-1)
+    matrix, right = (jacobian + ridge * eye).to(wide), residual.unsqueeze(-1).to(wide)
+    direction = torch.linalg.solve_ex(matrix, right).result.squeeze(-1).to(z.dtype)
     length = torch.ones_like(norm)
     best, best_residual = z, residual
-    pending = torch.ones_like(norm, dtype=torch.bool)
+    pending = active
     for _ in range(40):
-        candidate = z - length[:, None] * direction
+        candidate = z - length.unsqueeze(-1) * direction
         candidate_residual = brenier(candidate) - y
         accepted = pending & (candidate_residual.norm(dim=-1) <= (1 - 1e-4 * length) * norm)
-        best = torch.where(accepted[:, None], candidate, best)
-        best_residual = torch.where(accepted[:, None], candidate_residual, best_residual)
+        best = torch.where(accepted.unsqueeze(-1), candidate, best)
+        best_residual = torch.where(accepted.unsqueeze(-1), candidate_residual, best_residual)
         pending = pending & ~accepted
         if not pending.any():
             break
         length = torch.where(pending, length / 2, length)
-    return not bool(pending.all()), best, best_residual
+    return not torch.equal(pending, active), best, best_residual

@@ -26,8 +26,9 @@ def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
         The perplexity, of shape ().
 
     Raises:
-        ValueError: if the shapes differ, if a number of tokens is negative or no integer, if there are no tokens, and
-            for log likelihoods that are NaN or whose sum is above 0, as the sum of losses is.
+        ValueError: if the shapes differ, if a number of tokens is negative or no integer, if there are no tokens, if a
+            datum without tokens has a log likelihood other than 0, and for log likelihoods that are NaN or whose sum is
+            above 0, as the sum of losses is.
         TypeError: for what is neither a tensor nor an array.
 
     Example:
@@ -47,6 +48,13 @@ def perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
     if num_tokens.numel() == 0 or (num_tokens < 0).any() or not num_tokens.sum() > 0:
         smallest = f"the smallest {num_tokens.min()}" if num_tokens.numel() else "none"
         raise ValueError(f"Expected num_tokens >= 0 with a positive sum, got {smallest} and the sum {num_tokens.sum()}")
+    empty = (num_tokens == 0) & ~(log_likelihood.abs() <= _TOLERANCE)
+    if empty.any():
+        n = int(empty.nonzero()[0])
+        raise ValueError(
+            f"Expected num_tokens of at least 1 where log_likelihood is not 0, got 0 tokens and {log_likelihood[n]:g} "
+            f"nats for datum {n}: count the token that ends a document, or leave the document out"
+        )
     nats = -log_likelihood.double().sum() / num_tokens.double().sum()
     # The tolerance has room for estimates of log likelihoods near 0.
     if not nats > -_TOLERANCE:

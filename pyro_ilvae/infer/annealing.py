@@ -31,13 +31,20 @@ def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
     return value if isinstance(value, Tensor) else number
 
 
+def _check_beta(beta: Beta, name: str = "beta") -> None:
+    """Raise unless beta is a weight now, and, as far as it is known, at the later steps of a schedule."""
+    current_beta(beta, name)
+    for value in beta._ends if isinstance(beta, Schedule) else ():
+        _checks.non_negative(f"{name} = {beta.name} at every step", value)  # type: ignore[union-attr]
+
+
 def _named_betas(betas: Mapping[str, Beta]) -> dict[str, Beta]:
     if not betas:
         raise ValueError("Expected beta to name at least one site, got {}, which anneals nothing")
     for name, value in betas.items():
         if not isinstance(name, str):
             raise TypeError(f"Expected beta to map names of sites to weights, got the key {name!r}")
-        current_beta(value, f"beta of site '{name}'")
+        _check_beta(value, f"beta of site '{name}'")
     return dict(betas)
 
 
@@ -68,9 +75,9 @@ class AnnealMessenger(Messenger):
             and leaves the other sites alone.
 
     Raises:
-        ValueError: for a weight that is negative or not finite, and for an empty mapping. With a mapping, also when the
-            function returns: if a name is not a latent site of the function, or if the mapping names or weights the
-            sites of one joint density differently.
+        ValueError: for a weight that is negative or not finite, also where a schedule ends, and for an empty mapping.
+            With a mapping, also when the function returns: if a name is not a latent site of the function, or if the
+            mapping names or weights the sites of one joint density differently.
         RuntimeError: if another thread runs a model meanwhile: Pyro has one stack of handlers for all threads.
 
     Example:
@@ -85,7 +92,7 @@ class AnnealMessenger(Messenger):
             self.betas = _named_betas(beta)
         else:
             self.beta = beta
-            current_beta(beta)
+            _check_beta(beta)
         self._thread: int | None = None
         # What a mapping is checked against when the function returns.
         self._drawn: dict[str, DrawnSite] = {}

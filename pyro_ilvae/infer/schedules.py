@@ -49,7 +49,8 @@ class Schedule:
     _ends: tuple[float, ...] = ()
 
     def __init__(self, function: Callable[[int], float], *, name: str | None = None) -> None:
-        self.function = _checks.function("function", function, "a function from a step to a number")
+        _checks.function("function", function, "a function from a step to a number")
+        self.function = _checks.takes("function", function, "a step")
         self.name = f"Schedule({getattr(function, '__name__', function)})" if name is None else name
         self.num_steps_taken = 0
         self.at(0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.frames import check_centered
-from pyro_ilvae.networks import Module, module_method, unused
+from pyro_ilvae.networks import Module, public_method, unused
 from pyro_ilvae.sequences._tokens import tokens_of
 from pyro_ilvae.sequences.histories import State, make_history
 
@@ -119,7 +119,7 @@ class SequenceDecoder(Module):
         states = self.history(inputs.reshape(-1, inputs.shape[-1]))
         return self.decoder(z.unsqueeze(-2), states.reshape(*inputs.shape, -1))  # type: ignore[no-any-return]
 
-    @module_method
+    @public_method
     def begin(self, z: Tensor) -> tuple[Tensor, State]:
         """Logits of the first token, of shape (N, V) for ``z`` of shape (N, K), and the state for :meth:`step`."""
         z = _checks.tensor("z", z)
@@ -132,7 +132,7 @@ class SequenceDecoder(Module):
         start = torch.full((len(z),), self.vocab_size, device=z.device)
         return self.step(start, (z, *self.history.begin(len(z))))  # type: ignore[operator]
 
-    @module_method
+    @public_method
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the token after ``tokens``, of shape (N, V), and the next state; ``tokens`` has shape (N,)."""
         z, *before = state

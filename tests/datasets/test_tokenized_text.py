@@ -120,6 +120,8 @@ def test_join_goes_before_the_level(level):
         (["words"], ValueError, "level to be one of .*, got"),
         (Tokenizer, TypeError, "level to be a function from a document to its tokens, got the class Tokenizer"),
         (str, TypeError, "level to be a function .*, got the class str"),
+        (lambda a, b: [a, b], TypeError, "level to be a function of a document, got one with missing a required"),
+        (lambda: [], TypeError, "level to be a function of a document, got one with too many positional"),
         (str.lower, TypeError, "level to return a list of str, got 'a b' from lower"),
         (len, TypeError, "level to return a list of str, got 3 from len"),
         (str.encode, TypeError, "level to return a list of str, got b'a b' from encode"),
@@ -143,7 +145,7 @@ def test_levels_that_are_refused(level, error, message, tmp_path):
             call()
 
 
-@pytest.mark.parametrize("join", [" ", 3, str])
+@pytest.mark.parametrize("join", [" ", 3, str, lambda a, b: a])
 def test_joins_that_are_refused(join):
     with pytest.raises(TypeError, match="Expected join to be a function"):
         Vocabulary.of(["a"], "tokens", join=join)

@@ -1,13 +1,18 @@
 """The inverse of a Brenier map: derivatives in every mode, certified points in every precision, and what it refuses."""
 
+import copy
+import math
 from contextlib import nullcontext
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import perturb
 from helpers.precision import PRECISIONS, tf32
-from pyro.nn import PyroSample
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroSample
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -38,9 +43,7 @@ class Inverse(nn.Module):
 
 @pytest.fixture
 def brenier():
-    brenier = perturb(BrenierMap(3, 0.5, (8, 8)).double(), 0.3)
-    brenier.inverse(points())  # Pyro cannot enter parameters into its store inside of a transform
-    return brenier
+    return perturb(BrenierMap(3, 0.5, (8, 8)).double(), 0.3)
 
 
 def points(count=4):
@@ -143,6 +146,89 @@ def test_weights_from_a_prior():
         torch.testing.assert_close(brenier(brenier.inverse(y)), y, rtol=1e-4, atol=1e-4)
 
 
+class Both(PyroModule):
+    """The inverse of a map whose weights have priors, and the map there."""
+
+    def __init__(self, brenier, name):
+        super().__init__()
+        self.map, shape = brenier, getattr(brenier.icnn, name).shape
+        setattr(self.map.icnn, name, PyroSample(dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape))))
+
+    def forward(self, y):
+        z = self.map.inverse(y)
+        return z, self.map(z)
+
+
+@pytest.mark.parametrize("name", ["slope", "bias", "input_weight", "output_weight_raw"])
+@pytest.mark.parametrize(
+    ("weights", "shape"),
+    [((4, 1), (4,)), ((4, 1), (4, 4)), ((1, 1), (5,)), ((3, 1), (1,)), ((3, 1), ()), ((4,), (4,)), ((2, 1), (2, 2))],
+)
+@pytest.mark.parametrize("constant", [0.5, 0.0])
+def test_weights_from_a_prior_with_batch_dimensions(brenier, name, weights, shape, constant):
+    """Every drawn map has its own inverse at every point, and its own derivatives."""
+    brenier.inverse_lipschitz = constant
+    drawn = getattr(brenier.icnn, name).detach()
+    drawn = drawn + 0.3 * torch.randn(*weights, *drawn.shape, dtype=torch.float64)
+    both = Both(copy.deepcopy(brenier), name)
+    point = torch.randn(*shape, 3, dtype=torch.float64)
+    y = brenier(0.1 * point).detach() if constant == 0.0 else point
+    batch = torch.broadcast_shapes(weights, shape)
+    with pyro.condition(data={f"map.icnn.{name}": drawn.requires_grad_()}):
+        z, image = both(y)
+    torch.testing.assert_close(image, y.expand(*batch, 3), rtol=1e-7, atol=1e-7)
+    (gradient,) = torch.autograd.grad(z.sum(), drawn)
+    each = drawn.detach().expand(*batch, *drawn.shape[len(weights) :]).flatten(0, len(batch) - 1).clone()
+    total = torch.zeros_like(each)
+    for i, (weight, right) in enumerate(zip(each, y.expand(*batch, 3).reshape(-1, 3), strict=True)):
+        replaced = {f"map.icnn.{name}": weight.requires_grad_()}
+        single = functional_call(Inverse(brenier), replaced, (right,))
+        torch.testing.assert_close(z.reshape(-1, 3)[i], single, rtol=1e-5, atol=1e-6)
+        total[i] = torch.autograd.grad(single.sum(), weight)[0]
+    total = total.reshape(*batch, *drawn.shape[len(weights) :]).sum_to_size(drawn.shape)
+    torch.testing.assert_close(gradient, total, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_from_a_prior_that_do_not_go_with_the_points(brenier):
+    both = Both(brenier, "slope")
+    with (
+        pyro.condition(data={"map.icnn.slope": torch.zeros(3, 3, dtype=torch.float64)}),
+        pytest.raises(ValueError, match=r"Expected y whose batch dimensions broadcast .* got \(4, 3\)"),
+    ):
+        both(points())
+
+
+def test_weights_from_a_prior_in_vectorized_particles():
+    both, y = Both(BrenierMap(3, 1.0, (8,)), "slope"), torch.randn(4, 3)
+
+    def model():
+        z, _ = both(y)
+        with pyro.plate("data", 4):
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    assert math.isfinite(SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.01}), elbo).step())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("constant", [0.0, 0.5, 5.0])
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_half_precision_has_a_tolerance_of_its_own(dtype, drawn, constant, differentiate):
+    brenier = BrenierMap(4, constant, (16,)).to(dtype)
+    if drawn:
+        slope = torch.zeros(4, dtype=dtype)
+        brenier.icnn.slope = PyroSample(dist.Normal(slope, 1 + slope).to_event(1))
+    z = torch.randn(50, 4, dtype=dtype)
+    with brenier._pyro_context, torch.set_grad_enabled(differentiate):
+        y = brenier(z).detach()
+        found = brenier.inverse(y)
+    assert found.dtype == dtype
+    assert found.requires_grad == differentiate
+    limit = 12 * torch.finfo(dtype).eps * (1 + y.double().norm(dim=-1))  # 8 of the tolerance, and the rounding of y
+    assert (constant * (found.double() - z.double()).norm(dim=-1) <= limit).all()
+
+
 def test_a_transform_forgets_a_draw_that_was_changed(brenier):
     transform, x = BrenierTransform(brenier), points()
     with torch.no_grad():
@@ -154,6 +240,44 @@ def test_a_transform_forgets_a_draw_that_was_changed(brenier):
         y = transform(x)
         y.mul_(2)
         torch.testing.assert_close(transform(transform.inv(y)), y)
+
+
+def replace_weights(brenier, x, y):
+    vector = torch.cat([parameter.flatten() for parameter in brenier.parameters()])
+    nn.utils.vector_to_parameters(1.1 * vector, brenier.parameters())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        replace_weights,
+        lambda brenier, x, y: brenier.icnn.bias.data.add_(0.5),
+        lambda brenier, x, y: x.data.add_(0.5),
+        lambda brenier, x, y: y.data.mul_(2),
+        lambda brenier, x, y: setattr(y, "data", 2 * y.data),
+    ],
+)
+def test_a_transform_forgets_a_draw_that_was_changed_without_a_version(brenier, write):
+    transform, x = BrenierTransform(brenier), points()
+    y = transform(x)
+    assert transform.inv(y) is x
+    write(brenier, x, y)
+    torch.testing.assert_close(brenier(transform.inv(y)), y)
+
+
+def test_a_transform_under_vmap_and_jvp(brenier):
+    transform, x = BrenierTransform(brenier), points()
+    torch.testing.assert_close(vmap(lambda x: transform.inv(transform(x)))(x), x, rtol=1e-7, atol=1e-7)
+    tangent = jvp(lambda x: transform.inv(transform(x)), (x,), (x,))[1]
+    torch.testing.assert_close(tangent, x, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 3)])
+@pytest.mark.parametrize("name", ["forward", "inverse"])
+def test_vectorized_forward_derivatives(brenier, shape, name):
+    function, y = getattr(brenier, name), torch.randn(shape, dtype=torch.float64)
+    found = torch.autograd.functional.jacobian(function, y, strategy="forward-mode", vectorize=True)
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(function, y), **EXACT)
 
 
 @pytest.mark.parametrize("name", ["bias", "slope"])

@@ -46,6 +46,8 @@ def test_a_sum_beyond_its_precision_and_a_single_number():
         (NATS, 6, "num_tokens"),
         ([], [], "num_tokens >= 0 with a positive sum, got none"),
         (NATS, [0, 0, 0], "num_tokens >= 0 with a positive sum, got the smallest 0"),
+        ([-3.0, -4.0], [0, 4], "num_tokens of at least 1 where log_likelihood is not 0, got 0 tokens and -3 nats"),
+        ([-3.0, -math.inf], [4, 0], "num_tokens of at least 1 .* -inf nats for datum 1"),
         (NATS, [4, -1, 3], "num_tokens >= 0 with a positive sum, got the smallest -1"),
         (NATS, [2.5, 1, 2], "num_tokens to be integers, got 2.5"),
         (NATS, [math.nan, 1, 2], "num_tokens to be integers, got nan"),
@@ -62,6 +64,7 @@ def test_what_has_no_perplexity(nats, tokens, message):
 
 def test_log_likelihoods_at_their_ends():
     assert float(perplexity([0.0, 0.0], [1, 2])) == 1.0
+    assert float(perplexity([0.0, -2.0], [0, 2])) == pytest.approx(math.e)
     assert float(perplexity([1e-3, -5e-4], [1, 2])) == pytest.approx(1.0, abs=1e-3)  # an estimate
     assert float(perplexity([-math.inf, -1.0], [1, 2])) == math.inf
     assert float(bits_per_dimension(torch.tensor(-math.inf), 2)) == math.inf

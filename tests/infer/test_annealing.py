@@ -282,6 +282,17 @@ def test_refuses_betas(beta):
         anneal(model, {"z": beta})
 
 
+@pytest.mark.parametrize("build", [schedules.linear, schedules.cosine, schedules.cyclical])
+@pytest.mark.parametrize(("start", "end"), [(0.0, -1.0), (1.0, -1e-3)])
+def test_refuses_schedules_that_become_negative(build, start, end):
+    beta = build(start, end, 10)
+    for apply in (lambda beta: AnnealedELBO(Trace_ELBO(), beta), lambda beta: anneal(model, beta), AnnealMessenger):
+        with pytest.raises(ValueError, match=rf"Expected beta = {build.__name__}\(.* at every step .* >= 0, got {end}"):
+            apply(beta)
+        with pytest.raises(ValueError, match="Expected beta of site 'z' = "):
+            apply({"z": beta})
+
+
 def test_module_form_and_pickle():
     elbo = pickle.loads(pickle.dumps(AnnealedELBO(TraceMeanField_ELBO(num_particles=4), beta=0.5)))
     assert elbo.num_particles == 4

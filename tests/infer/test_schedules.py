@@ -141,6 +141,8 @@ def test_only_positions_are_loaded(state):
 def test_only_functions_and_decoders_are_taken():
     with pytest.raises(TypeError, match="Expected function to be a function from a step to a number, got a float"):
         Schedule(0.5)
+    with pytest.raises(TypeError, match="Expected function to be a function of a step, got one with missing"):
+        Schedule(lambda step, end: 0.5)
     with pytest.raises(TypeError, match="Expected decoder to be a decoder, got the class BrenierMap"):
         InverseLipschitzScheduler(BrenierMap, schedules.constant(1.0))
 

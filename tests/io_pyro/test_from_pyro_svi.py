@@ -85,7 +85,12 @@ def test_a_seed_fixes_the_draws_and_leaves_the_random_state(samples_per_pass):
     x = torch.randn(2, 3, 2)
     guide = AutoNormal(hierarchical_model)
     guide(x)
-    arguments = {"model_args": (x,), "num_samples": 6, "samples_per_pass": samples_per_pass, "num_importance_samples": 2}
+    arguments = {
+        "model_args": (x,),
+        "num_samples": 6,
+        "samples_per_pass": samples_per_pass,
+        "num_importance_samples": 2,
+    }
     before = pyro.util.get_rng_state()
     first = from_pyro_svi((hierarchical_model, guide), seed=5, **arguments)
     after = pyro.util.get_rng_state()
