@@ -54,7 +54,7 @@ class Batch:
         check_order(self.runs)
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = without_deterministic(self.runs.guide_trace, self.runs.model_trace)
-        found = plate_over_data(self.guide_trace, self.model_trace, arguments, plate)
+        found = plate_over_data(self.guide_trace, self.model_trace, arguments, plate, whole=whole)
         self.data_plate: str | None
         self.data_plate, self.num_data = found if found is not None else (None, arguments.num_data)
         if self.num_data != arguments.num_data and not whole:

@@ -53,7 +53,8 @@ def _of_call(
     # With a seed, so that no draw of the caller's is used up, and without the checks of densities, which come later.
     with seeded(0), dist.validation_enabled(False), naming_arguments(any_error=not arguments.sizes):
         runs = Runs(model, guide, part)
-    found = plate_over_data(*without_deterministic(runs.guide_trace, runs.model_trace), part, plate)
+    traces = without_deterministic(runs.guide_trace, runs.model_trace)
+    found = plate_over_data(*traces, part, plate, whole=part is arguments)
     return arguments if found is None or [found[1]] == part.sizes else arguments._replace(size=found[1])
 
 
