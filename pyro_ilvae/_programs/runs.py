@@ -15,6 +15,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs.arguments import Arguments
 from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
+from pyro_ilvae._programs.masks import mask_guide, move_masks, other_masks
 from pyro_ilvae._programs.matching import check_match
 from pyro_ilvae._programs.own_values import check_own_values
 from pyro_ilvae._programs.plates import SizePlates
@@ -47,6 +48,9 @@ class Runs:
         model_trace: the model's trace at that draw, with values from the prior at the sites that are left out.
         compared: functions whose runs decide whether draws can be made together; see :meth:`same_alone`.
         num_compared: the number of draws that are made together to find out.
+        masked_sites: the names of the latent sites that the model masks where the guide does not, and that say nothing
+            about anything else there.
+        flat_sites: the names of those that other sites depend on there, so that they have a flat prior.
         known_to_vectorize: whether draws can be made together; None as long as that has not been found out.
     """
 
@@ -54,6 +58,8 @@ class Runs:
         self.model, self.guide, self.arguments = model, guide, arguments
         self.nesting = 0
         self.enumerated_sites: list[str] = []
+        self.masked_sites: list[str] = []
+        self.flat_sites: list[str] = []
         self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
         self.num_compared = 2
         self.known_to_vectorize: bool | None = None
@@ -78,6 +84,11 @@ class Runs:
         self.nesting = max((len(site_shape(site).batch) for trace in traces for site in sample_sites(trace)), default=0)
         known = drawn(self.guide_trace).keys() | (given or {}).keys()
         self.enumerated_sites = [name for name in drawn(self.model_trace) if name not in known]
+        self.align_masks(*traces)
+        if names := other_masks(*traces):
+            self.flat_sites = [name for name in names if self._is_flat(name, given or {})]
+            self.masked_sites = [name for name in names if name not in self.flat_sites]
+            self.align_masks(*traces)
 
     @property
     def indices(self) -> Mapping[str, Any]:
@@ -112,7 +123,32 @@ class Runs:
         """
         guide_trace, values = self.draw(num_draws, given, guide)
         around = self._enumerate if self.enumerated_sites else lambda program: program
-        return guide_trace, self.trace(Replay(values)(self.model), num_draws, around)
+        model_trace = self.trace(Replay(values)(self.model), num_draws, around)
+        self.align_masks(guide_trace, model_trace)
+        return guide_trace, model_trace
+
+    def align_masks(self, guide_trace: Trace, model_trace: Trace) -> None:
+        """Mask the guide's sites where the model masks them, so that no density of theirs is without a prior."""
+        move_masks((guide_trace, model_trace))
+        if self.masked_sites:
+            mask_guide(self.guide, guide_trace, model_trace, self.masked_sites)
+
+    def _is_flat(self, name: str, given: Values) -> bool:
+        """Whether densities that are not masked depend on the values of a site where it is masked."""
+        with torch.no_grad(), seeded(0):
+            node: Any = self.model_trace.nodes[name]
+            mask = torch.as_tensor(node["mask"])
+            mask = mask.reshape(*mask.shape, *(1,) * node["fn"].event_dim)
+            values = drawn(self.guide_trace) | dict(given)
+            before = self.traces(1, values)[1]
+            for _ in range(2):
+                other = self.draw(1, given)[1][name]
+                after = self.traces(1, values | {name: torch.where(mask, values[name], other)})[1]
+                for site, changed in zip(sample_sites(before), sample_sites(after), strict=False):
+                    one, two = site_log_prob(site), site_log_prob(changed)
+                    if site["name"] != name and not (one.shape == two.shape and _close(one[None], two[None])):
+                        return True
+        return False
 
     def factors(self, num_draws: int, values: Values) -> Trace:
         """Return a trace of the model that enumerates as the model's own marks say, at values of the other sites.

@@ -18,7 +18,7 @@ from pyro_ilvae.diagnostics._engine.densities import log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior
 from pyro_ilvae.diagnostics._engine.scores import check_differentiable, placeholders
-from pyro_ilvae.diagnostics._engine.sites import only_site
+from pyro_ilvae.diagnostics._engine.sites import check_not_flat, only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.distributions import innermost, without_event
 
@@ -150,6 +150,7 @@ def _check_alone(batch: Batch, name: str) -> None:
     site = batch.site(batch.model_trace, name, "model")
     batch.site(batch.guide_trace, name, "guide")
     check_differentiable(site)
+    check_not_flat(batch, [name])
     inner = [frame.name for frame in site["cond_indep_stack"] if frame.name != batch.data_plate]
     if correlated(batch, name) and (inner or len(batch.latent_sites) > 1):
         raise UnavailableError(
