@@ -39,8 +39,8 @@ def other_masks(guide_trace: Trace, model_trace: Trace) -> list[str]:
         within = [_within_event(site["fn"]) for site in sites]
         if not _equal(*within):
             raise ValueError(
-                f"Expected the same mask of entries of site '{name}' in model and guide, got another in the guide: mask "
-                "whole events there and in the model, or their entries in both"
+                f"Expected the same mask of entries of site '{name}' in model and guide, got another in the guide: "
+                "mask whole events in the model, or the same entries in both"
             )
         masks = [torch.as_tensor(True if site["mask"] is None else site["mask"]).cpu() for site in sites]
         if (~masks[0] & masks[1]).any():
@@ -86,7 +86,7 @@ def _positions(guide: Callable[..., Any], name: str, masks: dict[str, Tensor]) -
                     if not (flat == flat[:1]).all():
                         return None
                     mask = flat[0]
-                index = index[mask.cpu().reshape(*mask.shape, *(1,) * event_dim).expand_as(index)]
+                index = index[mask.cpu().reshape(mask.shape + (1,) * event_dim).expand_as(index)]
             kept.append(index.flatten())
         return torch.cat(kept)
     return None

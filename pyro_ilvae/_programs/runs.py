@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs.arguments import Arguments
-from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
+from pyro_ilvae._programs.handlers import HoldSubsamples, Replay, without_table
 from pyro_ilvae._programs.masks import mask_guide, move_masks, other_masks
 from pyro_ilvae._programs.matching import check_match
 from pyro_ilvae._programs.own_values import check_own_values
@@ -40,6 +40,7 @@ class Runs:
         guide: the guide. Latent sites of the model that it leaves out are enumerated by :meth:`traces`.
         arguments: what both are called with.
         given: values of one draw for latent sites that the guide does not draw, shaped as the model is written.
+        free_plates: what other runs on as many data know of the guide; see :func:`check_own_values`.
 
     Attributes:
         nesting: the number of batch dimensions to the right of the draws.
@@ -54,7 +55,14 @@ class Runs:
         known_to_vectorize: whether draws can be made together; None as long as that has not been found out.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Arguments, given: Values | None = None) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        arguments: Arguments,
+        given: Values | None = None,
+        free_plates: set[str] | None = None,
+    ) -> None:
         self.model, self.guide, self.arguments = model, guide, arguments
         self.nesting = 0
         self.enumerated_sites: list[str] = []
@@ -77,6 +85,7 @@ class Runs:
             arguments,
             indices=self.indices,
             chosen=self._hold.chosen,
+            free=set() if free_plates is None else free_plates,
             run_guide=partial(self._trace_at, guide),
             run_model=partial(self._trace_at, model),
         )
@@ -99,7 +108,7 @@ class Runs:
         self, program: Program, num_draws: int, around: Callable[[Program], Program] = lambda program: program
     ) -> Trace:
         """Return the trace of a run; handlers that have to see the draws go ``around`` it."""
-        with poutine.block(), evaluation_mode(self.model, self.guide):
+        with poutine.block(), evaluation_mode(self.model, self.guide), without_table():
             program = self._sizes(self._hold(program))
             if num_draws > 1:
                 program = pyro.plate("_draws", num_draws, dim=-self.nesting - 1)(program)
@@ -138,7 +147,7 @@ class Runs:
         with torch.no_grad(), seeded(0):
             node: Any = self.model_trace.nodes[name]
             mask = torch.as_tensor(node["mask"])
-            mask = mask.reshape(*mask.shape, *(1,) * node["fn"].event_dim)
+            mask = mask.reshape(mask.shape + (1,) * node["fn"].event_dim)
             values = drawn(self.guide_trace) | dict(given)
             before = self.traces(1, values)[1]
             for _ in range(2):
@@ -242,7 +251,7 @@ class Runs:
             if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"Expected model_args that model and guide can be called with, got {_shapes(self.arguments)}, which "
+                f"Expected model_args that model and guide can be called with, got {self.arguments.described}, which "
                 f"raise {type(error).__name__}: {error} (a guide that holds values for each datum takes the data that "
                 "it was learned on, all together: batch_size=None)"
             ) from error
@@ -336,12 +345,3 @@ def _close(together: Tensor, alone: Tensor) -> bool:
     if not together.is_floating_point():
         return torch.equal(*torch.broadcast_tensors(together, alone))
     return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def _shapes(arguments: Arguments) -> str:
-    """The arguments in words, tensors by their shapes."""
-    named = [(str(i), value) for i, value in enumerate(arguments.args)] + list(arguments.kwargs.items())
-    shapes = [
-        f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}" for name, value in named
-    ]
-    return f"({', '.join(shapes)})"

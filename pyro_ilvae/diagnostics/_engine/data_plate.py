@@ -14,7 +14,7 @@ def plate_over_data(
 
     It is the one that is named, or else the only one that the tensors fit; of several that fit the same tensor, it is
     the one that holds everything that is observed. If the tensors fit no plate that does, it is the only plate that
-    does. A name decides where the data go in as a ``whole``, unless the plate is inside another one that the tensors fit.
+    does. A name decides where the data go in as a ``whole``, unless the plate is inside another that the tensors fit.
     """
     sites = [*sample_sites(guide_trace), *sample_sites(model_trace)]
     frames = {frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized}

@@ -108,7 +108,7 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
             raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=values.device)
-        values = scale_and_mask(values, mask=mask.reshape(*mask.shape, *(1,) * event_dim))
+        values = scale_and_mask(values, mask=mask.reshape(mask.shape + (1,) * event_dim))
     values = batch.data_first(values, site, event_dim)
     if not per_dimension and values.dim() > 2:
         if correlated(batch, name):

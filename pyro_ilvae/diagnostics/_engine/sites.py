@@ -55,8 +55,8 @@ def check_not_flat(batch: Batch, names: Iterable[str]) -> None:
     """Raise if the model masks a site where other sites depend on it, which leaves it a flat prior there."""
     if flat := [name for name in names if name in batch.runs.flat_sites]:
         raise UnavailableError(
-            f"Expected a prior of site '{flat[0]}' wherever other sites depend on it, got a mask: the divergence from a "
-            "flat prior is no number"
+            f"Expected a prior of site '{flat[0]}' wherever other sites depend on it, got a mask: a divergence from a "
+            "flat prior means nothing"
         )
 
 

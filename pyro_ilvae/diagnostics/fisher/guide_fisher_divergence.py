@@ -180,7 +180,7 @@ def _squares(batch: Batch, name: str, traces: tuple[Trace, Trace], count: int) -
         squares = _sampled_squares(q, log_prior, site["value"], f"site '{name}' in {_type(q)} and {_type(p)}")
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=squares.device)
-        squares = torch.where(mask.reshape(*mask.shape, *(1,) * q.event_dim), squares, torch.zeros_like(squares))
+        squares = torch.where(mask.reshape(mask.shape + (1,) * q.event_dim), squares, torch.zeros_like(squares))
     squares = batch.data_first(squares, site, q.event_dim)
     return squares.expand(count, *squares.shape[1:]), analytic
 
