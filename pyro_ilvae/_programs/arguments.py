@@ -77,7 +77,8 @@ class Arguments(NamedTuple):
     def select(self, index: slice | Tensor) -> Self:
         """Return the arguments for some of the data."""
         num_data = self.num_data
-        self.check_others(num_data)
+        known = self.size is not None or bool(self.sizes)
+        self.check_others(num_data if known else None, lists=True)
         if num_data not in self.sizes:
             raise ValueError(
                 f"Expected the {num_data} data in model_args where a part of them is asked for, as by batch_size, got "
@@ -105,14 +106,16 @@ class Arguments(NamedTuple):
         positional = [(f"model_args[{i}]", value) for i, value in enumerate(self.args)]
         return positional + [(f"model_kwargs[{name!r}]", value) for name, value in self.kwargs.items()]
 
-    def check_others(self, num_data: int | None, *, split: bool = True) -> None:
+    def check_others(self, num_data: int | None, *, split: bool = True, lists: bool = False) -> None:
         """Raise for an argument that is no tensor but seems to hold a value for each datum; None: for any number.
 
-        If the data are not ``split``, only a packed sequence is refused, whose data are in an order of their own.
+        If the data are not ``split``, only a packed sequence is refused, whose data are in an order of their own. For
+        any number, lists of tensors are refused only where ``lists`` is True.
         """
         for name, value in self._named():
             size = _num_values(value)
-            holds = size > 0 and not _is_list_of_tensors(value) if num_data is None else size == num_data > 1
+            of_any = size > 0 and (lists or not _is_list_of_tensors(value))
+            holds = of_any if num_data is None else size == num_data > 1
             if isinstance(value, PackedSequence) or (split and holds):
                 over = "the data" if num_data is None else f"the {num_data} data"
                 hint = "" if isinstance(value, PackedSequence) else "; convert it with torch.as_tensor(...)"
