@@ -33,7 +33,7 @@ class Arguments(NamedTuple):
     @property
     def num_data(self) -> int:
         """The number N of data."""
-        size = self.size if self.size is not None else next(iter(self.sizes), None)
+        size = self.size if self.size is not None else next(iter([*self.sizes, *self._lengths]), None)
         if size is None:
             self.check_others(None)
             got = ", ".join(f"{name} = {_kind(value)}" for name, value in self._named()) or "no arguments"
@@ -46,6 +46,18 @@ class Arguments(NamedTuple):
     def sizes(self) -> list[int]:
         """The first dimensions of the tensors, each once."""
         return list(dict.fromkeys(len(value) for _, value in self._named() if _has_rows(value)))
+
+    @property
+    def _lengths(self) -> list[int]:
+        """The lengths of the lists of tensors, which hold one for each datum if no tensor holds the data."""
+        return [len(value) for _, value in self._named() if _is_list_of_tensors(value)]
+
+    @property
+    def described(self) -> str:
+        """The arguments in words, tensors by their shapes."""
+        named = [(str(i), value) for i, value in enumerate(self.args)] + list(self.kwargs.items())
+        shapes = [f"{n}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for n, v in named]
+        return f"({', '.join(shapes)})"
 
     def in_order(self) -> Self:
         """Return the same arguments, whose data have an order."""
@@ -65,7 +77,8 @@ class Arguments(NamedTuple):
     def select(self, index: slice | Tensor) -> Self:
         """Return the arguments for some of the data."""
         num_data = self.num_data
-        self.check_others(num_data)
+        known = self.size is not None or bool(self.sizes)
+        self.check_others(num_data if known else None, lists=True)
         if num_data not in self.sizes:
             raise ValueError(
                 f"Expected the {num_data} data in model_args where a part of them is asked for, as by batch_size, got "
@@ -93,14 +106,16 @@ class Arguments(NamedTuple):
         positional = [(f"model_args[{i}]", value) for i, value in enumerate(self.args)]
         return positional + [(f"model_kwargs[{name!r}]", value) for name, value in self.kwargs.items()]
 
-    def check_others(self, num_data: int | None, *, split: bool = True) -> None:
+    def check_others(self, num_data: int | None, *, split: bool = True, lists: bool = False) -> None:
         """Raise for an argument that is no tensor but seems to hold a value for each datum; None: for any number.
 
-        If the data are not ``split``, only a packed sequence is refused, whose data are in an order of their own.
+        If the data are not ``split``, only a packed sequence is refused, whose data are in an order of their own. For
+        any number, lists of tensors are refused only where ``lists`` is True.
         """
         for name, value in self._named():
             size = _num_values(value)
-            holds = size > 0 if num_data is None else size == num_data > 1
+            of_any = size > 0 and (lists or not _is_list_of_tensors(value))
+            holds = of_any if num_data is None else size == num_data > 1
             if isinstance(value, PackedSequence) or (split and holds):
                 over = "the data" if num_data is None else f"the {num_data} data"
                 hint = "" if isinstance(value, PackedSequence) else "; convert it with torch.as_tensor(...)"
@@ -180,6 +195,11 @@ def _num_values(value: Any) -> int:
     if isinstance(value, Tensor | str | bytes) or not (is_array or isinstance(value, Sequence)):
         return 0
     return len(value)
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple) and not isinstance(value, PackedSequence)
+    return is_list and len(value) > 0 and all(isinstance(part, Tensor) for part in value)
 
 
 def _kind(value: object) -> str:

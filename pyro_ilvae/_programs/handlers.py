@@ -1,6 +1,7 @@
 """Handlers that a model or a guide runs under."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +59,20 @@ class HoldSubsamples(Messenger):
             if before is not msg["value"] and not torch.equal(*map(torch.as_tensor, (before, msg["value"]))):
                 self.moved = True
             self.indices[msg["name"]] = msg["value"]
+
+
+@contextmanager
+def without_table() -> Iterator[None]:
+    """Takes the table of shapes so far, which Pyro adds, from the errors that say themselves what was expected."""
+    try:
+        yield
+    except ValueError as error:
+        words, table, _ = str(error).partition("\nTrace Shapes:")
+        if not table:
+            words, table, _ = str(error).partition("\n Trace Shapes:")
+        if not table or type(error) is not ValueError or not words.startswith("Expected "):
+            raise
+        raise ValueError(words) from error.__cause__
 
 
 class Release(Messenger):

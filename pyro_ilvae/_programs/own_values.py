@@ -23,6 +23,7 @@ def check_own_values(
     *,
     indices: Mapping[str, Any],
     chosen: set[str],
+    free: set[str],
     run_guide: _RunAt,
     run_model: _RunAt,
 ) -> None:
@@ -37,6 +38,7 @@ def check_own_values(
         arguments: what both are called with.
         indices: the indices that each plate is held at.
         chosen: the names of the plates for which a program has chosen the indices.
+        free: the names of plates by whose indices the guide is known to pick no values; others are added here.
         run_guide: runs the guide at other indices, given values of its sites.
         run_model: runs the model likewise.
     """
@@ -44,13 +46,17 @@ def check_own_values(
     _check_joint_guides(guide, plates)
     for name, full_size in plates.items():
         held = torch.as_tensor(indices[name])
-        if (name in chosen and not torch.equal(held, torch.arange(len(held), device=held.device))) or any(
-            _is_index(value, held) for value in [*arguments.args, *arguments.kwargs.values()]
+        if (
+            name in free
+            or (name in chosen and not torch.equal(held, torch.arange(len(held), device=held.device)))
+            or any(_is_index(value, held) for value in [*arguments.args, *arguments.kwargs.values()])
         ):
             continue
         others = {name: (held + len(held)) % full_size}
         site = _changed(run_guide, {name: held}, others, traces[0])
-        if site is not None and not _follows(run_model, {name: held}, others, drawn(traces[1])):
+        if site is None:
+            free.add(name)
+        elif not _follows(run_model, {name: held}, others, drawn(traces[1])):
             raise ValueError(
                 f"Expected the indices of the data in model_args, as model(x, index=...) passes them on to plate "
                 f"'{name}', because the guide holds a value of site '{site}' for each of its {full_size} members, got "

@@ -54,8 +54,9 @@ class SizePlates(Messenger):
         for site, frame, size in model:
             if size > 1 and ((site["name"], frame.name) in self._outside or _is_one_datum(site, frame)):
                 raise ValueError(
-                    f"Expected {size} values of site '{site['name']}' in plate '{frame.name}', as the model has other "
-                    "sites there, got one"
+                    f"Expected {size} values of site '{site['name']}' in plate '{frame.name}', as other sites there "
+                    "have, got one (a guide that holds values for each datum takes the data that it was learned on, "
+                    "all together: batch_size=None)"
                 )
         return bool(own or model)
 

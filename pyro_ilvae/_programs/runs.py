@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs.arguments import Arguments
-from pyro_ilvae._programs.handlers import HoldSubsamples, Replay
+from pyro_ilvae._programs.handlers import HoldSubsamples, Replay, without_table
+from pyro_ilvae._programs.masks import mask_guide, move_masks, other_masks
 from pyro_ilvae._programs.matching import check_match
 from pyro_ilvae._programs.own_values import check_own_values
 from pyro_ilvae._programs.plates import SizePlates
@@ -39,6 +40,7 @@ class Runs:
         guide: the guide. Latent sites of the model that it leaves out are enumerated by :meth:`traces`.
         arguments: what both are called with.
         given: values of one draw for latent sites that the guide does not draw, shaped as the model is written.
+        free_plates: what other runs on as many data know of the guide; see :func:`check_own_values`.
 
     Attributes:
         nesting: the number of batch dimensions to the right of the draws.
@@ -47,13 +49,25 @@ class Runs:
         model_trace: the model's trace at that draw, with values from the prior at the sites that are left out.
         compared: functions whose runs decide whether draws can be made together; see :meth:`same_alone`.
         num_compared: the number of draws that are made together to find out.
+        masked_sites: the names of the latent sites that the model masks where the guide does not, and that say nothing
+            about anything else there.
+        flat_sites: the names of those that other sites depend on there, so that they have a flat prior.
         known_to_vectorize: whether draws can be made together; None as long as that has not been found out.
     """
 
-    def __init__(self, model: Program, guide: Program, arguments: Arguments, given: Values | None = None) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        arguments: Arguments,
+        given: Values | None = None,
+        free_plates: set[str] | None = None,
+    ) -> None:
         self.model, self.guide, self.arguments = model, guide, arguments
         self.nesting = 0
         self.enumerated_sites: list[str] = []
+        self.masked_sites: list[str] = []
+        self.flat_sites: list[str] = []
         self.compared: list[Callable[[int, Values], Sequence[Trace]]] = [self.traces]
         self.num_compared = 2
         self.known_to_vectorize: bool | None = None
@@ -71,6 +85,7 @@ class Runs:
             arguments,
             indices=self.indices,
             chosen=self._hold.chosen,
+            free=set() if free_plates is None else free_plates,
             run_guide=partial(self._trace_at, guide),
             run_model=partial(self._trace_at, model),
         )
@@ -78,6 +93,11 @@ class Runs:
         self.nesting = max((len(site_shape(site).batch) for trace in traces for site in sample_sites(trace)), default=0)
         known = drawn(self.guide_trace).keys() | (given or {}).keys()
         self.enumerated_sites = [name for name in drawn(self.model_trace) if name not in known]
+        self.align_masks(*traces)
+        if names := other_masks(*traces):
+            self.flat_sites = [name for name in names if self._is_flat(name, given or {})]
+            self.masked_sites = [name for name in names if name not in self.flat_sites]
+            self.align_masks(*traces)
 
     @property
     def indices(self) -> Mapping[str, Any]:
@@ -88,7 +108,7 @@ class Runs:
         self, program: Program, num_draws: int, around: Callable[[Program], Program] = lambda program: program
     ) -> Trace:
         """Return the trace of a run; handlers that have to see the draws go ``around`` it."""
-        with poutine.block(), evaluation_mode(self.model, self.guide):
+        with poutine.block(), evaluation_mode(self.model, self.guide), without_table():
             program = self._sizes(self._hold(program))
             if num_draws > 1:
                 program = pyro.plate("_draws", num_draws, dim=-self.nesting - 1)(program)
@@ -112,7 +132,32 @@ class Runs:
         """
         guide_trace, values = self.draw(num_draws, given, guide)
         around = self._enumerate if self.enumerated_sites else lambda program: program
-        return guide_trace, self.trace(Replay(values)(self.model), num_draws, around)
+        model_trace = self.trace(Replay(values)(self.model), num_draws, around)
+        self.align_masks(guide_trace, model_trace)
+        return guide_trace, model_trace
+
+    def align_masks(self, guide_trace: Trace, model_trace: Trace) -> None:
+        """Mask the guide's sites where the model masks them, so that no density of theirs is without a prior."""
+        move_masks((guide_trace, model_trace))
+        if self.masked_sites:
+            mask_guide(self.guide, guide_trace, model_trace, self.masked_sites)
+
+    def _is_flat(self, name: str, given: Values) -> bool:
+        """Whether densities that are not masked depend on the values of a site where it is masked."""
+        with torch.no_grad(), seeded(0):
+            node: Any = self.model_trace.nodes[name]
+            mask = torch.as_tensor(node["mask"])
+            mask = mask.reshape(mask.shape + (1,) * node["fn"].event_dim)
+            values = drawn(self.guide_trace) | dict(given)
+            before = self.traces(1, values)[1]
+            for _ in range(2):
+                other = self.draw(1, given)[1][name]
+                after = self.traces(1, values | {name: torch.where(mask, values[name], other)})[1]
+                for site, changed in zip(sample_sites(before), sample_sites(after), strict=False):
+                    one, two = site_log_prob(site), site_log_prob(changed)
+                    if site["name"] != name and not (one.shape == two.shape and _close(one[None], two[None])):
+                        return True
+        return False
 
     def factors(self, num_draws: int, values: Values) -> Trace:
         """Return a trace of the model that enumerates as the model's own marks say, at values of the other sites.
@@ -206,7 +251,7 @@ class Runs:
             if isinstance(error, NotImplementedError | torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"Expected model_args that model and guide can be called with, got {_shapes(self.arguments)}, which "
+                f"Expected model_args that model and guide can be called with, got {self.arguments.described}, which "
                 f"raise {type(error).__name__}: {error} (a guide that holds values for each datum takes the data that "
                 "it was learned on, all together: batch_size=None)"
             ) from error
@@ -300,12 +345,3 @@ def _close(together: Tensor, alone: Tensor) -> bool:
     if not together.is_floating_point():
         return torch.equal(*torch.broadcast_tensors(together, alone))
     return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def _shapes(arguments: Arguments) -> str:
-    """The arguments in words, tensors by their shapes."""
-    named = [(str(i), value) for i, value in enumerate(arguments.args)] + list(arguments.kwargs.items())
-    shapes = [
-        f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}" for name, value in named
-    ]
-    return f"({', '.join(shapes)})"

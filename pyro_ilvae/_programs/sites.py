@@ -47,11 +47,39 @@ def is_variable(site: Any) -> bool:
     return site["type"] == "sample" and not (site_is_subsample(site) or isinstance(site["fn"], dist.Unit))
 
 
+def split_mask(site: Any) -> tuple[Any, Any]:
+    """Return the distribution of a site without masks, and its mask; None if it has none.
+
+    A mask of some entries of events stays in the distribution.
+    """
+    fn, own = _split(site["fn"])
+    if own is None or site["mask"] is None:
+        return fn, site["mask"] if own is None else own
+    return fn, torch.as_tensor(site["mask"], device=getattr(own, "device", None)) & torch.as_tensor(own)
+
+
+def _split(fn: Any) -> tuple[Any, Any]:
+    if isinstance(fn, dist.MaskedDistribution):
+        base, inner = _split(fn.base_dist)
+        return base, fn._mask if inner is None else torch.as_tensor(inner) & torch.as_tensor(fn._mask)
+    if isinstance(fn, torch.distributions.Independent):
+        base, inner = _split(fn.base_dist)
+        size = fn.reinterpreted_batch_ndims
+        if isinstance(inner, Tensor) and inner.dim() and size:
+            entries = inner.expand(base.batch_shape).flatten(-size)
+            if not torch.equal(entries.all(-1), entries.any(-1)):
+                return fn, None
+            inner = entries.all(-1)
+        return (fn, None) if inner is None else (base.to_event(size), inner)
+    return fn, None
+
+
 def site_log_prob(site: Any) -> Tensor:
     """Return the log density of a site's value, without scales, of the site's batch shape; 0 where it is masked."""
+    fn, mask = split_mask(site)
     try:
-        with evaluation_mode(site["fn"]):  # of the modules in the transforms of a flow
-            log_prob = site["fn"].log_prob(site["value"])
+        with evaluation_mode(fn):  # of the modules in the transforms of a flow
+            log_prob = fn.log_prob(site["value"])
     except ValueError as error:
         raise ValueError(f"Expected a value in the support at site '{site['name']}', got another: {error}") from error
     except RuntimeError as error:
@@ -61,11 +89,11 @@ def site_log_prob(site: Any) -> Tensor:
             f"Expected a value of shape {tuple(site['fn'].shape())} at site '{site['name']}', got shape "
             f"{tuple(site['value'].shape)}: {error}"
         ) from error
-    masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
-    if site["mask"] is not None and "_enumerate_dim" in site["infer"]:
+    masked: Tensor = scale_and_mask(log_prob, mask=mask)
+    if mask is not None and "_enumerate_dim" in site["infer"]:
         # Where it is masked, the probabilities of all its values have to add up to one.
-        size = len(site["fn"].enumerate_support(expand=False))
-        return masked - math.log(size) * ~torch.as_tensor(site["mask"], device=masked.device)
+        size = len(fn.enumerate_support(expand=False))
+        return masked - math.log(size) * ~torch.as_tensor(mask, device=masked.device)
     return masked
 
 

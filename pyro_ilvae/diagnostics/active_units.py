@@ -1,5 +1,6 @@
 """Active units: the latent dimensions whose posterior mean moves with the data."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -119,9 +120,11 @@ def active_units(
             ),
             strict=True,
         )
+    mean, error = torch.cat(means), torch.cat(errors)
+    if mean.isnan().any():
+        return _variances_of_masked(mean, error, threshold)
     # The error of a single draw is unknown.
-    sampling = torch.cat(errors).square().mean(0).nan_to_num()
-    return variances_over_data(torch.cat(means), threshold, sampling)
+    return variances_over_data(mean, threshold, error.square().mean(0).nan_to_num())
 
 
 def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -151,8 +154,25 @@ def _means(batch: Batch, name: str, traces: tuple[Trace, Trace]) -> tuple[Tensor
     except NotImplementedError:
         value, has_formula = site["value"], False
     check_finite(f"posterior means of site '{name}'", value)
-    # Detached, because a mean can be a parameter itself.
-    return batch.data_first(value.detach(), site, fn.event_dim), has_formula
+    value = value.detach()  # because a mean can be a parameter itself
+    if site["mask"] is not None:
+        mask = torch.as_tensor(site["mask"], device=value.device)
+        value = torch.where(mask.reshape(mask.shape + (1,) * fn.event_dim), value, math.nan)
+    return batch.data_first(value, site, fn.event_dim), has_formula
+
+
+def _variances_of_masked(means: Tensor, errors: Tensor, threshold: float) -> ActiveUnits:
+    """The active units of means that are NaN for masked data, each unit over its own data."""
+    sizes = (~means.isnan()).sum(0)
+    if (sizes < 2).any():
+        raise UnavailableError("Expected at least two data that are not masked for a variance over data, got fewer")
+    parts = []
+    for mean, error in zip(means.reshape(len(means), -1).T, errors.reshape(len(means), -1).T, strict=True):
+        kept = ~mean.isnan()
+        parts.append(variances_over_data(mean[kept], threshold, error[kept].square().mean().nan_to_num()))
+    variances = torch.stack([part.variances for part in parts]).reshape(sizes.shape)
+    spreads = torch.stack([part.standard_errors for part in parts]).reshape(sizes.shape)
+    return ActiveUnits(variances, float(threshold), variances > threshold, spreads)
 
 
 def variances_over_data(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:

@@ -133,8 +133,11 @@ class IntegratedLikelihood:
     def _run(self, size: int, given: Values) -> list[Trace]:
         guide_trace, values = self.runs.draw(size, given)
         if self._enumerates:
-            return [guide_trace, self.runs.factors(size, values)]
-        return [guide_trace, self.runs.trace(Replay(values)(self.runs.model), size)]
+            trace = self.runs.factors(size, values)
+        else:
+            trace = self.runs.trace(Replay(values)(self.runs.model), size)
+        self.runs.align_masks(guide_trace, trace)
+        return [guide_trace, trace]
 
     def _sites(self, unit: Unit, trace: Trace, observed_elsewhere: Mapping[str, Any] | None = None) -> list[Any]:
         return [site for site in with_density(trace, observed_elsewhere or ()) if unit.holds(site)]

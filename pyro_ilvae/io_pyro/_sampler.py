@@ -207,7 +207,9 @@ class Sampler:
         guide_trace, latents = self.runs.draw(size, self._given(start, size) | own)
         if not latents.keys() >= set(self.runs.enumerated_sites):
             latents |= self.runs.draw_enumerated(size, latents)
-        return guide_trace, latents, self.runs.trace(Replay(latents)(self.model), size)
+        trace = self.runs.trace(Replay(latents)(self.model), size)
+        self.runs.align_masks(guide_trace, trace)
+        return guide_trace, latents, trace
 
     def _replayed(self, size: int, one: Values) -> list[Trace]:
         """Runs of guide and model, of the first draws or of the one draw whose values are given."""

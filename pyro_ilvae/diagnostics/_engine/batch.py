@@ -29,6 +29,7 @@ from pyro_ilvae.distributions import innermost
 _MOST_PAIRS = MOST_PAIRS  # of a draw and a datum in memory at a time, unless a caller says otherwise
 
 _FEW = 12  # draws
+_MANY = 100  # draws
 _COMPARED = 8  # draws made together at first, because a branch that few draws take does not show in two
 
 
@@ -44,17 +45,24 @@ class Batch:
     """
 
     def __init__(
-        self, model: Program, guide: Program, arguments: Arguments, plate: str | None, *, whole: bool = True
+        self,
+        model: Program,
+        guide: Program,
+        arguments: Arguments,
+        plate: str | None,
+        *,
+        whole: bool = True,
+        free_plates: set[str] | None = None,
     ) -> None:
         self.model, self.guide = model, guide
-        self.runs = Runs(model, guide, arguments)
+        self.runs = Runs(model, guide, arguments, free_plates=free_plates)
         self.runs.compared, self.runs.num_compared = [self._traces_to_compare], _COMPARED
         self.from_loader = False  # whether other batches come from elsewhere than the same tensors
         self.bytes_by_draws: dict[int, int] = {}  # that runs of so many draws take, as far as that was found out
         check_order(self.runs)
         self.nesting, self.enumerated_sites = self.runs.nesting, self.runs.enumerated_sites
         self.guide_trace, self.model_trace = without_deterministic(self.runs.guide_trace, self.runs.model_trace)
-        found = plate_over_data(self.guide_trace, self.model_trace, arguments, plate)
+        found = plate_over_data(self.guide_trace, self.model_trace, arguments, plate, whole=whole)
         self.data_plate: str | None
         self.data_plate, self.num_data = found if found is not None else (None, arguments.num_data)
         if self.num_data != arguments.num_data and not whole:
@@ -74,6 +82,10 @@ class Batch:
         self._check_guide_sites(latent)
         self.latent_sites = [name for name in latent if name not in self.enumerated_sites]
         self.num_assignments = self._checked_assignments()
+
+    def trust(self) -> None:
+        """Compare draws with draws alone only after many, because those of other batches were the same."""
+        self._unchecked = -_MANY
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:
         """Return how many draws to make in each pass, in bounded memory; one by one if model or guide need that."""

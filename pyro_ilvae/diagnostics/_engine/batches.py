@@ -53,7 +53,8 @@ def _of_call(
     # With a seed, so that no draw of the caller's is used up, and without the checks of densities, which come later.
     with seeded(0), dist.validation_enabled(False), naming_arguments(any_error=not arguments.sizes):
         runs = Runs(model, guide, part)
-    found = plate_over_data(*without_deterministic(runs.guide_trace, runs.model_trace), part, plate)
+    traces = without_deterministic(runs.guide_trace, runs.model_trace)
+    found = plate_over_data(*traces, part, plate, whole=part is arguments)
     return arguments if found is None or [found[1]] == part.sizes else arguments._replace(size=found[1])
 
 
@@ -81,10 +82,13 @@ def batches(
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
     known: dict[int, tuple[bool | None, dict[int, int]]] = {}
+    free_plates: dict[tuple[int, ...], set[str]] = {}  # by the sizes of the tensors
+    compared: dict[int, int] = {}  # batches by their number of data
     before: list[Any] = []
     for part in arguments.batches(batch_size):
         with naming_arguments():
-            batch = Batch(model, guide, part, plate, whole=part is arguments)
+            free = free_plates.setdefault(tuple(part.sizes), set())
+            batch = Batch(model, guide, part, plate, whole=part is arguments, free_plates=free)
         batch.from_loader = isinstance(arguments, ArgumentsInBatches)
         # The first batch decides: the last batch can be as small as another plate.
         plate = batch.data_plate
@@ -95,5 +99,9 @@ def batches(
                 "Expected the data in model_args, of which batch_size takes a part, got the same each time"
             )
         before = now
+        number = compared.get(batch.num_data, 0)
+        compared[batch.num_data] = number + 1
+        if number & (number - 1):  # The batches 1, 2, 3, 5, 9 ... are compared: other data can take other branches.
+            batch.trust()
         yield batch
         known[batch.num_data] = batch.runs.known_to_vectorize, batch.bytes_by_draws

@@ -15,7 +15,7 @@ from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, factors, site_posterior
-from pyro_ilvae.diagnostics._engine.sites import check_no_points, check_samples
+from pyro_ilvae.diagnostics._engine.sites import check_no_points, check_not_flat, check_samples
 
 
 class KLDivergence(NamedTuple):
@@ -62,6 +62,7 @@ def joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Te
     """The divergence of all latent sites together, the estimator, and the error."""
     check_samples(batch)
     check_no_points(batch, "the divergence of a point is infinite")
+    check_not_flat(batch, batch.latent_sites)
     moments = Moments()
     for count in batch.passes(num_samples):
         guide_trace, model_trace = batch.traces(count)
@@ -78,6 +79,7 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     """Divergences given each draw of the other sites, or log ratios where there is no formula."""
     guide_trace, model_trace = traces
     site, prior = batch.site(guide_trace, name, "guide"), batch.site(model_trace, name, "model")
+    check_not_flat(batch, [name])
     q, p = site_posterior(batch, guide_trace, model_trace, name), prior["fn"]
     summed = len(p.batch_shape) > batch.nesting + 1  # over the values of sites that the guide leaves out
     if summed and not (per_dimension and batch.latent_sites == [name] and _all_local(batch, model_trace)):
@@ -106,7 +108,7 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
             raise ValueError(f"Expected draws in the support at site '{name}', got others: {error}") from error
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=values.device)
-        values = scale_and_mask(values, mask=mask.reshape(*mask.shape, *(1,) * event_dim))
+        values = scale_and_mask(values, mask=mask.reshape(mask.shape + (1,) * event_dim))
     values = batch.data_first(values, site, event_dim)
     if not per_dimension and values.dim() > 2:
         if correlated(batch, name):

@@ -147,7 +147,8 @@ def _joint_guide(batch: Batch, name: str) -> AutoContinuous | None:
 
 
 def _joint_draw(part: AutoContinuous, guide_trace: Trace) -> Any:
-    return guide_trace.nodes[f"_{part._pyro_name}_latent"]["fn"]
+    fn = guide_trace.nodes[f"_{part._pyro_name}_latent"]["fn"]
+    return getattr(fn, "whole", fn)  # where the model masks entries
 
 
 def _marginal(part: AutoContinuous, batch: Batch, guide_trace: Trace, name: str) -> Any:

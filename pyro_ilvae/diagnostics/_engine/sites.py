@@ -51,6 +51,15 @@ def check_no_points(batch: Batch, consequence: str) -> None:
         )
 
 
+def check_not_flat(batch: Batch, names: Iterable[str]) -> None:
+    """Raise if the model masks a site where other sites depend on it, which leaves it a flat prior there."""
+    if flat := [name for name in names if name in batch.runs.flat_sites]:
+        raise UnavailableError(
+            f"Expected a prior of site '{flat[0]}' wherever other sites depend on it, got a mask: a divergence from a "
+            "flat prior means nothing"
+        )
+
+
 def local_dim(batch: Batch, site: Any) -> int:
     """The dimension of the data, from the right, in the batch shape of a site that has a value for each datum."""
     dim = batch.data_dim(site)

@@ -18,7 +18,7 @@ from pyro_ilvae.diagnostics._engine.densities import log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior
 from pyro_ilvae.diagnostics._engine.scores import check_differentiable, placeholders
-from pyro_ilvae.diagnostics._engine.sites import only_site
+from pyro_ilvae.diagnostics._engine.sites import check_not_flat, only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.distributions import innermost, without_event
 
@@ -150,6 +150,7 @@ def _check_alone(batch: Batch, name: str) -> None:
     site = batch.site(batch.model_trace, name, "model")
     batch.site(batch.guide_trace, name, "guide")
     check_differentiable(site)
+    check_not_flat(batch, [name])
     inner = [frame.name for frame in site["cond_indep_stack"] if frame.name != batch.data_plate]
     if correlated(batch, name) and (inner or len(batch.latent_sites) > 1):
         raise UnavailableError(
@@ -179,7 +180,7 @@ def _squares(batch: Batch, name: str, traces: tuple[Trace, Trace], count: int) -
         squares = _sampled_squares(q, log_prior, site["value"], f"site '{name}' in {_type(q)} and {_type(p)}")
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=squares.device)
-        squares = torch.where(mask.reshape(*mask.shape, *(1,) * q.event_dim), squares, torch.zeros_like(squares))
+        squares = torch.where(mask.reshape(mask.shape + (1,) * q.event_dim), squares, torch.zeros_like(squares))
     squares = batch.data_first(squares, site, q.event_dim)
     return squares.expand(count, *squares.shape[1:]), analytic
 
