@@ -95,7 +95,9 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
     formula = _formula_holds(batch, name) and not summed
     try:
         values = torch.distributions.kl_divergence(q, p) if formula else None
-    except NotImplementedError:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # there is no formula, or one by gradients, as of a Wishart, which are off
         values = None
     analytic = values is not None
     if values is None:
