@@ -12,8 +12,7 @@
 # # Is my Pyro VAE collapsed?
 #
 # The diagnostics work for any Pyro model and guide; here, Pyro's ordinary VAE with plain PyTorch networks, on binarized
-# digits of 8 x 8 pixels. Which latent dimensions are at the prior, how much does the latent variable say about an
-# image, does the decoder ignore a direction, can the guide be trusted, and which of two fits is better?
+# digits of 8 x 8 pixels.
 
 # %%
 import os
@@ -97,12 +96,9 @@ print(summary.attrs["verdict"])
 
 # %% [markdown]
 # Half of the dimensions are next to the prior. The verdicts go by the mean KL: a dimension is collapsed below 0.01
-# nats, weak below 0.1 nats and active from there, and the arguments `collapsed_below=` and `active_from=` draw the
-# lines elsewhere. The customary count of active units, by a threshold of 0.01 on the variance of the posterior means,
-# counts dimensions that carry a hundredth of a nat.
-#
-# Left: a collapsed dimension is a flat bar. Right: the fraction of images whose whole posterior is within epsilon nats
-# of the prior, for every epsilon.
+# nats, weak below 0.1 nats and active from there; `collapsed_below=` and `active_from=` draw other lines. The customary
+# threshold of 0.01 on the variance of the posterior means calls dimensions with a hundredth of a nat active. Left:
+# collapsed and weak dimensions are hollow. Right: the fraction of images within epsilon nats of the prior.
 
 # %%
 kl = diagnostics.kl_per_dimension(vae.model, vae.guide, test)
@@ -132,9 +128,8 @@ print(f"certified: {audit.certified}; smallest ratio found: {audit.smallest:.3f}
 # %% [markdown]
 # ## Can the guide be trusted?
 #
-# The *exact* posterior has a divergence from the prior too, the relative Fisher divergence, which importance sampling
-# from the guide estimates, unless a Pareto k above 0.7 says that the guide is too far from the exact posterior. If only
-# the guide is at the prior, a better guide helps; if both are, only another decoder does.
+# The *exact* posterior has a relative Fisher divergence from the prior too, estimated by importance sampling from the
+# guide unless a Pareto k is above 0.7. If only the guide is at the prior, a better guide helps; if both, no guide does.
 
 # %%
 exact = diagnostics.posterior_fisher_divergence(vae.model, vae.guide, test[:20], num_samples=10 * NUM_SAMPLES, seed=0)

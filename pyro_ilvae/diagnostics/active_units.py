@@ -18,7 +18,7 @@ from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, site_posterior
-from pyro_ilvae.diagnostics._engine.sites import local_dim, only_site
+from pyro_ilvae.diagnostics._engine.sites import dims_of_unit, local_dim, only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.distributions import innermost
 
@@ -28,7 +28,7 @@ __all__ = ["ActiveUnits", "active_units"]
 class ActiveUnits(NamedTuple):
     """Variances over the data of the posterior means, and which of them lie above a threshold."""
 
-    #: the variances in squared units of z, of the shape (\*other plates, \*event shape) of the site's units
+    #: the variances in squared units of z, of the shape of the site's units, (\*other plates, \*event shape)
     variances: Tensor
     threshold: float  #: the variance above which a unit is active, in squared units of z
     active: Tensor  #: which units are active, booleans of the shape of ``variances``
@@ -67,8 +67,10 @@ def active_units(
 
     The variance over all data is the unbiased one, computed in two passes. A mean that has no formula, or that depends
     on other latent sites, is estimated by draws. The sampling adds to the variance; this part is estimated and
-    subtracted. The measure has the units of z: a threshold of 0.01 is meant for a prior of scale 1, and a prior whose
-    mean differs between data makes a posterior move that is equal to it.
+    subtracted. A vector or matrix whose entries are one variable, such as a one-hot vector, a point of the simplex or a
+    covariance, is one unit, whose variance is the sum over its entries. The measure has the units of z: a threshold of
+    0.01 is meant for a prior of scale 1, and a prior whose mean differs between data makes a posterior move that is
+    equal to it.
 
     Args:
         model: the model.
@@ -87,7 +89,7 @@ def active_units(
 
     Returns:
         The variances in squared units of z, the threshold, the active units, and the standard errors of the variances
-        over the data. Tensors have the shape of the site's other plates and event.
+        over the data. Tensors have the shape of the site's other plates and event, without dimensions within a unit.
 
     Raises:
         ValueError: for fewer than two data, a negative threshold, a site that is not latent or has no value for each
@@ -113,7 +115,7 @@ def active_units(
     _checks.positive_int("num_samples", num_samples)
     _checks.non_negative("threshold", threshold)
     with seeded(seed), torch.no_grad():
-        means, errors = zip(
+        means, errors, withins = zip(
             *(
                 _posterior_means(batch, only_site(batch, site), num_samples)
                 for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate)
@@ -122,24 +124,25 @@ def active_units(
         )
     mean, error = torch.cat(means), torch.cat(errors)
     if mean.isnan().any():
-        return _variances_of_masked(mean, error, threshold)
+        return _variances_of_masked(mean, error, threshold, withins[0])
     # The error of a single draw is unknown.
-    return variances_over_data(mean, threshold, error.square().mean(0).nan_to_num())
+    return variances_over_data(mean, threshold, error.square().mean(0).nan_to_num(), withins[0])
 
 
-def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Posterior means of a site, of shape (N, *other plates, *event), and their Monte Carlo errors."""
+def _posterior_means(batch: Batch, name: str, num_samples: int) -> tuple[Tensor, Tensor, int]:
+    """Posterior means of shape (N, *other plates, *event), their Monte Carlo errors, the dimensions within a unit."""
     local_dim(batch, batch.site(batch.guide_trace, name, "guide"))
+    within = dims_of_unit(batch.site(batch.model_trace, name, "model"))
     if len(batch.latent_sites) == 1:
         means, has_formula = _means(batch, name, (batch.guide_trace, batch.model_trace))
         if has_formula:
-            return means[0], torch.zeros_like(means[0])
+            return means[0], torch.zeros_like(means[0]), within
     moments = Moments()
     for count in batch.passes(num_samples):
         means, _ = _means(batch, name, batch.traces(count))
         moments.add(means.expand(count, *means.shape[1:]))
     mean, _, error = moments.mean_and_error("sampled")
-    return mean, error
+    return mean, error, within
 
 
 def _means(batch: Batch, name: str, traces: tuple[Trace, Trace]) -> tuple[Tensor, bool]:
@@ -161,26 +164,36 @@ def _means(batch: Batch, name: str, traces: tuple[Trace, Trace]) -> tuple[Tensor
     return batch.data_first(value, site, fn.event_dim), has_formula
 
 
-def _variances_of_masked(means: Tensor, errors: Tensor, threshold: float) -> ActiveUnits:
+def _variances_of_masked(means: Tensor, errors: Tensor, threshold: float, within: int) -> ActiveUnits:
     """The active units of means that are NaN for masked data, each unit over its own data."""
-    sizes = (~means.isnan()).sum(0)
-    if (sizes < 2).any():
-        raise UnavailableError("Expected at least two data that are not masked for a variance over data, got fewer")
+    units = means.shape[1 : means.dim() - within]
+    means, errors = (values.reshape(len(values), units.numel(), -1).unbind(1) for values in (means, errors))  # type: ignore[assignment]
     parts = []
-    for mean, error in zip(means.reshape(len(means), -1).T, errors.reshape(len(means), -1).T, strict=True):
-        kept = ~mean.isnan()
-        parts.append(variances_over_data(mean[kept], threshold, error[kept].square().mean().nan_to_num()))
-    variances = torch.stack([part.variances for part in parts]).reshape(sizes.shape)
-    spreads = torch.stack([part.standard_errors for part in parts]).reshape(sizes.shape)
+    for mean, error in zip(means, errors, strict=True):
+        kept = ~mean.isnan().any(-1)
+        if kept.sum() < 2:
+            raise UnavailableError("Expected at least two data that are not masked for a variance over data, got fewer")
+        parts.append(variances_over_data(mean[kept], threshold, error[kept].square().mean(0).nan_to_num(), within=1))
+    variances = torch.stack([part.variances for part in parts]).reshape(units)
+    spreads = torch.stack([part.standard_errors for part in parts]).reshape(units)
     return ActiveUnits(variances, float(threshold), variances > threshold, spreads)
 
 
-def variances_over_data(means: Tensor, threshold: float, sampling: Tensor | float = 0.0) -> ActiveUnits:
-    """The active units of means of shape (N, *unit), whose sampling adds ``sampling`` to the variances."""
+def variances_over_data(
+    means: Tensor, threshold: float, sampling: Tensor | float = 0.0, within: int = 0
+) -> ActiveUnits:
+    """The active units of means of shape (N, *units), whose sampling adds ``sampling`` to the variances.
+
+    The last ``within`` dimensions are those of one unit, whose variances are added up.
+    """
     _checks.non_negative("threshold", threshold)
     if len(means) < 2:
         raise ValueError(f"Expected at least two data for a variance over data, got {len(means)}")
     squares = (means - means.mean(0)).square()
+    if within:
+        together = tuple(range(-within, 0))
+        squares = squares.sum(together)
+        sampling = sampling.sum(together) if isinstance(sampling, Tensor) else sampling
     variances = squares.sum(0) / (len(means) - 1)
     # Two data are always equally far from their mean, so that their squares say nothing about the error.
     errors = squares.std(0) / len(means) ** 0.5 if len(means) > 2 else torch.full_like(variances, float("nan"))

@@ -14,7 +14,7 @@ from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine import verdicts
 from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.batches import batches, data_arguments
-from pyro_ilvae.diagnostics._engine.sites import site_names
+from pyro_ilvae.diagnostics._engine.sites import dims_of_unit, site_names
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite, OfWhole
 from pyro_ilvae.diagnostics.active_units import SUMMARY as ACTIVE_UNITS
 from pyro_ilvae.diagnostics.evidence import SUMMARY as EVIDENCE
@@ -78,13 +78,14 @@ def collapse_summary(
       that are far from the prior's;
     - *unknown* where the unit has no divergence; the ``note`` of its site says why.
 
-    A site whose dimensions have no divergences of their own is judged by its ``kl_total`` over its dimensions. The
-    attribute ``verdict`` is a sentence about the model. With an active unit it is *active*, or *partly collapsed* if
-    there are collapsed units too. Without one it is *collapsed* if its mean unit is and all units hold less than 1 nat
-    together, and otherwise *weak*. Sites that all data share have verdicts too, and count in the sentence only where
-    there are no others. Nats that are the same for all data say nothing about them, which ``mutual_information`` and a
-    note show. The (epsilon, delta)-collapse [1] and the active units [2] of the literature are measures beside the
-    verdicts.
+    A vector or matrix whose entries are one variable is one unit: a one-hot vector, a point of the simplex, a
+    covariance. Any other site whose dimensions have no divergences of their own is judged by its ``kl_total`` over its
+    dimensions. The attribute ``verdict`` is a sentence about the model. With an active unit it is *active*, or *partly
+    collapsed* if there are collapsed units too. Without one it is *collapsed* if its mean unit is and all units hold
+    less than 1 nat together, and otherwise *weak*. Sites that all data share have verdicts too, and count in the
+    sentence only where there are no others. Nats that are the same for all data say nothing about them, which
+    ``mutual_information`` and a note show. The (epsilon, delta)-collapse [1] and the active units [2] of the literature
+    are measures beside the verdicts.
 
     A number that cannot be computed is NaN or left out, and ``note`` or the attribute ``notes`` says why.
 
@@ -228,8 +229,10 @@ def _of_site(call: Call, name: str, measures: Collection[str]) -> tuple[list[str
     node: Any = call.batch.model_trace.nodes[name]
     kl = units["kl"]
     if "kl" not in found:
-        size = call.batch.data_first(node["value"], node, node["fn"].event_dim)[0, 0].numel()
-        kl = np.full(len(labels), totals["kl_total"] / size)
+        event_dim, within = node["fn"].event_dim, dims_of_unit(node)
+        value = call.batch.data_first(node["value"], node, event_dim)[0, 0]
+        num_units = value.shape[: value.dim() - within].numel()
+        kl = np.full(len(labels), totals["kl_total"] / num_units)
     words = verdicts.of_units(kl, call.limits)
     # A bound of a divergence says which side of a limit it is on, or nothing.
     for bound, certain in (("is_least", ["active", "off scale"]), ("is_most", ["collapsed"])):

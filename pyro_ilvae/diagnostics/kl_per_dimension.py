@@ -11,7 +11,8 @@ from pyro_ilvae._programs import ModelArgs, Program
 from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.divergences import KLDivergence, entangled_sites, expected_kl
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
-from pyro_ilvae.diagnostics._engine.sites import only_site
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.sites import dims_of_unit, only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.diagnostics.collapsed_dimensions import collapsed_dimensions
 
@@ -88,8 +89,41 @@ def kl_per_dimension(
         )
 
 
+def _kl_per_unit(
+    model: Program,
+    guide: Program,
+    model_args: ModelArgs,
+    *,
+    model_kwargs: Mapping[str, Any] | None,
+    site: str,
+    batch_size: int | None,
+    num_samples: int,
+    seed: int | None,
+    plate: str | None,
+) -> KLDivergence:
+    """As :func:`kl_per_dimension`, of a site whose entries are one variable, as those of a one-hot vector are."""
+    with seeded(seed), torch.no_grad():
+        return KLDivergence.joined(
+            expected_kl(
+                batch,
+                site,
+                num_samples,
+                per_dimension=True,
+                batch_size=batch_size,
+                within=dims_of_unit(batch.site(batch.model_trace, site, "model")),
+            )
+            for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate)
+        )
+
+
 def _columns(call: Call, site: str) -> dict[str, Any]:
-    kl = call(kl_per_dimension, site=site)
+    try:
+        kl = call(kl_per_dimension, site=site)
+    except UnavailableError as reason:
+        if not dims_of_unit(call.batch.model_trace.nodes[site]):
+            raise
+        kl = call(_kl_per_unit, site=site)
+        call.notes.append(f"kl: {reason}: its entries are one unit")
     mean, error = mean_over_data(kl.values, kl.standard_errors)
     epsilon, delta = call.limits["epsilon"], call.limits["delta"]
     # A site without dimensions is one unit.

@@ -18,6 +18,14 @@ class Notes(NamedTuple):
     warnings: list[str]
 
 
+def drawn_for_several(trace: Trace, integrated: IntegratedLikelihood, name: str) -> tuple[list[str], list[str]]:
+    """Return latent sites that are not integrated and that elements of an observed site share, and their plates."""
+    nodes: Any = trace.nodes
+    own, places = plates_of(nodes[name]), {latent: plates_of(nodes[latent]) for latent in drawn(trace)}
+    beside = [latent for latent, place in places.items() if place & own and not integrated.local(nodes[latent])]
+    return beside, sorted({plate for latent in beside for plate, _ in places[latent] & own})
+
+
 def of_log_likelihood(
     trace: Trace, data: Sequence[str], integrated: IntegratedLikelihood, conditional: Sequence[str], *, by_guide: bool
 ) -> Notes:
@@ -31,10 +39,8 @@ def of_log_likelihood(
         parts.append(f"{unit.name}: log p of {unit.data}{over}")
     places = {name: plates_of(nodes[name]) for name in drawn(trace)}
     for name in conditional:
-        own = plates_of(nodes[name])
-        beside = [latent for latent, place in places.items() if place & own and not integrated.local(nodes[latent])]
+        beside, plates = drawn_for_several(trace, integrated, name)
         parts.append(f"{name}: log p of {[name]}, conditional on the draws of {beside or 'the latent sites'}")
-        plates = sorted({plate for latent in beside for plate, _ in places[latent] & own})
         if beside and by_guide:
             warnings.append(
                 f"The log likelihood of {name!r} is conditional on the draws of {beside}, which several of its "

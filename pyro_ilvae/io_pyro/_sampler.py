@@ -28,7 +28,7 @@ from pyro_ilvae._programs import (
 )
 from pyro_ilvae.io_pyro._integrated import IntegratedLikelihood
 from pyro_ilvae.io_pyro._log_densities import LogDensities
-from pyro_ilvae.io_pyro._notes import Notes, of_conditional, of_log_likelihood
+from pyro_ilvae.io_pyro._notes import Notes, drawn_for_several, of_conditional, of_log_likelihood
 from pyro_ilvae.io_pyro._unmixed import free_values, rows, unmixed
 
 Arrays: TypeAlias = dict[str, np.ndarray]
@@ -88,7 +88,9 @@ class Sampler:
         self.shapes = {name: site_shape(node) for name, node in nodes.items()}
         self.data = [name for name, node in nodes.items() if is_data(node)]
         self.variables = [name for name in nodes if name not in self.data]
-        self.coords = {plate: as_numpy(indices).copy() for plate, indices in self.runs.indices.items()}
+        held = {plate: as_numpy(indices).copy() for plate, indices in self.runs.indices.items()}
+        # A plate whose subsample is given as the data themselves has no numbers for its elements.
+        self.coords = {plate: own for plate, own in held.items() if own.ndim == 1 and own.dtype.kind in "iu"}
         self.integrated = IntegratedLikelihood(self.runs, num_importance_samples, plate)
         self.log_densities = LogDensities(self.runs, self.integrated)
         self.observed = {name: self._array(name, nodes[name]["value"], 1)[0].copy() for name in self.data}
@@ -182,6 +184,13 @@ class Sampler:
                 f"integrated over the latent sites of each datum, got 'integrated': {reason}"
             )
         conditional = [name for name in self.data if name not in self.not_conditional]
+        for name in conditional if strict else ():
+            sites, plates = drawn_for_several(trace, integrated, name)
+            if sites:
+                raise ValueError(
+                    f"Expected plate to name the plate of what is to be left out, one of {plates}, where several "
+                    f"elements of {name!r} share the draws of {sites}, got log_likelihood='integrated' without it"
+                )
         return of_log_likelihood(trace, self.data, integrated, conditional, by_guide=not self.given)
 
     def _sample_stats(self, guide_trace: Trace, latents: Values, trace: Trace, integrated: Values, size: int) -> Arrays:

@@ -334,7 +334,9 @@ def test_sites_that_several_elements_share_are_named():
         fit = converted(pair, x)
     loc = torch.tensor(values(fit, "posterior")["loc"])[..., None]
     torch.testing.assert_close(log_likelihood(fit), dist.Normal(loc, 1.0).log_prob(x))
-    fit = converted(pair, x, plate="group", num_importance_samples=4000)
+    with pytest.raises(ValueError, match=r"Expected plate to name .* one of \['group'\].*'integrated' without it"):
+        converted(pair, x, log_likelihood="integrated")
+    fit = converted(pair, x, plate="group", log_likelihood="integrated", num_importance_samples=4000)
     covariance = torch.ones(2, 2) + torch.eye(2)
     assert_close_to(fit, MultivariateNormal(torch.zeros(2), covariance).log_prob(x), "joint_group", 4000)
 

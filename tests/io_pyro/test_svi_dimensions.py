@@ -201,3 +201,22 @@ def test_constant_data_and_its_dimensions():
     np.testing.assert_array_equal(constants["covariate"], covariate.numpy(force=True))
     assert constants["city"].values.tolist() == ["Ghent", "Lund"]
     assert constants.coords["group"].values.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("event", [(), (2,)])
+def test_a_subsample_that_is_the_data_gives_no_coordinate(event):
+    def model(batch):
+        with pyro.plate("data", 60, subsample=batch) as x:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand(event).to_event(len(event)))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(len(event)), obs=x)
+
+    def guide(batch):
+        with pyro.plate("data", 60, subsample=batch) as x:
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(len(event)))
+
+    x = torch.randn(7, *event)
+    fit = from_pyro_svi((model, guide), x, num_samples=4, prior=False, seed=0)
+    assert fit["posterior"]["z"].dims[2] == "data"
+    assert fit["posterior"].sizes["data"] == 7
+    if "data" in fit["posterior"].coords:
+        assert fit["posterior"].coords["data"].values.tolist() == list(range(7))

@@ -41,19 +41,22 @@ class KLDivergence(NamedTuple):
 
 
 def expected_kl(
-    batch: Batch, name: str, num_samples: int, *, per_dimension: bool, batch_size: int | None
+    batch: Batch, name: str, num_samples: int, *, per_dimension: bool, batch_size: int | None, within: int = 0
 ) -> tuple[Tensor, str, Tensor]:
-    """The divergence of one site in the mean over the guide's draws of the others, the estimator, and the error."""
+    """The divergence of one site in the mean over the guide's draws of the others, the estimator, and the error.
+
+    If it is taken per dimension, the last ``within`` event dimensions stay together.
+    """
     shared_sites(batch, [batch.site(batch.guide_trace, name, "guide")], batch_size)
     if len(batch.latent_sites) == 1:
         # A draw of the batch is enough for a formula, unless there are sites to sum out of the prior.
         one = batch.traces(1) if batch.enumerated_sites else (batch.guide_trace, batch.model_trace)
-        values, analytic = _kl(batch, name, one, per_dimension)
+        values, analytic = _kl(batch, name, one, per_dimension, within)
         if analytic:
             return values[0], "analytic", torch.zeros_like(values[0])
     moments = Moments()
     for count in batch.passes(num_samples):
-        values, analytic = _kl(batch, name, batch.traces(count), per_dimension)
+        values, analytic = _kl(batch, name, batch.traces(count), per_dimension, within)
         moments.add(values.expand(count, *values.shape[1:]))
     return moments.mean_and_error("analytic" if analytic else "sampled")
 
@@ -75,7 +78,7 @@ def joint_kl(batch: Batch, num_samples: int, batch_size: int | None) -> tuple[Te
     return moments.mean_and_error("sampled")
 
 
-def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: bool) -> tuple[Tensor, bool]:
+def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: bool, within: int) -> tuple[Tensor, bool]:
     """Divergences given each draw of the other sites, or log ratios where there is no formula."""
     guide_trace, model_trace = traces
     site, prior = batch.site(guide_trace, name, "guide"), batch.site(model_trace, name, "model")
@@ -89,12 +92,14 @@ def _kl(batch: Batch, name: str, traces: tuple[Trace, Trace], per_dimension: boo
         )
     event_dim = 0
     if per_dimension:
-        event_dim = q.event_dim
-        q, p = factors(q, name), factors(p, name)
+        event_dim = q.event_dim - within
+        q, p = factors(q, name, within), factors(p, name, within)
     formula = _formula_holds(batch, name) and not summed
     try:
         values = torch.distributions.kl_divergence(q, p) if formula else None
-    except NotImplementedError:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # there is no formula, or one by gradients, as of a Wishart, which are off
         values = None
     analytic = values is not None
     if values is None:

@@ -20,7 +20,7 @@ _GAUSSIAN = (
 )
 
 
-_TRANSFORMED = (torch.distributions.TransformedDistribution, dist.TransformedDistribution)
+TRANSFORMED = (torch.distributions.TransformedDistribution, dist.TransformedDistribution)
 
 
 class UnavailableError(ValueError):
@@ -36,7 +36,7 @@ def site_posterior(batch: Batch, guide_trace: Trace, model_trace: Trace, name: s
     site = batch.site(guide_trace, name, "guide")
     fn = site["fn"]
     if not isinstance(innermost(fn), dist.Delta):
-        return _transformed(fn.base_dist, fn.transforms, fn.event_dim) if type(fn) in _TRANSFORMED else fn
+        return _transformed(fn.base_dist, fn.transforms, fn.event_dim) if type(fn) in TRANSFORMED else fn
     support = batch.site(model_trace, name, "model")["fn"].support
     auxiliary: Any = guide_trace.nodes.get(f"{name}_unconstrained")  # AutoNormal and its kind
     if auxiliary is not None and auxiliary["infer"].get("is_auxiliary"):
@@ -63,8 +63,8 @@ def correlated(batch: Batch, name: str) -> bool:
     )
 
 
-def factors(fn: Any, name: str) -> Any:
-    """Return a site's distribution with its event dimensions as batch dimensions.
+def factors(fn: Any, name: str, within: int = 0) -> Any:
+    """Return a site's distribution with its event dimensions as batch dimensions, but for the last ``within``.
 
     A multivariate Normal gives its marginals, and so does a mixture.
 
@@ -73,8 +73,10 @@ def factors(fn: Any, name: str) -> Any:
     """
     shape = fn.batch_shape + fn.event_shape
     base = without_event(fn)
+    if within:
+        return _variables(base, name, within).expand(shape[:-within])
     # Subclasses such as HalfCauchy stay as they are: they know their density better than their transform does.
-    if type(base) in _TRANSFORMED:
+    if type(base) in TRANSFORMED:
         transforms = [part for transform in base.transforms for part in _parts(transform)]
         if all(transform.domain.event_dim == 0 for transform in transforms):
             base = factors(base.base_dist, name)
@@ -90,6 +92,19 @@ def factors(fn: Any, name: str) -> Any:
             f"{tuple(base.event_shape)}"
         )
     return base.expand(shape)
+
+
+def _variables(base: Any, name: str, within: int) -> Any:
+    """Return a distribution over vectors or matrices whose entries are one variable, with ``within`` dimensions."""
+    if type(base) in TRANSFORMED and base.event_dim > within:
+        parts = [part for transform in base.transforms for part in _parts(transform)]
+        base = dist.TransformedDistribution(without_event(base.base_dist), parts)
+    if base.event_dim != within:
+        raise UnavailableError(
+            f"Expected site '{name}' to factorize over its first dimensions, got a {type(base).__name__} with event "
+            f"shape {tuple(base.event_shape)}"
+        )
+    return base
 
 
 class _MarginalsOfMixture(dist.TorchDistribution):

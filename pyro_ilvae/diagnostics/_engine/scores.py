@@ -11,18 +11,34 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae._programs import sample_sites, site_log_prob
 from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import check_numbers, log_density
-from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.posteriors import TRANSFORMED, UnavailableError
 from pyro_ilvae.diagnostics._engine.sites import local_dim, site_names
-from pyro_ilvae.distributions import innermost
+from pyro_ilvae.distributions import innermost, without_event
+
+_WITH_ATOMS = dist.Empirical, dist.ZeroInflatedDistribution
+
+# The root mean square of a gradient, over that of the priors of sites in between, below which the site counts as one
+# that reaches the data through those sites alone.
+_NEGLIGIBLE = 0.01
 
 _MOST_PAIRS = 20_000  # of a draw and a datum at a time: fewer than without gradients, whose networks keep no graph
 
 
 def check_differentiable(site: Any) -> None:
     """Raise unless the density of a site has a gradient with respect to its value."""
+    check_density_at_value(site)
+    part = site["fn"]
+    while not isinstance(part, _WITH_ATOMS) and hasattr(part, "base_dist"):
+        part = part.base_dist
+    if isinstance(part, _WITH_ATOMS):
+        raise UnavailableError(
+            f"Expected site '{site['name']}' to have a density, got a {type(part).__name__}, which has single values "
+            "with probability"
+        )
     support, kind = site["fn"].support, type(innermost(site["fn"])).__name__
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint
@@ -40,6 +56,27 @@ def check_differentiable(site: Any) -> None:
         )
 
 
+def check_density_at_value(site: Any) -> None:
+    """Raise unless the density of a site is a function of its value.
+
+    A straight-through draw has another, relaxed draw attached, of which its log density is, and copies lose that.
+    """
+    fn = without_event(site["fn"])
+    if type(fn) in TRANSFORMED:  # a flow may know its inverse at its own draws only
+        return
+    try:
+        with seeded(0), torch.no_grad(), evaluation_mode(fn):
+            value = fn.rsample() if fn.has_rsample else fn.sample()  # as Pyro draws
+            log_probs = fn.log_prob(value), fn.log_prob(value.clone())
+    except (NotImplementedError, ValueError):  # an improper prior has no draws, and NaN is told of elsewhere
+        return
+    if not torch.allclose(*log_probs, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UnavailableError(
+            f"Expected site '{site['name']}' to have a density at its value, got a {type(fn).__name__}, whose value is "
+            "rounded and whose density is of the value before"
+        )
+
+
 def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]:
     """The latent sites to differentiate by, checked; by default all continuous ones in the plate over the data."""
     nodes: dict[str, Any] = {name: batch.model_trace.nodes[name] for name in batch.latent_sites}
@@ -47,6 +84,9 @@ def differentiable_sites(batch: Batch, sites: Sequence[str] | None) -> list[str]
         names = [n for n, site in nodes.items() if batch.is_local(site) and not site["fn"].support.is_discrete]
     else:
         names = site_names(sites)
+    for trace in (batch.guide_trace, batch.model_trace):
+        for name in batch.latent_sites:
+            check_density_at_value(trace.nodes[name])
     if not names:
         given = f"sites=[] of {list(nodes)}" if sites is not None else f"sites {list(nodes)}"
         raise ValueError(f"Expected a continuous latent site in the plate over the data, got {given}")
@@ -147,19 +187,26 @@ def _check_none_between(name: str, by: list[Tensor], gradient: Tensor, others: l
     """Raise if the data depend on a site through other latent sites whose draws are given.
 
     Given them, the site's divergence leaves out what the data say about the site through them, which is all that they
-    say where the gradient is 0.
+    say where the gradient is 0, and nearly all where it is far below the gradient of their priors.
     """
-    between = {
-        node["name"]: node["fn"].support.is_discrete
-        for node in others
-        if any(part.any() for part in _gradients(site_log_prob(node), by))
-    }
-    if between and (bounded or not gradient.any() or any(between.values())):
+    between, largest = {}, 0.0
+    for node in others:
+        through = _gradients(site_log_prob(node), by)
+        if any(part.any() for part in through):
+            between[node["name"]] = node["fn"].support.is_discrete
+            largest = max(largest, _root_mean_square(through[0]))
+    alone = _root_mean_square(gradient) <= _NEGLIGIBLE * largest
+    if between and (bounded or alone or any(between.values())):
         raise UnavailableError(
             f"Expected site '{name}' to reach the data without other drawn sites in between, got {list(between)} with "
             "priors that depend on it: its divergence alone needs an integral over them; continuous ones can join it "
             "in sites=[...]"
         )
+
+
+def _root_mean_square(gradient: Tensor) -> float:
+    # A draw without density may have no gradient.
+    return float(gradient.nan_to_num(0.0, 0.0, 0.0).double().square().mean().sqrt())
 
 
 def _check_one_path(name: str, gradient: Tensor, rounding: Tensor | float) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from torch.distributions import constraints
+from torch.distributions.constraints import MixtureSameFamilyConstraint
+
 from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
@@ -58,6 +61,21 @@ def check_not_flat(batch: Batch, names: Iterable[str]) -> None:
             f"Expected a prior of site '{flat[0]}' wherever other sites depend on it, got a mask: a divergence from a "
             "flat prior means nothing"
         )
+
+
+def dims_of_unit(site: Any) -> int:
+    """The number of event dimensions, from the right, whose entries are one variable together.
+
+    It is 1 for one-hot, simplex and ordered vectors, 2 for covariances and their factors, and 0 where each entry can
+    take its values whatever the others are.
+    """
+    try:
+        support = site["fn"].support
+        while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
+            support = support.base_constraint
+        return int(support.event_dim)
+    except NotImplementedError:  # of a distribution that does not say what its support is
+        return 0
 
 
 def local_dim(batch: Batch, site: Any) -> int:

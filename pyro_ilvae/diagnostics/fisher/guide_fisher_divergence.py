@@ -17,7 +17,7 @@ from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.densities import log_density, shared_sites
 from pyro_ilvae.diagnostics._engine.moments import Moments
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError, correlated, site_posterior
-from pyro_ilvae.diagnostics._engine.scores import check_differentiable, placeholders
+from pyro_ilvae.diagnostics._engine.scores import check_density_at_value, check_differentiable, placeholders
 from pyro_ilvae.diagnostics._engine.sites import check_not_flat, only_site
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 from pyro_ilvae.distributions import innermost, without_event
@@ -86,9 +86,9 @@ def guide_fisher_divergence(
     Raises:
         ValueError: if the site is not a latent site of model and guide, if ``site`` is None and there are several, for
             a batch size with a site that data share, and for densities that are not numbers.
-        UnavailableError: if the site is discrete, has a support without interior such as the simplex or is a point in
-            the guide, if the guide's density has no formula or joins correlated sites, and if the prior sums over a
-            discrete site and depends on another site.
+        UnavailableError: if the site is discrete, has single values with probability, has a support without interior
+            such as the simplex, is straight-through or is a point in the guide, if the guide's density has no formula
+            or joins correlated sites, and if the prior sums over a discrete site and depends on another site.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -148,7 +148,7 @@ def _expected_squares(batch: Batch, name: str, num_samples: int) -> tuple[Tensor
 def _check_alone(batch: Batch, name: str) -> None:
     """Raise unless the guide has a distribution of the site given all sites on which the site's prior depends."""
     site = batch.site(batch.model_trace, name, "model")
-    batch.site(batch.guide_trace, name, "guide")
+    check_density_at_value(batch.site(batch.guide_trace, name, "guide"))
     check_differentiable(site)
     check_not_flat(batch, [name])
     inner = [frame.name for frame in site["cond_indep_stack"] if frame.name != batch.data_plate]

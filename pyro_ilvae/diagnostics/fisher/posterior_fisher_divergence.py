@@ -48,7 +48,9 @@ def posterior_fisher_divergence(
     :math:`p(x \mid z)`. With other latent sites :math:`y` the result is the divergence of the joint posterior in the
     direction of :math:`z`, which is the mean over :math:`p(y \mid x)` of the divergence given :math:`y`. Where y
     depends on z in the model, as a lower layer on an upper one, it leaves out what the data say about z through y. If
-    that is all that they say, it would be 0 and is an error: take both layers together. Discrete sites that the guide
+    that is nearly all that they say, so that :math:`\nabla_z \log p(x \mid y, z)` has less than a hundredth of the root
+    mean square of :math:`\nabla_z \log p(y \mid z)`, it would be near 0 and is an error: take both layers together.
+    Discrete sites that the guide
     does not sample are summed over, so that :math:`p(x \mid z) = \sum_y p(x, y, z) / \sum_y p(y, z)`. Where data share
     a latent or observed site, all data have the same weights, whose effective sample size falls quickly with the number
     of data. For a standard normal prior, KL(p(z|x) || p(z)) <= F/2 in nats, and F >= \|E[z|x]\|^2.
@@ -78,7 +80,8 @@ def posterior_fisher_divergence(
         ValueError: for a site that is not latent, not in the guide or not in the plate over the data, for densities
             that are not numbers, and for a batch size where data share a site.
         UnavailableError: for a discrete site, a site whose support has no interior, a guide that puts a site at a
-            point, and a site that reaches the data only through other sites that are drawn, or through a discrete one.
+            point, straight-through sites, whose density is not at their values, and a site that reaches the data nearly
+            only through other sites that are drawn, or through a discrete one.
 
     References:
         [1] Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646
