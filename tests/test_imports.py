@@ -24,7 +24,7 @@ ALLOWED = {
     "_contexts": {"_checks", "_evaluation"},
     "_programs": {"_checks", "_evaluation", "_contexts", "distributions"},
     "_exponential_family": {"_checks", "networks"},
-    "likelihoods": {"_checks", "_exponential_family", "distributions"},
+    "likelihoods": {"_checks", "_exponential_family", "distributions", "networks"},
     "encoders": {"_checks", "networks"},
     "decoders": {"_checks", "networks"},
     "sequences": {"_checks", "networks", "distributions", "encoders", "decoders"},

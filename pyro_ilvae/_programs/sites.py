@@ -76,6 +76,8 @@ def _split(fn: Any) -> tuple[Any, Any]:
 
 def site_log_prob(site: Any) -> Tensor:
     """Return the log density of a site's value, without scales, of the site's batch shape; 0 where it is masked."""
+    if is_deterministic(site):  # which has none; Pyro's Delta would compare all draws of the value with each other
+        return torch.zeros((), device=torch.as_tensor(site["value"]).device)
     fn, mask = split_mask(site)
     try:
         with evaluation_mode(fn):  # of the modules in the transforms of a flow

@@ -380,7 +380,7 @@ X = torch.cat([torch.randn(6, 2), 0.2 + torch.rand(6, 2)], 1)
             r"a density q\(z \| x\) of its own",
         ),
         (lambda: mutual_information(vector_model, planar_guide, X), "draws of other data's posteriors"),
-        (lambda: mutual_information(scalar_model, masked_guide, X), "got one with a mask"),
+        (lambda: mutual_information(scalar_model, masked_guide, X), "to mask site 'z' only where the model does"),
         (lambda: mutual_information(scalar_model, broken_guide, X), "draws of site 'z' a finite density"),
         (lambda: mutual_information(scalar_model, AutoDelta(scalar_model), X), "Expected a guide that draws site 'z'"),
         (lambda: correlated(X), "the marginals of 2 correlated values"),

@@ -231,7 +231,7 @@ def test_refuses_options(method, options, message):
         (lambda vae: vae.reconstruct(X.double()), "of dtype torch.int64"),
         (lambda vae: vae.reconstruct(X[0]), r"of tokens of shape \(N, T\)"),
         (lambda vae: vae.reconstruct(X + VOCAB), "got values from"),
-        (lambda vae: vae.interpolate(X[:1], X[1]), r"of tokens of shape \(N, T\)"),
+        (lambda vae: vae.interpolate(X[:1], X[1]), r"start of shape \(T,\)"),
         (lambda vae: vae.interpolate(X[0], X[1].clamp(max=-1)), "site 'x'.*row 0"),
     ],
 )
