@@ -4,33 +4,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.measures import MEASURES, exported
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from pyro_ilvae.diagnostics import (
-    active_units,
     collapse_summary,
     evidence,
-    guide_fisher_divergence,
     kl_divergence,
-    kl_per_dimension,
-    mutual_information,
-    posterior_fisher_divergence,
 )
-from pyro_ilvae.io_pyro import from_pyro_svi
 
 X = torch.randn(5, generator=torch.Generator().manual_seed(0))
-MEASURES = (
-    active_units,
-    collapse_summary,
-    evidence,
-    guide_fisher_divergence,
-    kl_divergence,
-    kl_per_dimension,
-    mutual_information,
-    posterior_fisher_divergence,
-    lambda model, guide, x: from_pyro_svi((model, guide), x, num_samples=3),
-)
 
 
 def scalar(x):
@@ -91,7 +75,7 @@ def observing(prior):
     return model
 
 
-@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
+@pytest.mark.parametrize("measure", [*MEASURES, exported], ids=lambda measure: measure.__name__)
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_sites_of_other_shapes_are_refused(pair, swapped, measure):
@@ -102,7 +86,7 @@ def test_sites_of_other_shapes_are_refused(pair, swapped, measure):
         Trace_ELBO().loss(observing(prior), guide, X)
 
 
-@pytest.mark.parametrize("measure", MEASURES[:-1], ids=lambda measure: measure.__name__)
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
 @pytest.mark.parametrize("name", [None, "data"])
 def test_sites_in_other_plates_are_refused(measure, name):
     def guide(x):
@@ -118,7 +102,7 @@ def test_sites_in_other_plates_are_refused(measure, name):
         measure(model, guide, X, plate=name)
 
 
-@pytest.mark.parametrize("measure", [evidence, collapse_summary, MEASURES[-1]])
+@pytest.mark.parametrize("measure", [evidence, collapse_summary, exported])
 @pytest.mark.parametrize("shape", [(5, 1), (5, 2), (5, 4)])
 def test_data_of_another_shape_are_refused(measure, shape):
     def model(x):

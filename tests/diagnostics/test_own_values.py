@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.measures import MEASURES, exported
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -16,36 +17,15 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as exact_kl
 
 from pyro_ilvae.diagnostics import (
-    active_units,
     collapse_summary,
     evidence,
-    guide_fisher_divergence,
     kl_divergence,
-    kl_per_dimension,
-    mutual_information,
-    posterior_fisher_divergence,
 )
 from pyro_ilvae.io_pyro import from_pyro_svi
 
 N = 10
 X = torch.randn(N, generator=torch.Generator().manual_seed(0))
 LOCS = torch.linspace(-2.0, 2.0, N)
-
-
-def exported(model, guide, model_args, **_):
-    return from_pyro_svi((model, guide), model_args, num_samples=3)
-
-
-MEASURES = (
-    active_units,
-    collapse_summary,
-    evidence,
-    guide_fisher_divergence,
-    kl_divergence,
-    kl_per_dimension,
-    mutual_information,
-    posterior_fisher_divergence,
-)
 
 
 def whole(x, index=None):
