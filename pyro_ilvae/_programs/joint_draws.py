@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Part(dist.TorchDistribution):
-    """The joint draw of a guide, whose density is that of some of its entries.
+    """The joint draw of a guide, with the density of some of its entries.
 
     Args:
         whole: the distribution of all entries.

@@ -29,8 +29,8 @@ def check_own_values(
 ) -> None:
     """Raise for a guide whose values are picked by the indices of a plate, where nothing says the indices of the data.
 
-    A plate over a part of its members is held at some ``indices``, which are those of the data if the model takes its
-    data by them, or if the arguments hold them. The first members of the plate stand for any batch otherwise.
+    A plate over a part of its members is held at some ``indices``. They are the indices of the data if the model takes
+    its data by them, or if the arguments hold them. Otherwise the first members of the plate stand for any batch.
 
     Args:
         guide: the guide.

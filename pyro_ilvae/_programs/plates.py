@@ -84,7 +84,7 @@ def _without_size(trace: Trace) -> list[tuple[Any, Any]]:
     return [
         (site, frame)
         for site in sample_sites(trace)
-        if not is_deterministic(site)  # whose batch dimensions are those of its plates
+        if not is_deterministic(site)  # which has a batch dimension for each of its plates
         for frame in site["cond_indep_stack"]
         if frame.vectorized and frame.size == _WITHOUT_SIZE
     ]

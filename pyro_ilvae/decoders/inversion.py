@@ -27,7 +27,7 @@ def invert(brenier: Any, y: Tensor, tolerance: float, max_iterations: int) -> Te
     method = _Method(brenier)
     weights = _double_weights(brenier)
     drawn = not weights
-    # Weights drawn from priors may have batch dimensions of their own, as those of vectorized particles.
+    # Weights drawn from priors may have batch dimensions of their own, as vectorized particles do.
     right = y.expand(_shape_of_image(brenier, y)) if drawn else y.double()
 
     def solve(right: Tensor, *values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def principal_frame(x: Any, latent_dim: int) -> Tensor:
         S = \tfrac{1}{N} \sum_n (x_n - \bar x)(x_n - \bar x)^\top.
 
     They are computed in double precision, from a triangular factor of the centered data and not from S, in which the
-    square of a small variation would be lost beside that of a large one. Memory beyond ``x`` is of the order
+    square of a small variation would be lost beside the square of a large one. Memory beyond ``x`` is of the order
     :math:`D^2`, whatever N is.
 
     Args:

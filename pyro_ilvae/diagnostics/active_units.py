@@ -184,7 +184,7 @@ def variances_over_data(
 ) -> ActiveUnits:
     """The active units of means of shape (N, *units), whose sampling adds ``sampling`` to the variances.
 
-    The last ``within`` dimensions are those of one unit, whose variances are added up.
+    The entries along the last ``within`` dimensions belong to one unit, and their variances are added up.
     """
     _checks.non_negative("threshold", threshold)
     if len(means) < 2:

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.identity_decoder import DECODER, model
 from torch import nn
 
 from pyro_ilvae.diagnostics import (
@@ -20,22 +21,6 @@ from pyro_ilvae.diagnostics import (
 )
 
 X = torch.linspace(-1.0, 1.0, 5)
-
-
-class Decoder(nn.Module):
-    latent_dim, event_shape, inverse_lipschitz = 1, (1,), 1.0
-
-    def forward(self, z):
-        return 1.0 * z
-
-
-DECODER = Decoder()
-
-
-def model(x, shift=0.0):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(DECODER(z) + shift, 1.0), obs=x)
 
 
 def guide(x, shift=0.0):

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
+from helpers.identity_decoder import DECODER, model
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,22 +29,6 @@ from pyro_ilvae.diagnostics import (
 
 X = torch.linspace(-2.0, 3.0, 11)
 DRAWS = {"z": X / 2 + torch.randn(50, 11)}
-
-
-class Decoder(torch.nn.Module):
-    latent_dim, event_shape, inverse_lipschitz = 1, (1,), 1.0
-
-    def forward(self, z):
-        return 1.0 * z
-
-
-DECODER = Decoder()
-
-
-def model(x, shift=0.0):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(DECODER(z) + shift, 1.0), obs=x)
 
 
 def guide(x, shift=0.0):

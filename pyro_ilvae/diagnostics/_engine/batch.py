@@ -84,7 +84,7 @@ class Batch:
         self.num_assignments = self._checked_assignments()
 
     def trust(self) -> None:
-        """Compare draws with draws alone only after many, because those of other batches were the same."""
+        """Compare draws with draws alone only after many, because the draws of other batches were alike."""
         self._unchecked = -_MANY
 
     def passes(self, num_samples: int, samples_per_pass: int | None = None, most_pairs: int | None = None) -> list[int]:

@@ -16,7 +16,7 @@ from pyro_ilvae.diagnostics._engine.summaries import Call
 def draws_of_prior(call: Call, name: str) -> Tensor:
     """Draws of a site of shape (S, K), spread evenly over the data, whose priors may differ; S >= ``num_samples``.
 
-    The model runs with its data released, so that the draws are those of the model alone.
+    The model runs with its data released, so that nothing but the model decides on the draws.
     """
     size, num_samples = call.arguments.num_data, call.options["num_samples"]
     rounds = math.ceil(num_samples / size)

@@ -21,8 +21,8 @@ from pyro_ilvae.distributions import innermost, without_event
 
 _WITH_ATOMS = dist.Empirical, dist.ZeroInflatedDistribution
 
-# The root mean square of a gradient, over that of the priors of sites in between, below which the site counts as one
-# that reaches the data through those sites alone.
+# The root mean square of the direct gradient, relative to the gradient of the priors of sites in between, below which
+# the site counts as one that reaches the data through these sites alone.
 _NEGLIGIBLE = 0.01
 
 _MOST_PAIRS = 20_000  # of a draw and a datum at a time: fewer than without gradients, whose networks keep no graph
