@@ -171,7 +171,7 @@ def test_modules_that_are_made_on_the_way():
         assert torch.equal(made_inside(Z), Z)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
 def test_scripted_modules():
     scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)))
     with evaluation_mode(lambda z: scripted(z)):

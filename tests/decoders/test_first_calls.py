@@ -11,7 +11,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from pyro_ilvae import ICNN, BrenierMap, InverseLipschitzDecoder, MLPDecoder, MLPEncoder, ProjectedDecoder
 
 # The first forward derivative loads a part of PyTorch that warns about another part.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 SIZES = {"latent_dim": 3, "event_shape": 4}
 

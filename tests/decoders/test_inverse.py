@@ -22,7 +22,7 @@ from pyro_ilvae.diagnostics import mean_fisher_divergence
 from pyro_ilvae.likelihoods import Normal
 
 # PyTorch's own, of the formulas that it compiles for forward derivatives.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 MODES = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
