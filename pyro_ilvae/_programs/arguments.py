@@ -142,8 +142,8 @@ def are_batches(model_args: ModelArgs) -> bool:
     if isinstance(model_args, Sequence):
         # A list of tensors may be meant as one call or as several.
         return not isinstance(model_args, memoryview) and len(model_args) > 0 and all(map(_is_call, model_args))
-    is_array = hasattr(model_args, "__array__") or hasattr(model_args, "toarray")
-    return isinstance(model_args, Iterable) and not (is_array or isinstance(model_args, type))
+    is_numbers = hasattr(model_args, "__array__") or hasattr(model_args, "toarray")
+    return isinstance(model_args, Iterable) and not (is_numbers or isinstance(model_args, type))
 
 
 def _is_call(value: object) -> bool:
@@ -154,7 +154,7 @@ def _is_call(value: object) -> bool:
 
 
 def is_array(value: object) -> bool:
-    """Whether the value is a tensor or an array, of at least one dimension."""
+    """Whether the value is a tensor, an array, or what becomes one, as columns of pandas do, with a dimension."""
     return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
 
 
@@ -190,9 +190,7 @@ def _num_values(value: Any) -> int:
     """The number of values in a sequence or an array; 0 for anything else, tensors included."""
     if isinstance(value, PackedSequence):
         return int(value.batch_sizes[0])
-    # An array of NumPy, or what becomes one, as the columns of pandas do.
-    is_array = hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
-    if isinstance(value, Tensor | str | bytes) or not (is_array or isinstance(value, Sequence)):
+    if isinstance(value, Tensor | str | bytes) or not (is_array(value) or isinstance(value, Sequence)):
         return 0
     return len(value)
 

@@ -19,7 +19,16 @@ from pyro_ilvae._programs.masks import mask_guide, move_masks, other_masks
 from pyro_ilvae._programs.matching import check_match
 from pyro_ilvae._programs.own_values import check_own_values
 from pyro_ilvae._programs.plates import SizePlates
-from pyro_ilvae._programs.sites import SiteShape, drawn, is_delta, is_variable, sample_sites, site_log_prob, site_shape
+from pyro_ilvae._programs.sites import (
+    SiteShape,
+    drawn,
+    is_delta,
+    is_variable,
+    same_draws,
+    sample_sites,
+    site_log_prob,
+    site_shape,
+)
 
 Program: TypeAlias = Callable[..., Any]  # a model or a guide
 Values: TypeAlias = Mapping[str, Tensor]  # of sites, by name
@@ -155,7 +164,7 @@ class Runs:
                 after = self.traces(1, values | {name: torch.where(mask, values[name], other)})[1]
                 for site, changed in zip(sample_sites(before), sample_sites(after), strict=False):
                     one, two = site_log_prob(site), site_log_prob(changed)
-                    if site["name"] != name and not (one.shape == two.shape and _close(one[None], two[None])):
+                    if site["name"] != name and not (one.shape == two.shape and same_draws(one[None], two[None])):
                         return True
         return False
 
@@ -306,13 +315,15 @@ class Runs:
             log_probs = [self.padded(site_log_prob(site), 0).movedim(-self.nesting - 1, 0) for site in (both, *each)]
             if len(log_probs[0]) == num_draws > 1:
                 log_probs[0] = log_probs[0][list(draws)]
-            if not _close(log_probs[0], torch.cat(log_probs[1:])):
+            if not same_draws(log_probs[0], torch.cat(log_probs[1:])):
                 return False
             if is_variable(both) and not enumerates:
                 shape = site_shape(each[0])
                 value = self.spread(both["value"], shape, num_draws)[list(draws)]
                 # Draws at other sites are the same as they were given. What follows from them need not be.
-                if is_delta(both) and not _close(value, torch.cat([self.spread(s["value"], shape, 1) for s in each])):
+                if is_delta(both) and not same_draws(
+                    value, torch.cat([self.spread(s["value"], shape, 1) for s in each])
+                ):
                     return False
         return True
 
@@ -337,11 +348,3 @@ def _far_apart(together: Sequence[Trace], num_draws: int) -> set[int]:
     for part in rows[:2]:
         found |= {int(part.min(1).values.argmax()), int(part.max(1).values.argmin())}
     return found
-
-
-def _close(together: Tensor, alone: Tensor) -> bool:
-    if len(together) not in (1, len(alone)):
-        return False
-    if not together.is_floating_point():
-        return torch.equal(*torch.broadcast_tensors(together, alone))
-    return torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True)

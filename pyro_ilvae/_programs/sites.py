@@ -99,6 +99,18 @@ def site_log_prob(site: Any) -> Tensor:
     return masked
 
 
+def same_draws(together: Tensor, alone: Tensor) -> bool:
+    """Whether values with draws along the first dimension are equal up to rounding; one value may stand for all."""
+    return len(together) in (1, len(alone)) and same_values(together, alone)
+
+
+def same_values(value: Tensor, other: Tensor) -> bool:
+    """Whether values of the same draws, computed in different company, are equal up to rounding."""
+    if not value.is_floating_point():
+        return torch.equal(*torch.broadcast_tensors(value, other))
+    return torch.allclose(value, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
 def site_numbers(site: Any) -> int:
     """Return the size of the largest tensor of a site: its value, or a parameter such as logits."""
     return max(part.numel() for part in _tensors(site))

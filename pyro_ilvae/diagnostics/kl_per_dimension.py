@@ -101,7 +101,7 @@ def _kl_per_unit(
     seed: int | None,
     plate: str | None,
 ) -> KLDivergence:
-    """As :func:`kl_per_dimension`, of a site whose entries are one variable, as those of a one-hot vector are."""
+    """As :func:`kl_per_dimension`, of a site whose entries are one variable, as in a one-hot vector."""
     with seeded(seed), torch.no_grad():
         return KLDivergence.joined(
             expected_kl(

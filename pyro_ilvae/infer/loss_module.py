@@ -1,4 +1,4 @@
-"""A loss as a PyTorch module: its parameters are those of the modules that the model and the guide belong to."""
+"""A loss as a PyTorch module, with the parameters of the modules that the model and the guide belong to."""
 
 import warnings
 from collections.abc import Iterator

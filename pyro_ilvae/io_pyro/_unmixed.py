@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae._programs import Runs, Values, is_variable, sample_sites, site_log_prob, site_shape
-from pyro_ilvae._programs.sites import is_delta
+from pyro_ilvae._programs.sites import is_delta, same_values
 
 _PARTS = 16  # of the draws that are made together, to compare with
 
@@ -93,9 +93,7 @@ def _close(together: Tensor, part: Tensor, index: Tensor, num_draws: int) -> boo
         return False
     if len(together) == num_draws:
         together = together[index.to(together.device)]
-    if not together.is_floating_point():
-        return torch.equal(*torch.broadcast_tensors(together, part))
-    return torch.allclose(together, part, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return same_values(together, part)
 
 
 def _single(runs: Runs, name: str) -> Any:
