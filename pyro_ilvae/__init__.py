@@ -4,6 +4,7 @@ from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots, protoco
 from pyro_ilvae.decoders.brenier import BrenierMap, BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.plain import MLPDecoder
 from pyro_ilvae.decoders.principal import principal_frame, principal_token_frame
 from pyro_ilvae.decoders.projected import ProjectedDecoder
@@ -12,6 +13,7 @@ from pyro_ilvae.infer import (
     AnnealedELBO,
     InverseLipschitzScheduler,
     JointOptim,
+    NatsScheduler,
     NonFiniteLossError,
     Schedule,
     anneal,
@@ -39,6 +41,8 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "MixtureVAE",
+    "Nats",
+    "NatsScheduler",
     "NonFiniteLossError",
     "ProjectedDecoder",
     "RecurrentHistory",

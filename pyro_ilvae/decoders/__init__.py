@@ -3,6 +3,7 @@
 from pyro_ilvae.decoders.brenier import BrenierMap, BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.plain import MLPDecoder
 from pyro_ilvae.decoders.principal import principal_frame, principal_token_frame
 from pyro_ilvae.decoders.projected import ProjectedDecoder
@@ -13,6 +14,7 @@ __all__ = [
     "BrenierTransform",
     "InverseLipschitzDecoder",
     "MLPDecoder",
+    "Nats",
     "ProjectedDecoder",
     "principal_frame",
     "principal_token_frame",

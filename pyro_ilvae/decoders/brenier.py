@@ -1,5 +1,6 @@
 """Brenier maps: gradients of strongly convex potentials, which are inverse Lipschitz and invertible."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
-from pyro_ilvae.decoders.frames import Frame
+from pyro_ilvae.decoders.frames import Frame, IdentityFrame
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.inversion import default_tolerance, invert, weights_are_drawn
+from pyro_ilvae.decoders.nats import Nats, check_kappa
 from pyro_ilvae.networks import Module, public_method
 
 __all__ = ["BrenierMap", "BrenierTransform"]
@@ -28,23 +30,36 @@ def constant(name: str, value: SupportsFloat) -> float:
     return number
 
 
+def following(nats: Nats | None) -> Nats:
+    """Return the nats that a constant follows, or raise for one that is a number."""
+    if nats is None:
+        raise ValueError(
+            "Expected inverse_lipschitz in nats to set nats, got a number: set inverse_lipschitz to "
+            "Nats(kappa, likelihood) first"
+        )
+    return nats
+
+
 class BrenierMap(Module):
     r"""The gradient of a strongly convex potential, an L-inverse Lipschitz map of :math:`\mathbb{R}^D` to itself.
 
-    .. math:: g(z) = \nabla\psi(z) + L z, \qquad (g(z) - g(z'))^\top (z - z') \ge L \|z - z'\|^2,
+    .. math:: g(z) = c\, \nabla\psi(z) + L z, \qquad (g(z) - g(z'))^\top (z - z') \ge L \|z - z'\|^2,
 
-    with :math:`\psi` an :class:`~pyro_ilvae.ICNN`. It follows by the Cauchy-Schwarz inequality that
+    with :math:`\psi` an :class:`~pyro_ilvae.ICNN`, :math:`c > 0`. It follows by the Cauchy-Schwarz inequality that
     :math:`\|g(z) - g(z')\| \ge L \|z - z'\|`.
 
     Args:
         features: the dimension :math:`D`.
-        inverse_lipschitz: the constant :math:`L \ge 0`; 0 is the map of LIDVAE [2].
+        inverse_lipschitz: the constant :math:`L \ge 0`, a number or :class:`~pyro_ilvae.Nats`; 0 is the map of
+            LIDVAE [2].
         hidden_features: the widths of the hidden layers of :math:`\psi`.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
+        gain: the factor :math:`c`. An optimizer such as Adam moves each weight by about a learning rate a step, and the
+            map by c times as much.
 
     Raises:
-        ValueError: for a negative or non-finite constant, or widths below 1.
+        ValueError: for a negative or non-finite constant, widths below 1, and a gain that is not positive.
 
     References:
         | [1] Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder
@@ -63,13 +78,16 @@ class BrenierMap(Module):
     def __init__(
         self,
         features: int,
-        inverse_lipschitz: float = 1.0,
+        inverse_lipschitz: float | Nats = 1.0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
+        *,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.features = _checks.positive_int("features", features)
+        self.gain = _checks.positive("gain", gain)
         self.inverse_lipschitz = inverse_lipschitz
         self.icnn = ICNN(features, hidden_features, activation, input_skips)
 
@@ -79,26 +97,78 @@ class BrenierMap(Module):
 
     @property
     def inverse_lipschitz(self) -> float:
-        """The constant L of this map; it is saved in ``state_dict()`` and may be set at any time."""
-        return self._inverse_lipschitz
+        """The constant L of this map; it is saved in ``state_dict()`` and may be set to a number or ``Nats``."""
+        value = self._constant
+        # Draws of sigma from a prior may stand side by side.
+        return float(value.detach().min()) if isinstance(value, Tensor) else value
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float) -> None:
+    def inverse_lipschitz(self, value: float | Nats) -> None:
+        self._set_constant(value)
+
+    @property
+    def nats(self) -> float | None:
+        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        return None if self._nats is None else self._nats.kappa
+
+    @nats.setter
+    def nats(self, value: float) -> None:
+        self._set_constant(following(self._nats).with_kappa(value), self._other)
+
+    def _set_constant(self, value: float | Nats, other: float = 1.0) -> None:
+        """Set L, or the nats of a composition of this map with another one of the constant ``other``."""
+        self._other = other
+        if isinstance(value, Nats):
+            self._nats: Nats | None = value.in_frame(torch.Size([self.features]), IdentityFrame(*[self.features] * 2))
+            return
         # A Python float stays exact when the module's dtype changes.
-        self._inverse_lipschitz = constant("inverse_lipschitz", value)
+        self._inverse_lipschitz, self._nats = constant("inverse_lipschitz", value), None
+
+    @property
+    def _constant(self) -> float | Tensor:
+        return self._inverse_lipschitz if self._nats is None else self._nats.constant() / self._other
+
+    def _times_constant(self, z: Tensor) -> Tensor:
+        value = self._constant
+        return (value.to(z.dtype) if isinstance(value, Tensor) else value) * z
 
     def get_extra_state(self) -> Tensor:
         # A tensor, because some formats of checkpoints hold only tensors.
-        return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
+        if self._nats is None:
+            return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
+        unit = math.nan if self._nats.unit is None else self._nats.unit
+        return torch.tensor([self.inverse_lipschitz, self._nats.kappa, unit, self._other], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.inverse_lipschitz = state  # type: ignore[assignment]
+        if state.dim() == 0:
+            self.inverse_lipschitz = state  # type: ignore[assignment]
+            return
+        _, kappa, unit, other = state.tolist()
+        nats = following(self._nats)
+        self._set_constant(Nats(kappa, nats.likelihood, unit=None if math.isnan(unit) else unit), other)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         key = f"{prefix}_extra_state"
         if key in state_dict:  # checked here, where the error can name the key
-            constant(f"{key}, the inverse Lipschitz constant,", state_dict[key])
+            self._check_state(f"{key}, the inverse Lipschitz constant,", torch.as_tensor(state_dict[key]))
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def _check_state(self, name: str, state: Tensor) -> None:
+        if state.dim() == 0:
+            constant(name, state)  # type: ignore[arg-type]
+            return
+        if state.shape != (4,):
+            raise ValueError(f"Expected {name} to be a number or four numbers, got shape {tuple(state.shape)}")
+        value, kappa, unit, other = state.tolist()
+        constant(name, value)
+        check_kappa(f"the nats in {name}", kappa)
+        _checks.positive(f"the factor in {name}", other)
+        if self._nats is None or self._nats.is_reference == math.isnan(unit):
+            likelihood = "one with Normal noise" if math.isnan(unit) else "one without Normal noise"
+            raise ValueError(
+                f"Expected {name} to be a number, got {kappa:g} nats per dimension: build the decoder with "
+                f"inverse_lipschitz=Nats({kappa:g}, likelihood), the likelihood {likelihood}"
+            )
 
     def forward(self, z: Tensor, frame: Frame | None = None) -> Tensor:
         r"""The map at ``z`` of shape (..., D), of the same shape.
@@ -108,15 +178,18 @@ class BrenierMap(Module):
         z = points("z", z, self.features if frame is None else frame.latent_dim, self._dtype)
         with without_autocast(z.device.type):
             if frame is None:
-                return self.icnn.gradient(z) + self._inverse_lipschitz * z
-            return frame.add(self.icnn.gradient_in_frame(z, frame), self._inverse_lipschitz * z)
+                return self._amplified(self.icnn.gradient(z)) + self._times_constant(z)
+            return frame.add(self._amplified(self.icnn.gradient_in_frame(z, frame)), self._times_constant(z))
+
+    def _amplified(self, value: Tensor) -> Tensor:
+        return value if self.gain == 1 else self.gain * value
 
     @public_method
     def potential(self, z: Tensor) -> Tensor:
-        r"""The potential :math:`\psi(z) + \frac{L}{2}\|z\|^2`, of shape (...), whose gradient is the map."""
+        r"""The potential :math:`c\, \psi(z) + \frac{L}{2}\|z\|^2`, of shape (...), whose gradient is the map."""
         z = points("z", z, self.features, self._dtype)
         with without_autocast(z.device.type):
-            return self.icnn(z) + 0.5 * self._inverse_lipschitz * z.square().sum(-1)
+            return self._amplified(self.icnn(z)) + 0.5 * (self._times_constant(z) * z).sum(-1)
 
     @public_method
     def jacobian(self, z: Tensor) -> Tensor:
@@ -124,7 +197,10 @@ class BrenierMap(Module):
         z = points("z", z, self.features, self._dtype)
         with without_autocast(z.device.type):
             eye = torch.eye(self.features, dtype=z.dtype, device=z.device)
-            return self.icnn.hessian(z) + self._inverse_lipschitz * eye
+            value = self._constant
+            if isinstance(value, Tensor):
+                value = value.to(z.dtype) if value.dim() == 0 else value.to(z.dtype).unsqueeze(-1)
+            return self._amplified(self.icnn.hessian(z)) + value * eye
 
     @public_method
     def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
@@ -170,7 +246,7 @@ class BrenierMap(Module):
 class BrenierTransform(TransformModule):
     r"""A :class:`BrenierMap` as a transform of distributions, with its change of variables.
 
-    .. math:: \log |\det \nabla g(z)| = \log \det (\nabla^2\psi(z) + L I) \ge D \log L.
+    .. math:: \log |\det \nabla g(z)| = \log \det (c\, \nabla^2\psi(z) + L I) \ge D \log L.
 
     The inverse is :meth:`BrenierMap.inverse`; draws need only the forward map. Register the transform like any Pyro
     transform, with ``pyro.module("transform", transform)`` or as an attribute of a PyroModule.

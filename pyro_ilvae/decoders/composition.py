@@ -8,18 +8,22 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant
-from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import description, frame_argument, make_frame, num_directions
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following
+from pyro_ilvae.decoders.framed import FramedDecoder
+from pyro_ilvae.decoders.frames import description, frame_argument, num_directions
+from pyro_ilvae.decoders.nats import Nats
+from pyro_ilvae.decoders.start import Start
 from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
 
+OUTER_SCALE = 0.3  # noise units that the outer map adds to each natural parameter at a start from data
 
-class InverseLipschitzDecoder(ConditionalDecoder):
+
+class InverseLipschitzDecoder(FramedDecoder):
     r"""The inverse Lipschitz decoder of Kinoshita et al. 2023 [1], a composition of two Brenier maps and a frame.
 
-    .. math:: f(z) = g_2(B\, g_1(z)), \qquad \|f(z) - f(z')\| \ge L_1 L_2 \|z - z'\|,
+    .. math:: f(z) = b + g_2(B\, g_1(z)), \qquad \|f(z) - f(z')\| \ge L_1 L_2 \|z - z'\|,
 
     with :math:`g_1` on :math:`\mathbb{R}^K`, :math:`g_2` on :math:`\mathbb{R}^D` and :math:`B` of shape (D, K) with
     orthonormal columns, so B does not change the constant. B is folded into the input weights of :math:`g_2`, and
@@ -27,7 +31,7 @@ class InverseLipschitzDecoder(ConditionalDecoder):
 
     With a context :math:`c` it is the composition on :math:`A c + a` and z side by side,
 
-    .. math:: f(z; c) = g_2(B\, g_1(A c + a, z)), \qquad \|f(z; c) - f(z'; c)\| \ge L_1 L_2 \|z - z'\|,
+    .. math:: f(z; c) = b + g_2(B\, g_1(A c + a, z)), \qquad \|f(z; c) - f(z'; c)\| \ge L_1 L_2 \|z - z'\|,
 
     with A of shape (F, C) and B of shape (D, F + K). The composition can only widen, so F + K <= D: the decoder sees
     the context through F numbers.
@@ -35,8 +39,8 @@ class InverseLipschitzDecoder(ConditionalDecoder):
     Args:
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
-        inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, or the pair
-            :math:`(L_1, L_2)`. (The paper's experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
+        inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, the pair
+            :math:`(L_1, L_2)`, or :class:`~pyro_ilvae.Nats` per dimension, which :math:`L_2` follows. (The paper's experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
         map_features: the widths of the hidden layers of both maps.
         inner_map_features: the widths of the hidden layers of :math:`g_1`; ``map_features`` if None.
         frame: the matrix B: "random" (orthonormal columns), "identity" (the paper's [I; 0]), "centered" (random columns
@@ -70,7 +74,7 @@ class InverseLipschitzDecoder(ConditionalDecoder):
         *,
         latent_dim: int,
         event_shape: int | Sequence[int],
-        inverse_lipschitz: float | tuple[float, float] = 1.0,
+        inverse_lipschitz: float | tuple[float, float] | Nats = 1.0,
         map_features: Sequence[int] = (512, 512),
         inner_map_features: Sequence[int] | None = None,
         frame: str | Tensor = "random",
@@ -89,16 +93,23 @@ class InverseLipschitzDecoder(ConditionalDecoder):
         joint = self.context_features + self.latent_dim
         if self.context_dim is not None:
             self.from_context = Linear(self.context_dim, self.context_features)
-        self.frame = make_frame(frame, self.event_shape, joint)
-        first, second = _split(inverse_lipschitz, 1.0)
-        self.inner = BrenierMap(joint, first, inner_map_features or map_features, activation, input_skips)
-        self.outer = BrenierMap(features, second, map_features, activation, input_skips)
-        # Both maps start close to the linear maps L_1 z and L_2 B u, where training is best conditioned. Only the
-        # directions of the frame are ever fed into the outer map.
+        self._make_frame(frame, joint)
+        self.inner = BrenierMap(joint, 1.0, inner_map_features or map_features, activation, input_skips)
+        self.outer = BrenierMap(features, 1.0, map_features, activation, input_skips)
+        self.inverse_lipschitz = inverse_lipschitz  # type: ignore[assignment]
+        self.offset = nn.Parameter(torch.zeros(features))
+        # The inner map starts close to the linear map L_1 z, where training is best conditioned.
         self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
-        self.outer.icnn.reset_parameters(
-            input_norm=math.sqrt(joint * (INITIAL_SCALE**2 + first**2)), gradient_scale=INITIAL_SCALE
-        )
+        self._reset_outer(INITIAL_SCALE)
+
+    def _reset_outer(self, gradient_scale: float) -> None:
+        # Only the directions of the frame are ever fed into the outer map.
+        norm = math.sqrt(self.frame.latent_dim * (INITIAL_SCALE**2 + self.inner.inverse_lipschitz**2))
+        self.outer.icnn.reset_parameters(input_norm=norm, gradient_scale=gradient_scale)
+
+    def _start(self, start: Start) -> None:
+        self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
+        self._reset_outer(OUTER_SCALE * min(start.unit, start.spread))
 
     def _context_features(self, frame: str | Tensor, context_features: int | None) -> int:
         """The number F of numbers the context is reduced to, 0 without a context."""
@@ -138,14 +149,35 @@ class InverseLipschitzDecoder(ConditionalDecoder):
         """The constant L of the whole decoder, the product of the constants of its two maps.
 
         A new number keeps the ratio of the two constants, or splits evenly where one of them is 0; a pair sets both.
+        With ``Nats``, the constant of the outer map follows, and the constant of the inner map stays.
         """
-        return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz
+        return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float | tuple[float, float]) -> None:
+    def inverse_lipschitz(self, value: float | tuple[float, float] | Nats) -> None:
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
+        if isinstance(value, Nats):
+            value = self._in_frame(value)
+            now = value.constant()
+            first, _ = _split(float(now.detach().mean()) if isinstance(now, Tensor) else now, ratio)
+            self.inner.inverse_lipschitz = first
+            self.outer._set_constant(value, first or 1.0)
+            return
         self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
+
+    @property
+    def nats(self) -> float | None:
+        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        return self.outer.nats
+
+    @nats.setter
+    def nats(self, value: float) -> None:
+        self.inverse_lipschitz = following(self._nats).with_kappa(value)  # type: ignore[assignment]
+
+    @property
+    def _nats(self) -> Nats | None:
+        return self.outer._nats
 
     @property
     def _dtype(self) -> torch.dtype | None:
@@ -163,7 +195,7 @@ class InverseLipschitzDecoder(ConditionalDecoder):
             reduced = self.from_context(context).to(z.dtype)
             batch_shape = torch.broadcast_shapes(reduced.shape[:-1], z.shape[:-1])
             z = torch.cat([reduced.expand(*batch_shape, -1), z.expand(*batch_shape, -1)], dim=-1)
-        eta: Tensor = self.outer(self.inner(z), frame=self.frame)
+        eta = self._in_units(self.outer(self.inner(z), frame=self.frame)) + self.offset
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 

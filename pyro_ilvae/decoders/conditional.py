@@ -1,15 +1,18 @@
 """What decoders with an optional context share, and a decoder at one context as a function of z alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.decoders.arguments import dense, points
 from pyro_ilvae.networks import Module
 
 __all__ = ["ConditionalDecoder", "DecoderGiven"]
+
+_NUM_DRAWS = 256
 
 
 class ConditionalDecoder(Module):
@@ -55,6 +58,14 @@ class ConditionalDecoder(Module):
                 f"{tuple(context.shape)}"
             ) from error
         return z, context
+
+    def _mean_over_prior(self) -> Tensor:
+        """The mean of the decoder over z from N(0, I), of shape (D,), at the context 0 if there is one."""
+        like = next(self.parameters())
+        z = torch.randn(_NUM_DRAWS, self.latent_dim).to(like)
+        context = None if self.context_dim is None else torch.zeros(self.context_dim).to(like)
+        with evaluation_mode(self):
+            return self(z, context).mean(0).flatten()  # type: ignore[no-any-return]
 
     def given(self, context: Tensor) -> "DecoderGiven":
         """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders.
@@ -105,6 +116,17 @@ class DecoderGiven(nn.Module):
         """The constant of the decoder; None without one."""
         constant: float | None = getattr(self.decoder, "inverse_lipschitz", None)
         return constant
+
+    @property
+    def channel_constant(self) -> float | None:
+        """The constant of the map from z to :meth:`coordinates` of the decoder's value; None without one."""
+        return getattr(self.decoder, "channel_constant", self.inverse_lipschitz)
+
+    @property
+    def coordinates(self) -> Callable[[Tensor], Tensor]:
+        """The decoder's method ``coordinates``; no attribute without one."""
+        method: Callable[[Tensor], Tensor] = self.decoder.coordinates  # type: ignore[assignment]
+        return method
 
     def forward(self, z: Tensor) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K)."""

@@ -81,6 +81,11 @@ class OrthonormalFrame(PyroModule):
         """The shape, for ``print``."""
         return f"{self.features} x {self.latent_dim}"
 
+    @torch.no_grad()
+    def turn(self, matrix: Tensor) -> None:
+        """Take the columns of another matrix in place of its own, orthonormalized in double precision."""
+        self.matrix.copy_(_orthonormalize(matrix.double(), self.num_categories))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert dtype and device; a matrix whose dtype changes is orthonormalized again, in double precision."""
         before = self.matrix.dtype

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
+from pyro_ilvae.decoders.start import Start, start_from_data
 from pyro_ilvae.networks import Linear, mlp
 
 __all__ = ["MLPDecoder"]
@@ -17,15 +19,18 @@ __all__ = ["MLPDecoder"]
 class MLPDecoder(ConditionalDecoder):
     r"""The plain decoder of an ordinary VAE: a multilayer perceptron, with no guarantee on its latent variable.
 
-    .. math:: f(z; c) = A_n\,a(\cdots a(A_1 z + C c + b_1)\cdots) + b_n, \qquad a = \operatorname{softplus},
+    .. math:: f(z; c) = W z + A_n\,a(\cdots a(A_1 z + C c + b_1)\cdots) + b_n, \qquad a = \operatorname{softplus},
 
-    with the context :math:`c` left out if there is none.
+    with the context :math:`c` left out if there is none, and the linear path :math:`W z` unless it is asked for.
+    :meth:`initialize` starts the decoder where the data are. A plain decoder with a linear path has the start of a
+    :class:`~pyro_ilvae.ProjectedDecoder` and none of its guarantees: it is the baseline for what a guarantee costs.
 
     Args:
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum.
         hidden_features: the widths of the hidden layers.
         context_dim: the width of the context :math:`c`; None for a function of z alone.
+        linear_path: whether there is a linear path :math:`W`, which starts with random orthonormal columns.
 
     Raises:
         ValueError: for sizes below 1, and from ``forward`` for values of another width.
@@ -43,6 +48,7 @@ class MLPDecoder(ConditionalDecoder):
         event_shape: int | Sequence[int],
         hidden_features: Sequence[int] = (512, 512),
         context_dim: int | None = None,
+        linear_path: bool = False,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         self.hidden_features = _checks.widths("hidden_features", hidden_features)
@@ -52,6 +58,10 @@ class MLPDecoder(ConditionalDecoder):
             # The bias of the first layer starts as small as a layer over the context would have it.
             bound = 1 / math.sqrt(self.context_dim)
             nn.init.uniform_(self.network[0].bias, -bound, bound)  # type: ignore[arg-type]
+        self.linear_path = None
+        if _checks.boolean("linear_path", linear_path):
+            self.linear_path = Linear(self.latent_dim, self.event_shape.numel(), bias=False)
+            nn.init.orthogonal_(self.linear_path.weight)
 
     def extra_repr(self) -> str:
         """The sizes, for ``print``."""
@@ -77,4 +87,42 @@ class MLPDecoder(ConditionalDecoder):
             eta = first(z) + self.from_context(context)
             for layer in others:
                 eta = layer(eta)
+        if self.linear_path is not None:
+            eta = eta + self.linear_path(z)
         return eta.reshape(eta.shape[:-1] + self.event_shape)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
+        r"""Start where the data are: the last bias and the linear path, from a sample and its likelihood.
+
+        .. math:: b_n = \eta(\bar x), \qquad W = Q,
+
+        the natural parameters of the mean of the data and, with a linear path, their leading principal directions. The
+        other weights keep their values. Call it before training.
+
+        Args:
+            x: a data sample, or an iterable of batches, as for :meth:`ProjectedDecoder.initialize`.
+            likelihood: the likelihood of the data, with the methods ``natural_parameters`` and
+                ``information_product``.
+            seed: not used, because nothing is drawn; other decoders draw.
+
+        Raises:
+            ValueError: for data outside of the likelihood's support or of another shape.
+            TypeError: for a likelihood without these methods.
+
+        Example:
+            >>> from pyro_ilvae import likelihoods
+            >>> x = torch.bernoulli(torch.rand(100, 8))
+            >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, linear_path=True)
+            >>> decoder.initialize(x, likelihoods.Bernoulli())
+        """
+        _checks.seed(seed)
+        self._apply_start(start_from_data(x, likelihood, self.event_shape, self.latent_dim))
+
+    @torch.no_grad()
+    def _apply_start(self, start: Start) -> None:
+        if self.linear_path is not None and start.directions is not None:
+            # The data may vary in fewer directions than z.
+            self.linear_path.weight.zero_()[:, : start.directions.shape[1]].copy_(start.directions)
+        # What a network returns at its start is not centered.
+        self.network[-1].bias += start.offset - self._mean_over_prior()  # type: ignore[operator]

@@ -44,41 +44,66 @@ def principal_frame(x: Any, latent_dim: int) -> Tensor:
         [[0, 1, 0, 0, 0], [0, 0, 0, 1, 0]]
     """
     latent_dim = _checks.positive_int("latent_dim", latent_dim)
-    total, mean = 0, None
-    rows: list[Tensor] = []
-    for batch in _batches(x):
+    moments = Moments()
+    dtype = torch.get_default_dtype()
+    for batch in batches_of(x):
+        moments.add(batch)
+        dtype = batch.dtype if batch.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
+    features = 0 if moments.total == 0 else len(moments.mean)
+    if moments.total <= latent_dim or features < latent_dim:
+        raise ValueError(
+            f"Expected x of shape (N, *event_shape) with N > {latent_dim} data of at least {latent_dim} entries, "
+            f"got {moments.total} of {features} for latent_dim = {latent_dim}"
+        )
+    directions = moments.directions(latent_dim)
+    if directions.shape[1] < latent_dim:
+        raise ValueError(f"Expected x that varies in at least {latent_dim} directions, got {directions.shape[1]}")
+    return directions.to(dtype)
+
+
+class Moments:
+    """Mean and covariance of data that come in batches, in double precision, the covariance by a triangular factor.
+
+    Memory is of the order D^2, whatever the number of data is.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self._rows: list[Tensor] = []
+
+    def add(self, batch: Tensor) -> None:
+        """Take in a batch of shape (N, \\*event_shape)."""
         flat = batch.detach().flatten(1).double()
-        if mean is not None and flat.shape[1:] != mean.shape:
-            raise ValueError(f"Expected x with batches of data of {len(mean)} entries, got {tuple(batch.shape)}")
+        if self.total and flat.shape[1:] != self.mean.shape:
+            raise ValueError(f"Expected x with batches of data of {len(self.mean)} entries, got {tuple(batch.shape)}")
         if not flat.isfinite().all():
             raise ValueError("Expected x to be finite, got NaN or infinity")
         if len(flat) == 0:
-            continue
+            return
         mean_of_batch = flat.mean(0)
-        step = torch.zeros_like(mean_of_batch) if mean is None else mean_of_batch - mean
-        share = len(flat) / (total + len(flat))
+        step = mean_of_batch - self.mean if self.total else torch.zeros_like(mean_of_batch)
+        share = len(flat) / (self.total + len(flat))
         # The last row is what the means of the data so far and of this batch add to N S.
-        rows += [flat - mean_of_batch, math.sqrt(total * share) * step[None]]
-        mean = mean_of_batch if mean is None else mean + share * step
-        total += len(flat)
-        if sum(map(len, rows)) > _most_rows(len(mean)):
-            rows = [torch.linalg.qr(torch.cat(rows), mode="r").R]
-    if mean is None or total <= latent_dim or len(mean) < latent_dim:
-        got = f"{total} of {0 if mean is None else len(mean)}"
-        raise ValueError(
-            f"Expected x of shape (N, *event_shape) with N > {latent_dim} data of at least {latent_dim} entries, "
-            f"got {got} for latent_dim = {latent_dim}"
-        )
-    _, values, vectors = torch.linalg.svd(torch.cat(rows), full_matrices=False)
-    rank = int((values > values[0] * torch.finfo(torch.float64).eps * max(total, len(mean))).sum())
-    if rank < latent_dim:
-        raise ValueError(f"Expected x that varies in at least {latent_dim} directions, got {rank}")
-    directions = vectors[:latent_dim].mT
-    dtype = batch.dtype if batch.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
-    return _signed(directions).to(dtype)
+        self._rows += [flat - mean_of_batch, math.sqrt(self.total * share) * step[None]]
+        self.mean = self.mean + share * step if self.total else mean_of_batch
+        self.total += len(flat)
+        if sum(map(len, self._rows)) > _most_rows(len(self.mean)):
+            self._rows = [torch.linalg.qr(torch.cat(self._rows), mode="r").R]
+
+    def directions(self, num_directions: int) -> Tensor:
+        """The leading principal directions, at most so many and at most the rank, of shape (D, K)."""
+        _, values, vectors = torch.linalg.svd(torch.cat(self._rows), full_matrices=False)
+        limit = values[0] * torch.finfo(torch.float64).eps * max(self.total, len(self.mean))
+        rank = int((values > limit).sum())
+        return _signed(vectors[: min(num_directions, rank)].mT)
+
+    def variances(self, columns: Tensor) -> Tensor:
+        """The variances of the data along unit vectors, the columns of shape (D, K)."""
+        return (torch.cat(self._rows) @ columns.to(self.mean)).square().sum(0) / self.total
 
 
-def _batches(x: Any) -> Iterator[Tensor]:
+def batches_of(x: Any) -> Iterator[Tensor]:
     """The data in pieces: of a whole sample, or the batches of an iterable."""
     if _is_iterable_of_batches(x):
         for batch in x:
@@ -117,7 +142,7 @@ def _signed(directions: Tensor) -> Tensor:
     return directions * torch.sign(directions.gather(0, directions.abs().argmax(0, keepdim=True)))
 
 
-def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Tensor:
+def principal_token_frame(x: Any, *, vocab_size: int, latent_dim: int) -> Tensor:
     r"""The directions of logits in which the sequences of a sample differ most: a frame for decoders of sequences.
 
     .. math:: \operatorname{argmax}_{Q^\top Q = I,\; Q^\top 1 = 0} \operatorname{tr}(Q^\top Y^\top Y Q), \qquad
@@ -129,7 +154,7 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
     two tokens that occur once, in the same sequence, are perfectly correlated. The counts stay sparse.
 
     Args:
-        x: a sample of tokens, int64 of shape (N, T), padded with -1.
+        x: a sample of tokens, int64 of shape (N, T), padded with -1, or an iterable of batches, whose T may differ.
         vocab_size: the number :math:`V` of tokens.
         latent_dim: the number :math:`K` of directions.
 
@@ -148,13 +173,74 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         >>> principal_token_frame(torch.randint(0, 10, (100, 6)), vocab_size=10, latent_dim=2).shape
         torch.Size([10, 2])
     """
-    # Here, because importing SciPy's sparse matrices takes a tenth of a second.
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.linalg import svds
-
     vocab_size = _checks.positive_int("vocab_size", vocab_size)
     latent_dim = _checks.positive_int("latent_dim", latent_dim)
-    x = dense("x", x)
+    counts = TokenCounts(x, vocab_size)
+    if latent_dim >= min(counts.num_sequences, vocab_size):
+        raise ValueError(
+            f"Expected latent_dim < {min(counts.num_sequences, vocab_size)}, the smaller of the numbers of sequences "
+            f"and tokens, got {latent_dim}"
+        )
+    directions = counts.directions(latent_dim)
+    if directions.shape[1] < latent_dim:
+        raise ValueError(
+            f"Expected x whose counts differ in at least {latent_dim} directions, got {directions.shape[1]}"
+        )
+    return directions
+
+
+class TokenCounts:
+    """How often each sequence of a sample or of its batches has each token, as a sparse matrix."""
+
+    def __init__(self, x: Any, vocab_size: int) -> None:
+        # Here, because importing SciPy's sparse matrices takes a tenth of a second.
+        from scipy.sparse import csr_matrix, vstack
+
+        parts = []
+        if not _is_iterable_of_batches(x):
+            x = dense("x", x)
+            _check_tokens(x, vocab_size)
+        for batch in batches_of(x):
+            _check_tokens(batch, vocab_size)
+            rows, columns = (batch >= 0).nonzero(as_tuple=True)
+            tokens = batch[rows, columns].cpu().numpy()
+            parts.append(csr_matrix((np.ones(len(rows)), (rows.cpu().numpy(), tokens)), (len(batch), vocab_size)))
+            self.device = batch.device
+        self.matrix = vstack(parts, "csr") if parts else csr_matrix((0, vocab_size))
+
+    @property
+    def num_sequences(self) -> int:
+        """The number of sequences."""
+        return int(self.matrix.shape[0])
+
+    def totals(self) -> Tensor:
+        """How often each token occurs, of shape (V,)."""
+        return torch.from_numpy(np.asarray(self.matrix.sum(0)).ravel())
+
+    def directions(self, num_directions: int) -> Tensor:
+        """The leading directions, at most so many and at most as many as the counts differ in, of shape (V, K)."""
+        from scipy.sparse.linalg import svds
+
+        counts = self.matrix
+        num_directions = min(num_directions, min(counts.shape) - 1)
+        mean = np.asarray(counts.mean(0)).ravel()
+        spread = np.sqrt(np.maximum(np.asarray(counts.multiply(counts).mean(0)).ravel() - mean**2, 0.0))
+        vectors, rank = np.zeros((0, counts.shape[1])), 0
+        if num_directions > 0 and spread.max() > 1e-9:
+            scale = spread + np.sqrt(np.square(spread).mean())
+            start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, for a reproducible frame
+            operator = _centered_operator(counts, mean, scale)
+            # Relative to the counts before their rows were centered: what is left may be rounding beside them.
+            smallest = 1e-6 * math.sqrt(counts.shape[0]) * np.linalg.norm(spread / scale)
+            if np.linalg.norm(operator @ np.random.default_rng(1).standard_normal(counts.shape[1])) > smallest:
+                _, values, vectors = svds(operator, num_directions, v0=start)
+                rank = int((values > smallest).sum())
+        # The iteration leaves vectors of small singular values only roughly orthogonal.
+        found = torch.linalg.qr(torch.from_numpy(vectors[::-1][:rank].T.copy())).Q
+        return _signed(found).to(self.device, torch.get_default_dtype())
+
+
+def _check_tokens(x: Tensor, vocab_size: int) -> None:
     if (
         x.dim() != 2
         or x.is_floating_point()
@@ -162,31 +248,6 @@ def principal_token_frame(x: Tensor, *, vocab_size: int, latent_dim: int) -> Ten
         or (x.numel() and not -1 <= int(x.min()) <= int(x.max()) < vocab_size)
     ):
         raise ValueError(f"Expected x of shape (N, T) with tokens below {vocab_size}, got {x.dtype}, {tuple(x.shape)}")
-    if latent_dim >= min(len(x), vocab_size):
-        raise ValueError(
-            f"Expected latent_dim < {min(len(x), vocab_size)}, the smaller of the numbers of sequences and tokens, "
-            f"got {latent_dim}"
-        )
-    rows, columns = (x >= 0).nonzero(as_tuple=True)
-    ones = np.ones(len(rows))
-    counts = csr_matrix((ones, (rows.cpu().numpy(), x[rows, columns].cpu().numpy())), (len(x), vocab_size))
-    mean = np.asarray(counts.mean(0)).ravel()
-    spread = np.sqrt(np.maximum(np.asarray(counts.multiply(counts).mean(0)).ravel() - mean**2, 0.0))
-    rank = 0
-    if spread.max() > 1e-9:
-        scale = spread + np.sqrt(np.square(spread).mean())
-        start = np.random.default_rng(0).standard_normal(min(counts.shape))  # fixed, for a reproducible frame
-        operator = _centered_operator(counts, mean, scale)
-        # Relative to the counts before their rows were centered: what is left may be rounding beside them.
-        smallest = 1e-6 * math.sqrt(len(x)) * np.linalg.norm(spread / scale)
-        if np.linalg.norm(operator @ np.random.default_rng(1).standard_normal(vocab_size)) > smallest:
-            _, values, vectors = svds(operator, latent_dim, v0=start)
-            rank = int((values > smallest).sum())
-    if rank < latent_dim:
-        raise ValueError(f"Expected x whose counts differ in at least {latent_dim} directions, got {rank}")
-    # The iteration leaves vectors of small singular values only roughly orthogonal.
-    directions = torch.linalg.qr(torch.from_numpy(vectors[::-1].T.copy())).Q
-    return _signed(directions).to(x.device, torch.get_default_dtype())
 
 
 def _centered_operator(counts: Any, mean: np.ndarray, scale: np.ndarray) -> Any:

@@ -1,5 +1,6 @@
 """The projected decoder: an inverse Lipschitz constant for any network."""
 
+import math
 from collections.abc import Sequence
 from inspect import signature
 
@@ -9,23 +10,29 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
-from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import description, frame_argument, make_frame
+from pyro_ilvae.decoders.framed import FramedDecoder
+from pyro_ilvae.decoders.frames import description
+from pyro_ilvae.decoders.nats import Nats
+from pyro_ilvae.decoders.start import Start
 from pyro_ilvae.networks import Linear, unused
 
 __all__ = ["ProjectedDecoder"]
 
 
-class ProjectedDecoder(ConditionalDecoder):
+class ProjectedDecoder(FramedDecoder):
     r"""Any network as a decoder with an inverse Lipschitz constant, at the price of a K-dimensional map.
 
-    .. math:: f(z; c) = Q\,(g(z) + A c + a) + (I - Q Q^\top)\, h(z, c), \qquad
+    .. math:: f(z; c) = b + Q\,(g(z) + A c) + (I - Q Q^\top)\, (W z + h(z, c)), \qquad
         \|f(z; c) - f(z'; c)\|^2 \ge \|g(z) - g(z')\|^2 \ge L^2 \|z - z'\|^2,
 
-    with :math:`h` an arbitrary backbone, :math:`Q` of shape (D, K) with orthonormal columns and :math:`g` a
-    :class:`~pyro_ilvae.BrenierMap` on :math:`\mathbb{R}^K`. The two parts are orthogonal, so the backbone can only add
-    to the distance, and it is free in the other D - K directions. The bound holds for every context :math:`c`, because
-    :math:`A c + a` is the same for all z; without a context this term is left out.
+    with :math:`h` an arbitrary backbone, :math:`W` of shape (D, K) the linear path beside it, :math:`b` of D numbers,
+    :math:`Q` of shape (D, K) with orthonormal columns and :math:`g` a :class:`~pyro_ilvae.BrenierMap` on
+    :math:`\mathbb{R}^K` with gain :math:`\sqrt{D}`: only g reaches the K directions of the frame, and a step of an
+    optimizer would otherwise move them less than the others. The two parts are orthogonal, so backbone and linear path
+    can only add to the distance, and they are free in the other D - K directions. The bound holds for every context
+    :math:`c`, because :math:`b + Q A c` is the same for all z; without a context :math:`A c` is left out.
+
+    :meth:`initialize` starts the decoder where the data are.
 
     Args:
         backbone: a network from (N, K) to (N, \*event_shape) or (N, D); with a context, from (N, K) and (N, C). A
@@ -34,12 +41,15 @@ class ProjectedDecoder(ConditionalDecoder):
             build it of PyroModules, as :func:`~pyro_ilvae.mlp` does.
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
-        inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder.
+        inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder, a number or :class:`~pyro_ilvae.Nats` per
+            dimension.
         map_features: the widths of the hidden layers of :math:`g`.
         frame: as for :class:`~pyro_ilvae.InverseLipschitzDecoder`.
         context_dim: the width C of the context; None for a function of z alone.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
+        linear_path: whether there is a linear path :math:`W` beside the backbone, which starts at 0. With K = D nothing
+            lies outside of the frame, and there is neither.
 
     Raises:
         ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1, and
@@ -59,21 +69,30 @@ class ProjectedDecoder(ConditionalDecoder):
         *,
         latent_dim: int,
         event_shape: int | Sequence[int],
-        inverse_lipschitz: float = 1.0,
+        inverse_lipschitz: float | Nats = 1.0,
         map_features: Sequence[int] = (64, 64),
         frame: str | Tensor = "random",
         context_dim: int | None = None,
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
+        linear_path: bool = True,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         _check_backbone(backbone, self.latent_dim, self.context_dim)
         map_features = _checks.widths("map_features", map_features)
-        self.frame = make_frame(frame_argument(frame), self.event_shape, self.latent_dim)
-        self.map = BrenierMap(self.latent_dim, inverse_lipschitz, map_features, activation, input_skips)
-        self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
+        features = self.event_shape.numel()
+        self._make_frame(frame, self.latent_dim)
+        gain = math.sqrt(features)
+        constant = self._in_frame(inverse_lipschitz)
+        self.map = BrenierMap(self.latent_dim, constant, map_features, activation, input_skips, gain=gain)
+        self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE / gain)
+        self.offset = nn.Parameter(torch.zeros(features))
         if self.context_dim is not None:
-            self.from_context = Linear(self.context_dim, self.latent_dim)
+            self.from_context = Linear(self.context_dim, self.latent_dim, bias=False)
+        self.linear_path = None
+        if _checks.boolean("linear_path", linear_path) and self.latent_dim < features:
+            self.linear_path = Linear(self.latent_dim, features, bias=False)
+            nn.init.zeros_(self.linear_path.weight)
         self.backbone = unused(backbone)
 
     def extra_repr(self) -> str:
@@ -82,12 +101,29 @@ class ProjectedDecoder(ConditionalDecoder):
 
     @property
     def inverse_lipschitz(self) -> float:
-        """The constant L of the map g and so of the whole decoder; it may be set at any time."""
-        return self.map.inverse_lipschitz
+        """The constant L of the whole decoder; it may be set to a number or ``Nats`` at any time."""
+        return self.map.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float) -> None:
-        self.map.inverse_lipschitz = value
+    def inverse_lipschitz(self, value: float | Nats) -> None:
+        self.map.inverse_lipschitz = self._in_frame(value)
+
+    @property
+    def nats(self) -> float | None:
+        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        return self.map.nats
+
+    @nats.setter
+    def nats(self, value: float) -> None:
+        self.map.nats = value
+
+    @property
+    def _nats(self) -> Nats | None:
+        return self.map._nats
+
+    def _start(self, start: Start) -> None:
+        scale = min(start.unit, start.spread)
+        self.map.icnn.reset_parameters(gradient_scale=scale / self.map.gain)
 
     @property
     def _dtype(self) -> torch.dtype | None:
@@ -104,11 +140,14 @@ class ProjectedDecoder(ConditionalDecoder):
         frame = self.frame
         # With K = D nothing lies outside of the frame, and rounding of the backbone would be all that is left of it.
         outside = self._outside(z, context) if self.latent_dim < frame.features else None
+        if outside is not None and self.linear_path is not None:
+            outside = outside + self.linear_path(z)
         inside = self.map(z)
         with without_autocast(z.device.type):
             if context is not None:
                 inside = inside + self.from_context(context)
             eta: Tensor = frame.embed(inside) if outside is None else frame.replace(outside, inside)
+            eta = self._in_units(eta) + self.offset
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:

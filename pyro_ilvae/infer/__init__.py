@@ -4,13 +4,15 @@ from pyro_ilvae.infer import schedules
 from pyro_ilvae.infer.annealing import AnnealMessenger, anneal
 from pyro_ilvae.infer.elbo import AnnealedELBO, NonFiniteLossError
 from pyro_ilvae.infer.optim import JointOptim
-from pyro_ilvae.infer.schedules import InverseLipschitzScheduler, Schedule
+from pyro_ilvae.infer.schedulers import InverseLipschitzScheduler, NatsScheduler
+from pyro_ilvae.infer.schedules import Schedule
 
 __all__ = [
     "AnnealMessenger",
     "AnnealedELBO",
     "InverseLipschitzScheduler",
     "JointOptim",
+    "NatsScheduler",
     "NonFiniteLossError",
     "Schedule",
     "anneal",

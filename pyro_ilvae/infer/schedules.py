@@ -4,14 +4,10 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
 
 from pyro_ilvae import _checks
 
-__all__ = ["InverseLipschitzScheduler", "Schedule", "constant", "cosine", "cyclical", "exponential", "linear"]
-
-# Gradients in float32 hold squares of L, which overflow above.
-_LARGEST_CONSTANT = 1e18
+__all__ = ["Schedule", "constant", "cosine", "cyclical", "exponential", "linear"]
 
 
 def __dir__() -> list[str]:
@@ -196,96 +192,6 @@ def cyclical(
     shape = partial(_cyclical, num_cycles=num_cycles, ramp=ramp)
     options = f", num_cycles={num_cycles}, ramp={ramp}"
     return _build("cyclical", shape, start, end, num_steps, planned_steps, options)
-
-
-class _HasInverseLipschitz(Protocol):
-    inverse_lipschitz: float
-
-
-class InverseLipschitzScheduler:
-    r"""Sets the inverse Lipschitz constant L of a decoder to the value of a schedule, at once and at each step.
-
-    A schedule that starts with a large L forces information into the latent variable first and gives flexibility back
-    as L falls; a schedule that starts at L = 0 does the reverse. At every step, the guarantee holds with the constant
-    of that step.
-
-    :meth:`step` moves the schedule. A schedule that is beta's as well, or another decoder's, would move twice in each
-    turn of the training loop: give each its own.
-
-    Args:
-        decoder: a decoder or map whose ``inverse_lipschitz`` can be set.
-        schedule: the constant L as a function of the step, from 0 to 1e18.
-
-    Raises:
-        ValueError: for a decoder without an ``inverse_lipschitz``, for a ``schedule`` that is not a :class:`Schedule`
-            or has an end outside of these limits, and by :meth:`step` if anything else has moved the schedule.
-        TypeError: for a class in place of a decoder.
-
-    Example:
-        >>> from pyro_ilvae import BrenierMap
-        >>> brenier = BrenierMap(2)
-        >>> scheduler = InverseLipschitzScheduler(brenier, linear(4.0, 1.0, num_steps=3))
-        >>> constants = [brenier.inverse_lipschitz]
-        >>> for _ in range(3):
-        ...     scheduler.step()
-        ...     constants.append(brenier.inverse_lipschitz)
-        >>> constants
-        [4.0, 3.0, 2.0, 1.0]
-        >>> scheduler
-        InverseLipschitzScheduler(BrenierMap, linear(4.0, 1.0, num_steps=3) at step 3: 1)
-    """
-
-    def __init__(self, decoder: _HasInverseLipschitz, schedule: Schedule) -> None:
-        if isinstance(decoder, type):
-            raise TypeError(f"Expected decoder to be a decoder, got the class {decoder.__name__}: pass an object of it")
-        if not hasattr(decoder, "inverse_lipschitz"):
-            hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
-            raise ValueError(f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}{hint}")
-        if not isinstance(schedule, Schedule):
-            raise ValueError(
-                f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number"
-            )
-        for value in (schedule.value, *schedule._ends):
-            if not 0 <= value <= _LARGEST_CONSTANT:
-                raise ValueError(
-                    f"Expected schedule to give an inverse_lipschitz from 0 to {_LARGEST_CONSTANT:g}, got {value!r} "
-                    f"from {schedule.name}"
-                )
-        self.decoder = decoder
-        self.schedule = schedule
-        try:
-            self._set()
-        except AttributeError as error:
-            raise ValueError(
-                f"Expected a decoder with an inverse_lipschitz to set, got {type(decoder).__name__}, whose constant "
-                f"cannot be set: {error}"
-            ) from error
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.decoder).__name__}, {self.schedule!r})"
-
-    def step(self) -> None:
-        """Move the schedule to its next step and set the constant."""
-        if self.schedule._num_calls != self._num_calls:
-            raise ValueError(
-                f"Expected only this scheduler to step {self.schedule.name}, got a step from elsewhere: a schedule "
-                "that beta and a decoder share, or two decoders, would move twice as fast. Give each its own schedule"
-            )
-        self.schedule.step()
-        self._set()
-
-    def _set(self) -> None:
-        self.decoder.inverse_lipschitz = self.schedule.value
-        self._num_calls = self.schedule._num_calls
-
-    def state_dict(self) -> dict[str, int]:
-        """The position of the schedule, for a checkpoint."""
-        return self.schedule.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Return to a saved position, and set the constant."""
-        self.schedule.load_state_dict(state)
-        self._set()
 
 
 _Shape = Callable[[float, float, float], float]  # from start, end and the fraction of the steps taken to the value

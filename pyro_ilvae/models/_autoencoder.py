@@ -60,6 +60,31 @@ class Autoencoder(PyroModule):
         """The sizes, for ``print``."""
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, data_size={self.data_size}"
 
+    @property
+    def prior(self) -> TorchDistribution:
+        """The prior of z, a distribution of event shape (K,)."""
+        return self._prior()
+
+    def initialize(self, x: Any, *, seed: int | None = None) -> None:
+        r"""Start where the data are: the decoder's start from data, with the likelihood of this model.
+
+        Call it before training; see :meth:`~pyro_ilvae.ProjectedDecoder.initialize` for what is set.
+
+        Args:
+            x: a sample of the data of shape (N, \*data shape), or an iterable of batches, which is read once.
+            seed: a seed for the weights that are drawn anew; the global random state if None.
+
+        Raises:
+            TypeError: for a decoder without a method ``initialize``.
+            ValueError: as for the model.
+        """
+        if not callable(getattr(self.decoder, "initialize", None)):
+            raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
+        self._initialize(self._batches(x, None), seed)
+
+    def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
+        self.decoder.initialize(batches, self.likelihood, seed=seed)
+
     @pyro_method
     def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The amortized posterior, or the prior without data; the arguments are as for the model.

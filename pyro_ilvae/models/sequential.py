@@ -1,6 +1,6 @@
 """The variational autoencoder over sequences of tokens: a Pyro model and its amortized guide in one PyroModule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -108,6 +108,9 @@ class SequentialVAE(Autoencoder):
             f"latent_dim={self.latent_dim}, vocab_size={self.vocab_size}, data_size={self.data_size}, "
             f"end_token={self.end_token}, max_length={self.max_length}"
         )
+
+    def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
+        self.decoder.initialize(batches, seed=seed)
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:

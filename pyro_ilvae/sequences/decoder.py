@@ -1,12 +1,16 @@
 """The autoregressive decoder of sequences: a history of the tokens, and a decoder with that history as its context."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.frames import check_centered
+from pyro_ilvae.decoders.nats import Nats
+from pyro_ilvae.decoders.start import start_from_tokens
 from pyro_ilvae.networks import Module, public_method, unused
 from pyro_ilvae.sequences._tokens import tokens_of
 from pyro_ilvae.sequences.histories import State, make_history
@@ -97,8 +101,44 @@ class SequenceDecoder(Module):
         return constant
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float | tuple[float, float]) -> None:
+    def inverse_lipschitz(self, value: float | tuple[float, float] | Nats) -> None:
         self.decoder.inverse_lipschitz = value  # type: ignore[assignment]
+
+    @property
+    def nats(self) -> float | None:
+        """The nats per dimension by which the constant was given, as a reference; no attribute without a constant."""
+        kappa: float | None = self.decoder.nats  # type: ignore[assignment]
+        return kappa
+
+    @nats.setter
+    def nats(self, value: float) -> None:
+        self.decoder.nats = value  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def initialize(self, x: Any, *, seed: int | None = None) -> None:
+        r"""Start where the data are: logits of the tokens' frequencies, and directions of tokens that occur together.
+
+        .. math:: b_v = \log p_v - \tfrac1V \sum_w \log p_w, \qquad
+            u = \Big( \tfrac{T}{K} \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
+
+        with :math:`p_v` the frequency of token v, :math:`Q` of :func:`~pyro_ilvae.principal_token_frame`, T the mean
+        length and u the noise unit of a whole sequence. Call it before training.
+
+        Args:
+            x: a sample of tokens, int64 of shape (N, T), padded with -1, or an iterable of batches. It is read once.
+            seed: a seed for the weights that are drawn anew; the global random state if None.
+
+        Raises:
+            TypeError: for a decoder without a method ``initialize``.
+            ValueError: for tokens outside the vocabulary, and a sample without a token.
+        """
+        apply = getattr(self.decoder, "_apply_start", None)
+        if apply is None:
+            raise TypeError(
+                f"Expected decoder with a start from data, such as ProjectedDecoder, got {type(self.decoder).__name__}"
+            )
+        with seeded(seed):
+            apply(start_from_tokens(x, self.vocab_size, self.latent_dim))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.

@@ -174,9 +174,9 @@ def test_context_moves_the_map_and_enters_the_backbone(name):
     decoder = build(name)
     z, context = random(20, LATENT), random(20, CONTEXT)
     q = decoder.frame.coordinates(torch.eye(8, dtype=torch.float64))
-    inside = decoder.map(z) + context @ decoder.from_context.weight.T + decoder.from_context.bias
-    outside = decoder.backbone(z, context).reshape(20, 8)
-    expected = inside @ q.mT + outside - outside @ q @ q.mT
+    inside = decoder.map(z) + context @ decoder.from_context.weight.T
+    outside = decoder.backbone(z, context).reshape(20, 8) + z @ decoder.linear_path.weight.T
+    expected = decoder.offset + inside @ q.mT + outside - outside @ q @ q.mT
     torch.testing.assert_close(decoder(z, context).flatten(1), expected, rtol=1e-10, atol=1e-10)
 
 

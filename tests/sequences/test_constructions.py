@@ -37,7 +37,7 @@ def brenier(one, constant, x):
     """The gradient of the potential, plus L x."""
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(potential(one.icnn, x).sum(), x)
-    return gradient + constant * x
+    return one.gain * gradient + constant * x
 
 
 def readout(decoder, z, h):
@@ -50,17 +50,18 @@ def readout(decoder, z, h):
 def written_out(decoder, z, h):
     if isinstance(decoder, MLPDecoder):
         return readout(decoder, z, h)
-    a = h @ decoder.from_context.weight.T + decoder.from_context.bias
+    a = h @ decoder.from_context.weight.T
     frame = decoder.frame.matrix
     if isinstance(decoder, ProjectedDecoder):
-        # Q (g(z) + A h + a) + (I - Q Q^T) r
-        r = readout(decoder.backbone, z, h)
+        # b + Q (g(z) + A h) + (I - Q Q^T) (W z + r)
+        r = readout(decoder.backbone, z, h) + z @ decoder.linear_path.weight.T
         inside = brenier(decoder.map, CONSTANT, z) + a
-        return inside @ frame.T + r @ (torch.eye(VOCAB, dtype=z.dtype) - frame @ frame.T)
-    # g_2(B g_1(A h + a, z))
+        return decoder.offset + inside @ frame.T + r @ (torch.eye(VOCAB, dtype=z.dtype) - frame @ frame.T)
+    # b + g_2(B g_1(A h + a, z))
+    a = a + decoder.from_context.bias
     both = torch.cat([a.expand(*z.shape[:-1], -1), z.expand(*a.shape[:-1], -1)], dim=-1)
     inner = brenier(decoder.inner, CONSTANT**0.5, both)
-    return brenier(decoder.outer, CONSTANT**0.5, inner @ frame.T)
+    return decoder.offset + brenier(decoder.outer, CONSTANT**0.5, inner @ frame.T)
 
 
 @pytest.mark.parametrize("history", ["gru", "lstm", "transformer"])
