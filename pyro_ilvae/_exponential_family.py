@@ -14,7 +14,8 @@ class ExponentialFamily(Module):
     """Likelihoods of independent entries, each an exponential family whose natural parameter is linear in eta.
 
     The divergence and the Fisher information rest on that, so a likelihood that overrides ``forward`` with any other
-    density has to override ``divergence``, ``information_product`` and ``smallest_information`` too.
+    density has to override ``divergence``, ``information_product``, ``smallest_information`` and
+    ``natural_parameters`` too.
     """
 
     _kind = "likelihood"
@@ -73,6 +74,10 @@ class ExponentialFamily(Module):
         eta = as_eta(eta)
         return self.smallest_information(eta) * as_tangent(tangent, eta)
 
+    def _interior_mean(self, average: Tensor, num_data: int) -> Tensor:
+        """The average of ``num_data`` data, moved strictly inside of the range of means by one datum of value 1/2."""
+        return (num_data * average + 0.5) / (num_data + 1)
+
 
 def as_eta(value: Tensor, name: str = "eta") -> Tensor:
     """The natural parameters as a tensor of floating point numbers."""
@@ -90,6 +95,18 @@ def as_pair(eta: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     except RuntimeError:
         raise ValueError(f"Expected other of shape {tuple(eta.shape)}, as eta, got {tuple(other.shape)}") from None
     return eta, other
+
+
+def as_mean(value: Tensor, low: float, high: float) -> Tensor:
+    """Means strictly between ``low`` and ``high``, as a tensor of floating point numbers."""
+    mean = as_eta(value, "mean")
+    inside = (mean > low) & (mean < high)
+    if not inside.all():
+        raise ValueError(
+            f"Expected mean strictly between {low:g} and {high:g}, where natural parameters are finite, got "
+            f"{mean[~inside].flatten()[0].item():g}"
+        )
+    return mean
 
 
 def as_tangent(value: Tensor, eta: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class NaturalContinuousBernoulli(_Natural):
         r""":math:`1 / (1 - e^{-\eta}) - 1 / \eta`."""
         small = self.eta.abs() < 0.1
         eta = torch.where(small, torch.ones_like(self.eta), self.eta)
-        near_zero = 0.5 + self.eta / 12 - self.eta**3 / 720
+        near_zero = 0.5 + self.eta / 12 - self.eta**3 / 720 + self.eta**5 / 30240 - self.eta**7 / 1209600
         return torch.where(small, near_zero, -1 / torch.expm1(-eta) - 1 / eta)
 
     @property

@@ -23,11 +23,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_pair, as_tangent
+from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_mean, as_pair, as_tangent
 from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
 from pyro_ilvae.networks import public_method
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
+
+_NEWTON_STEPS = 8  # five reach the rounding error for every mean
+_TOLERANCE = 1e-3  # of the sum of probabilities, which may have been rounded to half precision
 
 
 def __dir__() -> list[str]:
@@ -120,6 +123,14 @@ class Normal(ExponentialFamily):
         eta = as_eta(eta)
         return torch.ones_like(eta) / self._beside("log_scale", eta).exp().square()
 
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        r"""The natural parameters with this mean, which are the mean: :math:`\eta = m`, of the shape of ``mean``."""
+        return as_mean(mean, -math.inf, math.inf)
+
+    def _interior_mean(self, average: Tensor, num_data: int) -> Tensor:
+        """The average itself: every number is a mean."""
+        return average
+
 
 class Bernoulli(ExponentialFamily):
     r"""Binary data, :math:`p(x_d = 1 \mid \eta) = 1 / (1 + e^{-\eta_d})`.
@@ -140,6 +151,10 @@ class Bernoulli(ExponentialFamily):
         r"""The Fisher information of each entry, :math:`p (1 - p)`, of the shape of ``eta``."""
         eta = as_eta(eta)
         return torch.sigmoid(eta) * torch.sigmoid(-eta)
+
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        r"""The natural parameters with a mean in (0, 1), :math:`\log(m / (1 - m))`, of the shape of ``mean``."""
+        return as_mean(mean, 0, 1).logit()
 
 
 class ContinuousBernoulli(ExponentialFamily):
@@ -163,6 +178,23 @@ class ContinuousBernoulli(ExponentialFamily):
     def smallest_information(self, eta: Tensor) -> Tensor:
         """The Fisher information of each entry, which is its variance, of the shape of ``eta``."""
         return NaturalContinuousBernoulli(as_eta(eta)).variance
+
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        r"""The natural parameters with a mean in (0, 1), :math:`1 / (1 - e^{-\eta}) - 1 / \eta = m`, as ``mean``.
+
+        Found by Newton's method in double precision.
+        """
+        mean = as_mean(mean, 0, 1)
+        m = mean.detach().double()
+        # The size a of eta < 0 with the mean c <= 1/2, which eta > 0 mirrors. 1 / mean(-a) is nearly linear in a.
+        c = torch.minimum(m, 1 - m)
+        size = 6 - 12 * c  # where the tangent at 0 has the mean c, which is less than a because the mean is convex
+        for _ in range(_NEWTON_STEPS):
+            at = NaturalContinuousBernoulli(-size, validate_args=False)
+            size = size + (1 / c - 1 / at.mean) * at.mean.square() / at.variance
+            size = torch.minimum(size, 1 / c)
+        size = torch.where(c < 1 / 40, 1 / c, size)  # the other term, 1 / (e^a - 1), is below the rounding
+        return torch.copysign(size, m - 0.5).to(mean.dtype)
 
 
 class Categorical(PyroModule):
@@ -234,6 +266,22 @@ class Categorical(PyroModule):
         eta = self._logits(eta)
         return torch.zeros_like(eta[..., 0])
 
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        r"""The natural parameters with these probabilities of categories and mean 0, of the shape of ``mean``.
+
+        .. math:: \eta_c = \log p_c - \frac1C \sum_{c'} \log p_{c'}.
+        """
+        mean = as_mean(self._logits(mean, "mean"), 0, 1)
+        error = (mean.detach().double().sum(-1) - 1).abs()
+        if (error > _TOLERANCE).any():
+            raise ValueError(f"Expected mean to hold probabilities that sum to 1, got sums off by {error.max():.3g}")
+        logits = mean.log()
+        return logits - logits.mean(-1, keepdim=True)
+
+    def _interior_mean(self, average: Tensor, num_data: int) -> Tensor:
+        """The frequencies in ``num_data`` data, made positive by one datum that is spread over the categories."""
+        return (num_data * average + 1 / self.num_categories) / (num_data + 1)
+
 
 class Poisson(ExponentialFamily):
     r"""Counts with rate :math:`e^{\eta_d}`.
@@ -252,6 +300,10 @@ class Poisson(ExponentialFamily):
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`e^\eta`, of the shape of ``eta``."""
         return as_eta(eta).exp()
+
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        r"""The natural parameters with a mean above 0, :math:`\log m`, of the shape of ``mean``."""
+        return as_mean(mean, 0, math.inf).log()
 
 
 class NegativeBinomial(ExponentialFamily):
@@ -296,6 +348,12 @@ class NegativeBinomial(ExponentialFamily):
         r"""The Fisher information of each entry, :math:`r / (1 + e^{-\eta})`, of the shape of ``eta``."""
         eta = as_eta(eta)
         return self._beside("log_total_count", eta).exp() * torch.sigmoid(eta)
+
+    @public_method
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        r"""The natural parameters with a mean above 0, :math:`\log(m / r)`, of the shape of ``mean``."""
+        mean = as_mean(mean, 0, math.inf)
+        return mean.log() - self._beside("log_total_count", mean)
 
 
 def check_support(likelihood: object, x: Tensor, site: str) -> None:

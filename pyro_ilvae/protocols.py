@@ -80,8 +80,9 @@ class Likelihood(Protocol):
     How to write one: any callable that returns a Pyro distribution will do, a lambda too. Each optional attribute adds
     something: data checked on entry (``support``), guarantees and exact numbers in place of draws (the rest). Mark
     methods that read a parameter with ``pyro_method``, so that a prior on the parameter is seen. A class that derives
-    from one of our likelihoods and overrides ``forward`` has to override ``mean``, ``divergence``,
-    ``information_product`` and ``smallest_information`` too, because these are formulas for our density.
+    from one of our likelihoods and overrides ``forward`` has to override ``mean``, ``natural_parameters``,
+    ``divergence``, ``information_product`` and ``smallest_information`` too, because these are formulas for our
+    density.
 
     Attributes:
         support: optional; the constraint that data must meet; finite numbers if left out.
@@ -102,6 +103,9 @@ class Likelihood(Protocol):
 
     def mean(self, eta: Tensor) -> Tensor:
         """Optional: E[x | eta]; the distribution's own mean if left out."""
+
+    def natural_parameters(self, mean: Tensor) -> Tensor:
+        """Optional: the eta with E[x | eta] = mean, for means inside of their range; a start from data needs it."""
 
     def divergence(self, eta: Tensor, other: Tensor) -> Tensor:
         """Optional: KL(p(x | eta) || p(x | other)) of each entry, in nats; PyTorch's formula or draws if left out."""

@@ -1,5 +1,6 @@
 """Right calls of the classes and functions that models are made and trained with, and of their methods."""
 
+import math
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -349,6 +350,23 @@ CALLS = {
     ),
     "likelihoods.Categorical": Call(
         lambda: (likelihoods.Categorical, {"num_categories": 3}), {"num_categories": [0, 1, -1, 2.5, "a"]}
+    ),
+    **{
+        f"likelihoods.{likelihood.__name__}.natural_parameters": Call(
+            lambda likelihood=likelihood: (likelihood().natural_parameters, {"mean": torch.full((N, D), 0.5)}),
+            {"mean": [*TENSOR, torch.full((N, D), math.nan), torch.full((N, D), math.inf)]},
+        )
+        for likelihood in (
+            likelihoods.Normal,
+            likelihoods.Bernoulli,
+            likelihoods.ContinuousBernoulli,
+            likelihoods.Poisson,
+            likelihoods.NegativeBinomial,
+        )
+    },
+    "likelihoods.Categorical.natural_parameters": Call(
+        lambda: (likelihoods.Categorical(3).natural_parameters, {"mean": torch.full((N, 3), 1 / 3)}),
+        {"mean": [*TENSOR, torch.full((N, 2), 0.5), torch.eye(3), torch.full((N, 3), 0.2)]},
     ),
     "AnnealedELBO": Call(
         lambda: (ilvae.AnnealedELBO, {"elbo": TraceMeanField_ELBO(), "beta": 0.5}),
