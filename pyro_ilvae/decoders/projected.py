@@ -78,7 +78,7 @@ class ProjectedDecoder(FramedDecoder):
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
         linear_path: bool = True,
-        train_frame: bool = True,
+        train_frame: bool = False,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         _check_backbone(backbone, self.latent_dim, self.context_dim)
