@@ -159,6 +159,12 @@ class OrthonormalFrame(PyroModule):
 Frame: TypeAlias = IdentityFrame | OrthonormalFrame
 
 
+def columns_of(frame: Frame) -> Tensor:
+    """The matrix Q of a frame, of shape (D, K)."""
+    like = next(frame.buffers(), torch.empty(0))
+    return frame.embed(torch.eye(frame.latent_dim, dtype=like.dtype, device=like.device)).mT
+
+
 def frame_argument(frame: Any) -> str | Tensor:
     """The ``frame`` argument of a decoder, its matrix as a tensor; arrays and nested lists are converted."""
     if isinstance(frame, nn.Module | type):
@@ -221,12 +227,12 @@ def check_centered(frame: Frame, vocab_size: int) -> None:
         frame.num_categories = vocab_size
 
 
-def description(decoder: Any) -> str:
+def description(decoder: Any, constant: str) -> str:
     """The sizes and the constant of a decoder with a frame, for ``print``."""
     kind = "identity" if isinstance(decoder.frame, IdentityFrame) else "matrix"
     return (
-        f"latent_dim={decoder.latent_dim}, event_shape={tuple(decoder.event_shape)}, "
-        f"inverse_lipschitz={decoder.inverse_lipschitz:g}, frame={kind}, context_dim={decoder.context_dim}"
+        f"latent_dim={decoder.latent_dim}, event_shape={tuple(decoder.event_shape)}, {constant}, frame={kind}, "
+        f"context_dim={decoder.context_dim}"
     )
 
 

@@ -1,12 +1,15 @@
 """Inverse Lipschitz constants in nats per dimension, relative to the noise of a likelihood."""
 
+import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.frames import Frame, columns_of
 
 __all__ = ["Nats"]
 
@@ -19,19 +22,20 @@ class Nats:
     .. math:: L = \sigma \sqrt{e^{2 \kappa} - 1}, \qquad I(x; z) \ge \tfrac{K}{2} \log(1 + L^2 / \sigma^2) = K \kappa,
 
     for Normal noise of scale :math:`\sigma` and the prior N(0, I); see
-    :func:`~pyro_ilvae.diagnostics.guaranteed_information`. Pass it to a decoder as ``inverse_lipschitz``. L then follows
-    :math:`\sigma` at every step, with its gradient, so that the same nats are guaranteed while :math:`\sigma` is
-    learned. For a scale :math:`\sigma_d` for each entry of a datum, the decoder is :math:`b + S \tilde f(z)` with
+    :func:`~pyro_ilvae.diagnostics.guaranteed_information`. Pass it to a decoder as ``inverse_lipschitz``. L then
+    follows :math:`\sigma` at every step, with its gradient, so that the same nats are guaranteed while :math:`\sigma`
+    is learned. For a scale :math:`\sigma_d` for each entry of a datum, the decoder is :math:`b + S \tilde f(z)` with
     :math:`S = \operatorname{diag}(\sigma_d)`: the constant of :math:`\tilde f` is :math:`\sqrt{e^{2 \kappa} - 1}`, and
-    the constant of the decoder that times the smallest :math:`\sigma_d`.
+    the constant of the decoder that times the smallest :math:`\sigma_d`. An optimal scale is followed in its running
+    average, and a scale with a prior in each draw of it: the likelihood has to be the one of the model.
 
-    For a likelihood without Normal noise no such bound is known, and :math:`\kappa` is a *reference*: a noise unit takes
-    the place of :math:`\sigma`,
+    For a likelihood without Normal noise no such bound is known, and :math:`\kappa` is a *reference*: a noise unit
+    takes the place of :math:`\sigma`,
 
     .. math:: u = \Big( \tfrac1K \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
 
-    with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data. The decoder's
-    ``initialize`` computes it from data; before that :math:`b = 0`.
+    with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data, as far as the
+    decoder has them: its offset, 0 before a start from data. The decoder's ``initialize`` computes the unit anew.
 
     Args:
         kappa: the nats :math:`\kappa` per dimension, from 0 to 40.
@@ -79,19 +83,36 @@ class Nats:
 
     def with_kappa(self, kappa: float) -> "Nats":
         """The same with other nats per dimension."""
-        return Nats(kappa, self.likelihood, unit=self.unit)
+        other = copy.copy(self)
+        other.kappa = check_kappa("nats", kappa)
+        return other
 
-    def in_frame(self, event_shape: torch.Size, frame: Any) -> "Nats":
-        """The same with a noise unit in the directions of a frame at b = 0, if it needs one and has none."""
-        if not self.is_reference or self.unit is not None:
-            return self
-        return self.at(torch.zeros(event_shape), frame)
-
-    def at(self, offset: Tensor, frame: Any) -> "Nats":
-        """The same with the noise unit in the directions of a frame at the natural parameters ``offset``."""
+    def with_unit(self, unit: float) -> "Nats":
+        """The same with another noise unit, if it has need of one."""
         if not self.is_reference:
             return self
-        return Nats(self.kappa, self.likelihood, unit=noise_unit(self.likelihood, offset, frame))
+        return Nats(self.kappa, self.likelihood, unit=unit)
+
+    def in_frame(self, offset: Tensor, frame: Frame) -> "Nats":
+        """The same with a noise unit in the directions of a frame at b = ``offset``, if it needs one and has none."""
+        if not self.is_reference or self.unit is not None:
+            return self
+        return self.with_unit(noise_unit(self.likelihood, offset, columns_of(frame)))
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the scale is drawn from a prior, by each reading of it."""
+        return not self.is_reference and bool(getattr(self.likelihood, "_pyro_samples", None))
+
+    def one_draw(self) -> AbstractContextManager[Any]:
+        """A context in which all readings see the same draw of a scale with a prior."""
+        return self.likelihood._pyro_context if self.is_drawn else nullcontext()  # type: ignore[no-any-return]
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors of the likelihood that the constant follows."""
+        if self.is_reference or not isinstance(self.likelihood, nn.Module):
+            return []
+        return [*self.likelihood.parameters(), *self.likelihood.buffers()]
 
     def constant(self) -> float | Tensor:
         r"""The constant :math:`L`, relative to the geometric mean of the scales if there are several.
@@ -144,14 +165,11 @@ def check_kappa(name: str, value: Any) -> float:
 
 
 @torch.no_grad()
-def noise_unit(likelihood: Any, offset: Tensor, frame: Any) -> float:
-    r"""The noise unit :math:`((1/K) \operatorname{tr}(Q^\top I(b) Q))^{-1/2}` of a likelihood at b = ``offset``."""
-    buffers = list(frame.buffers())
-    offset = offset.to(buffers[0]) if buffers else offset
-    eye = torch.eye(frame.latent_dim, dtype=offset.dtype, device=offset.device)
-    directions = frame.embed(eye).reshape(frame.latent_dim, *offset.shape)
+def noise_unit(likelihood: Any, offset: Tensor, columns: Tensor) -> float:
+    r"""The noise unit :math:`((1/K) \operatorname{tr}(Q^\top I(b) Q))^{-1/2}` at b = ``offset``, Q the ``columns``."""
+    directions = columns.mT.to(offset).reshape(-1, *offset.shape)
     product = likelihood.information_product(offset, directions)
-    information = float((directions * product).double().sum()) / frame.latent_dim
+    information = float((directions * product).double().sum()) / len(directions)
     if not 0 < information < math.inf:
         raise ValueError(f"Expected a likelihood with information about its natural parameters, got {information:g}")
     return information**-0.5

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, shown
 from pyro_ilvae.decoders.framed import FramedDecoder
 from pyro_ilvae.decoders.frames import description
 from pyro_ilvae.decoders.nats import Nats
@@ -97,12 +97,13 @@ class ProjectedDecoder(FramedDecoder):
 
     def extra_repr(self) -> str:
         """Sizes and constant, for ``print``."""
-        return description(self)
+        return description(self, shown(self))
 
     @property
     def inverse_lipschitz(self) -> float:
         """The constant L of the whole decoder; it may be set to a number or ``Nats`` at any time."""
-        return self.map.inverse_lipschitz * self._smallest_weight
+        with self._one_draw():
+            return self.map.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | Nats) -> None:
@@ -110,7 +111,7 @@ class ProjectedDecoder(FramedDecoder):
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
         return self.map.nats
 
     @nats.setter
@@ -121,9 +122,13 @@ class ProjectedDecoder(FramedDecoder):
     def _nats(self) -> Nats | None:
         return self.map._nats
 
+    @property
+    def coordinate_constant(self) -> float:
+        """A lower bound on the slope of each of the :meth:`coordinates` along its own z_j: grad g is symmetric."""
+        return self.map.inverse_lipschitz
+
     def _start(self, start: Start) -> None:
-        scale = min(start.unit, start.spread)
-        self.map.icnn.reset_parameters(gradient_scale=scale / self.map.gain)
+        self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
 
     @property
     def _dtype(self) -> torch.dtype | None:
