@@ -137,7 +137,7 @@ class FramedDecoder(ConditionalDecoder):
             kind = type(nats.likelihood).__name__
             raise ValueError(f"Expected likelihood to be a {kind}, as in inverse_lipschitz, got {likelihood!r}")
         with seeded(seed):
-            self._apply_start(start_from_data(x, likelihood, self._place()))
+            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
 
     def _place(self) -> Place:
         check_weights(self)

@@ -119,7 +119,7 @@ class MLPDecoder(ConditionalDecoder):
             >>> decoder.initialize(x, likelihoods.Bernoulli())
         """
         with seeded(seed):
-            self._apply_start(start_from_data(x, likelihood, self._place()))
+            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
 
     def _place(self) -> Place:
         check_weights(self)

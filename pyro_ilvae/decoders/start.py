@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.frames import Frame, columns_of
 from pyro_ilvae.decoders.inversion import weights_are_drawn
 from pyro_ilvae.decoders.nats import noise_unit
@@ -43,20 +44,10 @@ class Start(NamedTuple):
 
 
 @torch.no_grad()
-def start_from_data(x: Any, likelihood: Any, place: Place) -> Start:
+def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> Start:
     """The start for a sample or its batches."""
-    categories, data_shape = _categories(likelihood, place.event_shape)
-    moments = Moments()
-    for batch in batches_of(x, len(data_shape), place.event_shape.numel()):
-        if batch.shape[1:] != data_shape:
-            expected = ", ".join(["N", *map(str, data_shape)])
-            raise ValueError(f"Expected x of shape ({expected}), got {tuple(batch.shape)}")
-        if len(batch) > 0:
-            batch = batch.byte() if batch.dtype == torch.bool else batch
-            check_support(likelihood, batch, "x")
-            moments.add(F.one_hot(batch.long(), categories) if categories else batch)
-    if moments.total == 0:
-        raise ValueError("Expected x with at least one datum, got none")
+    with seeded(seed):  # a loader may draw, and what is drawn afterwards must not depend on that
+        moments = _moments(x, likelihood, place)
     offset = _natural_parameters(likelihood, moments, place)
 
     def in_frame(rows: Tensor) -> Tensor:
@@ -83,10 +74,11 @@ def start_from_data(x: Any, likelihood: Any, place: Place) -> Start:
 
 
 @torch.no_grad()
-def start_from_tokens(x: Any, latent_dim: int, place: Place) -> Start:
+def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -> Start:
     """The start of the logits of each token, for a sample of sequences or its batches."""
     (vocab_size,) = place.event_shape
-    counts = TokenCounts(x, vocab_size)
+    with seeded(seed):
+        counts = TokenCounts(x, vocab_size)
     totals = counts.totals()
     num_tokens = float(totals.sum())
     if num_tokens == 0:
@@ -112,6 +104,23 @@ def check_weights(decoder: Any) -> None:
             f"Expected decoder whose weights are parameters for a start from data, got a {type(decoder).__name__} with "
             "a prior or a constraint on some: call initialize before these are set"
         )
+
+
+def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
+    """The moments of the data, checked; those of the indicators of categories."""
+    categories, data_shape = _categories(likelihood, place.event_shape)
+    moments = Moments()
+    for batch in batches_of(x, len(data_shape), place.event_shape.numel()):
+        if batch.shape[1:] != data_shape:
+            expected = ", ".join(["N", *map(str, data_shape)])
+            raise ValueError(f"Expected x of shape ({expected}), got {tuple(batch.shape)}")
+        if len(batch) > 0:
+            batch = batch.byte() if batch.dtype == torch.bool else batch
+            check_support(likelihood, batch, "x")
+            moments.add(F.one_hot(batch.long(), categories) if categories else batch)
+    if moments.total == 0:
+        raise ValueError("Expected x with at least one datum, got none")
+    return moments
 
 
 def _categories(likelihood: Any, event_shape: torch.Size) -> tuple[int, torch.Size]:

@@ -138,7 +138,7 @@ class SequenceDecoder(Module):
                 f"Expected decoder with a start from data, such as ProjectedDecoder, got {type(decoder).__name__}"
             )
         with seeded(seed):
-            decoder._apply_start(start_from_tokens(x, self.latent_dim, decoder._place()))
+            decoder._apply_start(start_from_tokens(x, self.latent_dim, decoder._place(), seed))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.
