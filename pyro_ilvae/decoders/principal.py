@@ -111,17 +111,24 @@ class Moments:
         return (torch.cat(self._rows) @ columns.to(self.mean)).square().sum(0) / self.total
 
 
-def batches_of(x: Any, event_dim: int = 1, features: int | None = None) -> Iterator[Tensor]:
+def batches_of(x: Any, shape: torch.Size | None = None, features: int | None = None) -> Iterator[Tensor]:
     """The data in pieces of bounded size: of a whole sample, or of the batches of an iterable.
 
-    A datum has at least ``event_dim`` dimensions, and ``features`` numbers if it is not known by its shape.
+    Args:
+        x: the data.
+        shape: the shape of a datum; any of at least one dimension if None.
+        features: how many numbers a datum is; as many as it has entries if None.
     """
+    event_dim = 1 if shape is None else len(shape)
     parts = [x]
     if _is_iterable_of_batches(x, event_dim):
         parts = (batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch for batch in x)  # type: ignore[assignment]
     name = "x" if isinstance(parts, list) else "each batch of x"
     for part in parts:
         batch = _sample(name, part, event_dim)
+        if shape is not None and batch.shape[1:] != shape:
+            expected = ", ".join(["N", *map(str, shape)])
+            raise ValueError(f"Expected {name} of shape ({expected}), got {tuple(batch.shape)}")
         yield from batch.split(_most_rows(math.prod(batch.shape[1:]) if features is None else features))
 
 

@@ -110,10 +110,7 @@ def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
     """The moments of the data, checked; those of the indicators of categories."""
     categories, data_shape = _categories(likelihood, place.event_shape)
     moments = Moments()
-    for batch in batches_of(x, len(data_shape), place.event_shape.numel()):
-        if batch.shape[1:] != data_shape:
-            expected = ", ".join(["N", *map(str, data_shape)])
-            raise ValueError(f"Expected x of shape ({expected}), got {tuple(batch.shape)}")
+    for batch in batches_of(x, data_shape, place.event_shape.numel()):
         if len(batch) > 0:
             batch = batch.byte() if batch.dtype == torch.bool else batch
             check_support(likelihood, batch, "x")
