@@ -15,6 +15,8 @@ from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data
 from pyro_ilvae.networks import public_method
 
+__all__ = ["FramedDecoder"]
+
 
 class FramedDecoder(ConditionalDecoder):
     """A decoder whose K-dimensional part lies in the directions of a frame."""

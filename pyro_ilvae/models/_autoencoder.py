@@ -320,8 +320,8 @@ def _check_nats(decoder: Any, likelihood: Any) -> None:
         return
     if not any(part is nats.likelihood for part in likelihood.modules()):
         raise ValueError(
-            "Expected likelihood to be the one of the decoder's inverse_lipschitz, Nats(kappa, likelihood), whose noise L "
-            f"follows, got another {type(likelihood).__name__}"
+            "Expected likelihood to be the one of the decoder's inverse_lipschitz, Nats(kappa, likelihood), whose "
+            f"noise L follows, got another {type(likelihood).__name__}"
         )
 
 
