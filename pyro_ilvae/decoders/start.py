@@ -90,6 +90,48 @@ def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -
 
 
 def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place) -> Tensor:
+    """The leading directions of the data, of shape (D, K) or fewer.
+
+    For counts they are those of the data in units of their noise, taken to the space of natural parameters: log rates
+    are as much in the directions of rare counts, where data vary little.
+    """
+    if getattr(likelihood, "_natural_directions", False):
+        information = information_diagonal(likelihood, offset).flatten()
+        found = moments.directions(place.num_directions, likelihood(offset).variance.double().flatten().sqrt())
+        columns = found / information.sqrt().to(found)[:, None]
+    else:
+        columns = moments.directions(place.num_directions, place.weights)
+    columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
+    spread = math.sqrt(float(moments.variances(columns).mean()))
+    # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
+    spread = spread * unit * unit if noise is None else spread
+    return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread)
+
+
+@torch.no_grad()
+def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -> Start:
+    """The start of the logits of each token, for a sample of sequences or its batches."""
+    (vocab_size,) = place.event_shape
+    with seeded(seed):
+        counts = TokenCounts(x, vocab_size)
+    totals = counts.totals()
+    num_tokens = float(totals.sum())
+    if num_tokens == 0:
+        raise ValueError("Expected x with at least one token, got none")
+    likelihood = Categorical(vocab_size)
+    mean = likelihood._interior_mean(totals / num_tokens, int(num_tokens))
+    offset = likelihood.natural_parameters(mean).to(place.like)
+    if place.frame is None:
+        found = counts.directions(latent_dim).to(place.like.device)
+        directions, num_found = completed(found, place.num_directions, vocab_size), found.shape[1]
+    else:
+        directions, num_found = columns_of(place.frame), 0
+    # A sequence tells about z at each of its tokens.
+    unit = noise_unit(likelihood, offset) / math.sqrt(num_tokens / counts.num_sequences)
+    return Start(offset, directions.to(place.like), num_found, unit, unit, share=0.2)
+
+
+def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place) -> Tensor:
     """The leading directions of the data in units of their noise, taken to natural parameters: (D, K) or fewer."""
     if _categories(likelihood, place.event_shape)[0]:
         # Of the indicators of categories.
@@ -108,7 +150,6 @@ def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place)
             )
     found = moments.directions(place.num_directions, variance.sqrt())
     columns = found / information.sqrt().to(found)[:, None]
-    columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
     if place.num_categories:
         sets = columns.unflatten(0, (-1, place.num_categories))
         columns = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
