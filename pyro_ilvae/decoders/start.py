@@ -95,67 +95,18 @@ def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place)
     For counts they are those of the data in units of their noise, taken to the space of natural parameters: log rates
     are as much in the directions of rare counts, where data vary little.
     """
-    if getattr(likelihood, "_natural_directions", False):
-        information = information_diagonal(likelihood, offset).flatten()
-        found = moments.directions(place.num_directions, likelihood(offset).variance.double().flatten().sqrt())
-        columns = found / information.sqrt().to(found)[:, None]
-    else:
-        columns = moments.directions(place.num_directions, place.weights)
-    columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
-    spread = math.sqrt(float(moments.variances(columns).mean()))
-    # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
-    spread = spread * unit * unit if noise is None else spread
-    return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread)
-
-
-@torch.no_grad()
-def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -> Start:
-    """The start of the logits of each token, for a sample of sequences or its batches."""
-    (vocab_size,) = place.event_shape
-    with seeded(seed):
-        counts = TokenCounts(x, vocab_size)
-    totals = counts.totals()
-    num_tokens = float(totals.sum())
-    if num_tokens == 0:
-        raise ValueError("Expected x with at least one token, got none")
-    likelihood = Categorical(vocab_size)
-    mean = likelihood._interior_mean(totals / num_tokens, int(num_tokens))
-    offset = likelihood.natural_parameters(mean).to(place.like)
-    if place.frame is None:
-        found = counts.directions(latent_dim).to(place.like.device)
-        directions, num_found = completed(found, place.num_directions, vocab_size), found.shape[1]
-    else:
-        directions, num_found = columns_of(place.frame), 0
-    # A sequence tells about z at each of its tokens.
-    unit = noise_unit(likelihood, offset) / math.sqrt(num_tokens / counts.num_sequences)
-    return Start(offset, directions.to(place.like), num_found, unit, unit, share=0.2)
-
-
-def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place) -> Tensor:
-    """The leading directions of the data in units of their noise, taken to natural parameters: (D, K) or fewer."""
-    if _categories(likelihood, place.event_shape)[0]:
-        # Of the indicators of categories.
-        p = offset.double().softmax(-1).flatten()
-        variance = information = p * (1 - p)
-    else:
-        information = information_diagonal(likelihood, offset).flatten()
-        try:
-            variance = likelihood(offset).variance.double().flatten()
-        except (AttributeError, NotImplementedError):
-            variance = information  # as it is where the data are the sufficient statistic of eta
-    for name, value in (("information", information), ("variance", variance)):
-        if not (value.isfinite() & (value > 0)).all():
-            raise ValueError(
-                f"Expected likelihood with a finite {name} > 0 of each entry at the mean of x, got {value}"
-            )
-    found = moments.directions(place.num_directions, variance.sqrt())
-    columns = found / information.sqrt().to(found)[:, None]
+    if not getattr(likelihood, "_natural_directions", False):
+        return moments.directions(place.num_directions, place.weights, place.num_categories)
+    information = information_diagonal(likelihood, offset).flatten().sqrt()
+    noise = likelihood(offset).variance.double().flatten().sqrt()
+    columns = moments.directions(place.num_directions, noise)
+    columns = columns / information.to(columns)[:, None]
     if place.num_categories:
         sets = columns.unflatten(0, (-1, place.num_categories))
         columns = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
     q, r = torch.linalg.qr(columns)
     # What lies in a shift of all categories alone is no direction.
-    return q[:, r.diagonal().abs() > 1e-9 * columns.norm(dim=0)]
+    return (q * r.diagonal().sign())[:, r.diagonal().abs() > 1e-9 * columns.norm(dim=0)]
 
 
 def check_weights(decoder: Any) -> None:
