@@ -1,6 +1,6 @@
 """What decoders with an optional context share, and a decoder at one context as a function of z alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,24 @@ class DecoderGiven(nn.Module):
     def inverse_lipschitz(self) -> float | None:
         """The constant of the decoder; None without one."""
         constant: float | None = getattr(self.decoder, "inverse_lipschitz", None)
+        return constant
+
+    @property
+    def coordinates(self) -> Callable[[Tensor], Tensor]:
+        """The method of the decoder, if it has one."""
+        method: Callable[[Tensor], Tensor] = self.decoder.coordinates  # type: ignore[assignment]
+        return method
+
+    @property
+    def channel_constant(self) -> float:
+        """The attribute of the decoder, if it has one."""
+        constant: float = self.decoder.channel_constant  # type: ignore[assignment]
+        return constant
+
+    @property
+    def coordinate_constant(self) -> float:
+        """The attribute of the decoder, if it has one."""
+        constant: float = self.decoder.coordinate_constant  # type: ignore[assignment]
         return constant
 
     def forward(self, z: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class Autoencoder(PyroModule):
         """The sizes, for ``print``."""
         return f"latent_dim={self.latent_dim}, event_shape={tuple(self.event_shape)}, data_size={self.data_size}"
 
+    @property
+    def prior(self) -> TorchDistribution:
+        """The prior of z, with batch shape () and event shape (K,)."""
+        return self._prior()
+
     @pyro_method
     def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
         """The amortized posterior, or the prior without data; the arguments are as for the model.
