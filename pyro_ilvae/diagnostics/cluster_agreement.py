@@ -45,9 +45,9 @@ def cluster_agreement(
 
     The Hungarian algorithm matches each cluster to at most one label and each label to at most one cluster. A label
     that is spread over several clusters counts with one of them, and a cluster without a label counts as wrong.
-    Purity [2] gives each cluster its most frequent label instead, so that several clusters may share a label. It is at
-    least the accuracy, is what the public code of LIDVAE [3] reports as accuracy, and grows with the number of clusters,
-    to 1 for as many clusters as data: compare it for equal numbers of clusters.
+    Purity [2], the measure of the public code of LIDVAE [3], gives each cluster its most frequent label instead, so
+    that several clusters may share a label. It is at least the accuracy and grows with the number of clusters, to 1 for
+    as many clusters as data: compare it for equal numbers of clusters.
 
     Args:
         labels: integers of shape (N,).
