@@ -14,10 +14,23 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.channels import Channel, channel_of
-from pyro_ilvae.diagnostics._engine.decoded_sites import part_of
-from pyro_ilvae.diagnostics._engine.decoding import check_likelihood, jacobian, prior_draws, split
-from pyro_ilvae.diagnostics._engine.latent_priors import Spread, check_prior, draws_by_component, spread_of
+from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site, part_of
+from pyro_ilvae.diagnostics._engine.decoding import (
+    certified_constant,
+    check_likelihood,
+    jacobian,
+    prior_draws,
+    split,
+)
+from pyro_ilvae.diagnostics._engine.latent_priors import (
+    Spread,
+    check_prior,
+    draws_by_component,
+    shared_prior,
+    spread_of,
+)
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
 __all__ = ["GuaranteedInformation", "guaranteed_information"]
 
@@ -288,3 +301,39 @@ def _per_coordinate(spread: Spread, channel: Channel, dtype: torch.dtype) -> Ten
     noise = channel.covariance.diagonal()
     ratio = channel.coordinate_constant**2 * log_powers.to(noise.device).exp() / noise
     return (spread.weights.to(noise.device)[:, None] * ratio.log1p() / 2).sum(0).to(dtype)
+
+
+def _columns(call: Call, site: str) -> dict[str, Any]:
+    """What the decoder guarantees for the site that it decodes; nothing for a decoder that promises nothing."""
+    try:
+        found = decoded_site(call.batch)
+    except UnavailableError:
+        return {}
+    if found is None or found.site != site or certified_constant(found.decoder) is None:
+        return {}
+    check_likelihood_of_model(call.batch, found)
+    prior = shared_prior(call.batch, site, found.trace)
+    prior = part_of(call.model, "prior") if prior is None else prior
+    if prior is None:
+        raise UnavailableError("Expected a prior that is Normal and the same for all data, or a model with a prior")
+    result = guaranteed_information(
+        found.decoder,
+        found.likelihood,
+        prior=prior,
+        num_samples=call.options["num_samples"],
+        seed=call.options["seed"],
+    )
+    if result.reason is not None:
+        raise UnavailableError(result.reason)
+    return {
+        "guaranteed_nats": result.by_jacobian,
+        "guaranteed_nats_se": result.by_jacobian_se,
+        "guaranteed_floor": result.floor,
+    }
+
+
+SUMMARY = OfSite(
+    "guaranteed_information",
+    _columns,
+    missing=dict.fromkeys(("guaranteed_nats", "guaranteed_nats_se", "guaranteed_floor"), math.nan),
+)

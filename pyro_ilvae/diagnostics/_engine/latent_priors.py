@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Normal
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily
 
 from pyro_ilvae import _checks
+from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
-from pyro_ilvae.distributions import innermost
+from pyro_ilvae.distributions import innermost, without_event
 
 _MOST_NUMBERS = 10_000_000  # drawn at a time for all components, of which each draw is of one
 
@@ -46,6 +48,18 @@ def check_prior(prior: Any, latent_dim: int | None) -> None:
         inner = inner.base_constraint
     if isinstance(kind, Delta) or support.is_discrete or inner.event_dim > 0:
         raise UnavailableError(f"Expected a prior with a density on R^K, got {type(kind).__name__}")
+
+
+def shared_prior(batch: Batch, site: str, trace: Trace) -> Any:
+    """The prior of the only latent site, if it is Normal and the same for all data; None otherwise."""
+    node: Any = trace.nodes[site]
+    normal = without_event(node["fn"])
+    latent = [*batch.latent_sites, *batch.enumerated_sites]
+    if latent != [site] or node["fn"].event_dim != 1 or not isinstance(normal, Normal):
+        return None
+    loc, scale = (value.detach().reshape(-1, value.shape[-1]) for value in (normal.loc, normal.scale))
+    same = torch.equal(loc, loc[:1].expand_as(loc)) and torch.equal(scale, scale[:1].expand_as(scale))
+    return Normal(loc[0], scale[0]).to_event(1) if same else None
 
 
 def spread_of(prior: Any) -> Spread:
