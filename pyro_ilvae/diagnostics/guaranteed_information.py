@@ -77,9 +77,12 @@ def guaranteed_information(
         N_z = \frac{e^{2 h(z) / K}}{2 \pi e},
 
     for x = f(z) + noise and z from the prior, whose entropy is h(z) and whose entropy power :math:`N_z` is 1 for
-    N(0, I). With ``Nats(kappa)`` as the constant and this prior, the right-hand side is K kappa. It is about the
-    model's own data: on data that the model fits badly the mean KL of the guide may be lower. For other likelihoods a
-    noise unit is a reference, and no such bound is known.
+    N(0, I). With ``Nats(kappa)`` as the constant and this prior, the right-hand side is K kappa. For other likelihoods
+    a noise unit is a reference, and no such bound is known.
+
+    I(x; z) is the information of the model on its own data, which is -h(noise) - E log p(x). What a guide finds,
+    :func:`~pyro_ilvae.diagnostics.mutual_information` and the mean KL, may be lower: on data that the model fits badly,
+    where the guide is far from the posterior, and because an estimate from N data is at most log N.
 
     Proof. Let :math:`P x` be the decoder's K coordinates of a datum (:math:`P = Q^\top` for a frame Q). Then
     :math:`P x = m(z) + e` with :math:`m = P f` and Normal noise e of covariance :math:`C = P S^2 P^\top`, which is
