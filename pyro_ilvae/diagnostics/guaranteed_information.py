@@ -178,10 +178,9 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
             raise ValueError("Expected likelihood=None for a model, which has a likelihood, got another one")
         decoder, likelihood = own.values()
         if prior is None:
-            prior = part_of(model_or_decoder, "prior")
+            prior = _own_prior(model_or_decoder)
             if prior is None:
-                kind = type(model_or_decoder).__name__
-                raise ValueError(f"Expected prior=..., or a model with the attribute prior, got {kind} without it")
+                raise ValueError("Expected prior=..., or a model with the attribute prior, a distribution, got neither")
             _check_fixed(prior, part_of(model_or_decoder, "prior"))
     else:
         decoder = model_or_decoder
@@ -196,6 +195,12 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
         prior = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     check_prior(prior, latent_dim)
     return decoder, likelihood, prior
+
+
+def _own_prior(model: Any) -> Any:
+    """The attribute ``prior`` of a model, if that is a distribution; None otherwise."""
+    prior = part_of(model, "prior")
+    return prior if isinstance(prior, torch.distributions.Distribution) else None
 
 
 def _check_fixed(prior: Any, again: Any) -> None:
@@ -316,7 +321,7 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
         return {}
     check_likelihood_of_model(call.batch, found)
     prior = shared_prior(call.batch, site, found.trace)
-    prior = part_of(call.model, "prior") if prior is None else prior
+    prior = _own_prior(call.model) if prior is None else prior
     if prior is None:
         raise UnavailableError("Expected a prior that is Normal and the same for all data, or a model with a prior")
     result = guaranteed_information(

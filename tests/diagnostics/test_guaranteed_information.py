@@ -459,6 +459,7 @@ def test_says_so_of_a_prior_with_a_prior():
     [
         ((projected(2, 5),), TypeError, "likelihood"),
         ((Model(None).model,), ValueError, "Expected prior=..., or a model with the attribute prior"),
+        ((Model(lambda: standard(2)).model,), ValueError, "Expected prior=..., or a model with the attribute prior"),
         ((Model(standard(2)).model, NORMAL), ValueError, "likelihood=None for a model"),
         ((torch.nn.Linear(2, 2), NORMAL), ValueError, "prior=..., or a decoder with the attribute latent_dim"),
         ((projected(2, 5), NORMAL, {"prior": standard(3)}), ValueError, r"event shape \(2,\), got \(\) and \(3,\)"),
