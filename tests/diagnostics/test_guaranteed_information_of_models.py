@@ -151,5 +151,5 @@ def test_a_fit_meets_what_is_guaranteed():
     assert summary.guaranteed_floor < summary.guaranteed_nats < exact.value + 4 * exact.error
     # I(x; z) = -h(noise) - E log p(x), and importance weights bound log p(x) from below.
     evidence = diagnostics.evidence(model.model, model.guide, own, num_samples=500, seed=0).log_likelihood.double()
-    entropy = D / 2 * math.log(2 * math.pi * math.e * float(model.likelihood.scale) ** 2)
+    entropy = D / 2 * math.log(2 * math.pi * math.e * float(model.likelihood.scale.detach()) ** 2)
     assert float(summary.guaranteed_nats) < -entropy - float(evidence.mean() - 4 * evidence.std() / 400**0.5)
