@@ -16,6 +16,8 @@ from pyro_ilvae.decoders.frames import (
     orthonormalize,
 )
 
+__all__ = ["check_centered", "description", "frame_argument", "make_frame", "num_directions"]
+
 
 def frame_argument(frame: Any) -> str | Tensor:
     """The ``frame`` argument of a decoder, its matrix as a tensor; arrays and nested lists are converted."""

@@ -41,7 +41,8 @@ class Start(NamedTuple):
     @property
     def scale(self) -> float:
         """The size of what a map adds at the start: a share of a noise unit, or less where the data vary less."""
-        return self.share * (min(self.unit, self.spread) if self.spread > 0 else self.unit)
+        # Of data that do not vary, the noise unit may be as large as their mean is certain.
+        return self.share * min(self.unit, self.spread if self.spread > 0 else 1.0)
 
 
 @torch.no_grad()
