@@ -101,8 +101,11 @@ class FramedDecoder(ConditionalDecoder):
             True
         """
         with seeded(seed):
-            frame = self.frame if self._own_frame else None
-            self._apply_start(start_from_data(x, likelihood, self.event_shape, self.frame.latent_dim, frame))
+            self._apply_start(self._start_of(x, likelihood))
+
+    def _start_of(self, x: Any, likelihood: Any) -> Start:
+        frame = self.frame if self._own_frame else None
+        return start_from_data(x, likelihood, self.event_shape, self.frame.latent_dim, frame)
 
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:

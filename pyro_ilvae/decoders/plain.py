@@ -117,7 +117,10 @@ class MLPDecoder(ConditionalDecoder):
             >>> decoder.initialize(x, likelihoods.Bernoulli())
         """
         _checks.seed(seed)
-        self._apply_start(start_from_data(x, likelihood, self.event_shape, self.latent_dim))
+        self._apply_start(self._start_of(x, likelihood))
+
+    def _start_of(self, x: Any, likelihood: Any) -> Start:
+        return start_from_data(x, likelihood, self.event_shape, self.latent_dim)
 
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:

@@ -58,9 +58,11 @@ def start_from_data(
     noise = normal_scale(likelihood)
     unit = noise_unit(likelihood, offset, frame) if noise is None else noise
     # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
-    columns = frame.embed(torch.eye(frame.latent_dim).to(offset)).mT.double()
-    spread = math.sqrt(float(moments.variances(columns).mean()))
-    return Start(offset.flatten(), directions, unit, spread * unit * unit if noise is None else spread)
+    eye = torch.eye(frame.latent_dim).to(next(frame.buffers(), offset))
+    columns = frame.embed(eye).mT.double()
+    spread = math.sqrt(float(moments.variances(columns).mean())) * (unit * unit if noise is None else 1.0)
+    # Data may be equal in all directions of a frame that stays.
+    return Start(offset.flatten(), directions, unit, spread or unit)
 
 
 @torch.no_grad()
