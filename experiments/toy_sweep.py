@@ -21,7 +21,7 @@ tests. Results are kept in experiments/output/toy_sweep, and none is made twice.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -53,37 +53,26 @@ SIGMAS = chosen(smoke=[7.5], short=[1.0, 5.0, 7.5], full=[0.5, 1.0, 2.5, 5.0, 7.
 STEPS = chosen(smoke=20, short=1000, full=1000)
 NUM_SAMPLES = chosen(smoke=10, short=200, full=200)
 HIDDEN, BATCH_SIZE, LEARNING_RATE = (32, 32), 200, 1e-2
-CONSTANTS = [0.0, 0.5, 1.0, 2.0, 5.0]  # L1 = L2, as the paper names the constant; the decoder's own is the square
-NATS = [0.25, 0.5, 1.0, 2.0]  # per dimension
+# The decoders by name: whether a plain one has a linear path; L1 = L2, as the paper names the constant, where the
+# decoder's own is the square; nats per dimension.
+PLAIN = {"plain": False, "plain, linear path": True}
+CONSTANTS = {f"L1 = L2 = {value:g}": value for value in (0.0, 0.5, 1.0, 2.0, 5.0)}
+NATS = {f"{value:g} nats": value for value in (0.25, 0.5, 1.0, 2.0)}
+FAMILIES = {"VAE": "one prior N(0, I)", "MVAE": "mixture prior"}
+MODELS = [(family, name) for family in FAMILIES for name in (*PLAIN, *CONSTANTS, *NATS)]
 SWEEP = Sweep("toy_sweep", f"steps{STEPS}_seeds{len(SEEDS)}")
 
-# What the decoders are called, and the decoder for each likelihood.
-Decoder = Callable[[likelihoods.Normal], nn.Module]
 
-
-def plain(linear_path: bool) -> Decoder:
-    return lambda _: MLPDecoder(latent_dim=2, event_shape=2, hidden_features=HIDDEN, linear_path=linear_path)
-
-
-def composition(constant: Callable[[likelihoods.Normal], tuple[float, float] | Nats]) -> Decoder:
-    return lambda likelihood: InverseLipschitzDecoder(
-        latent_dim=2, event_shape=2, inverse_lipschitz=constant(likelihood), map_features=HIDDEN
-    )
-
-
-DECODERS: dict[str, Decoder] = {
-    "plain": plain(linear_path=False),
-    "plain, linear path": plain(linear_path=True),
-    **{f"L1 = L2 = {value:g}": composition(lambda _, value=value: (value, value)) for value in CONSTANTS},
-    **{f"{value:g} nats": composition(lambda likelihood, value=value: Nats(value, likelihood)) for value in NATS},
-}
-FAMILIES = {"VAE": "one prior N(0, I)", "MVAE": "mixture prior"}
-MODELS = [(family, name) for family in FAMILIES for name in DECODERS]
+def build_decoder(name: str, likelihood: likelihoods.Normal) -> nn.Module:
+    if name in PLAIN:
+        return MLPDecoder(latent_dim=2, event_shape=2, hidden_features=HIDDEN, linear_path=PLAIN[name])
+    constant = (CONSTANTS[name], CONSTANTS[name]) if name in CONSTANTS else Nats(NATS[name], likelihood)
+    return InverseLipschitzDecoder(latent_dim=2, event_shape=2, inverse_lipschitz=constant, map_features=HIDDEN)
 
 
 def build(family: str, name: str, x: Tensor) -> VAE | MixtureVAE:
     likelihood = likelihoods.Normal(float(x.std()), estimate="learned")
-    decoder = DECODERS[name](likelihood)
+    decoder = build_decoder(name, likelihood)
     encoder = MLPEncoder(event_shape=2, latent_dim=2, hidden_features=HIDDEN)
     if family == "MVAE":
         return MixtureVAE(decoder, encoder, likelihood, num_components=2, data_size=len(x))
@@ -179,7 +168,7 @@ def measured(model: VAE | MixtureVAE, x: Tensor, labels: Tensor) -> Run:
         "trusted": float((fisher.pareto_k < 0.7).float().mean()),
         "elbo": float(evidence.elbo.mean()),
         "log_likelihood": float(evidence.log_likelihood.mean()),
-        "noise": model.likelihood.scale.item(),
+        "noise": float(model.likelihood.noise_scale),  # type: ignore[attr-defined]
         "constant": getattr(model.decoder, "inverse_lipschitz", None),
     }
 
@@ -217,13 +206,12 @@ def values(family: str, name: str, measure: str) -> NDArray[np.float64]:
     return np.array([[run[measure] for run in RESULTS[family, name, sigma]] for sigma in SIGMAS]).T
 
 
-STEPS_OF_L = {"L1 = L2": [f"L1 = L2 = {value:g}" for value in CONSTANTS], "nats": [f"{value:g} nats" for value in NATS]}
 for family in FAMILIES:
     print()
-    for unit, names in STEPS_OF_L.items():
+    for unit, names in {"L1 = L2": CONSTANTS, "nats": NATS}.items():
         rising = (np.diff([values(family, name, "fisher") for name in names], axis=0) > 0).all(0)
         print(f"{family}: the divergence rises with each step of {unit} in {rising.sum()} of {rising.size} sweeps")
-    for name in DECODERS:
+    for name in (*PLAIN, *CONSTANTS, *NATS):
         collapsed = values(family, name, "fisher") < 0.01
         near = values(family, name, "accuracy") > values(family, name, "best") - 0.03
         print(
@@ -254,9 +242,8 @@ def draw(names: Sequence[str], file: str) -> None:
     figure.savefig(OUTPUT / file, dpi=120)
 
 
-PLAIN = ["plain", "plain, linear path"]
-draw([*PLAIN, *STEPS_OF_L["L1 = L2"]], "toy_sweep.png")
-draw([*PLAIN, *STEPS_OF_L["nats"]], "toy_sweep_nats.png")
+draw([*PLAIN, *CONSTANTS], "toy_sweep.png")
+draw([*PLAIN, *NATS], "toy_sweep_nats.png")
 
 # Figures 2 and 4: posterior means and 2-sigma ellipses of 200 data at sigma = 7.5, colored by cluster, for the first
 # seed; dashed, the 2-sigma contours of the prior. A collapsed posterior is the prior, whatever the datum.

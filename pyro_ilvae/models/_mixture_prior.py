@@ -1,7 +1,7 @@
 """What a mixture model has for its components: the prior of z that they are, and where they start."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -20,9 +20,9 @@ class MixturePrior(DenseAutoencoder):
     """A dense autoencoder whose prior of z is a mixture of C Gaussians."""
 
     num_components: int
-    weights: Literal["fixed", "learned"]
-    scales: Literal["learned", "fixed"]
-    enumerate_in: Literal["guide", "model"]
+    weights: str
+    scales: str
+    enumerate_in: str
     component_loc: Tensor
     component_logits: Tensor
     component_log_scale: Tensor
@@ -30,7 +30,7 @@ class MixturePrior(DenseAutoencoder):
     def _create_components(self) -> None:
         """Parameters and buffers of the components at their start without data."""
         shape = (self.num_components, self.latent_dim)
-        start = self._start_of_components(self._reach_of_constant())
+        start = self._start_of_components(torch.randn(shape), self._reach_of_constant())
         self.component_loc = nn.Parameter(start["component_loc"])
         for name, value, estimate in (
             ("component_logits", torch.zeros(self.num_components), self.weights),
@@ -41,9 +41,8 @@ class MixturePrior(DenseAutoencoder):
             else:
                 self.register_buffer(name, value)
 
-    def _start_of_components(self, reach: float) -> dict[str, Tensor]:
-        """Locations from N(0, reach^2) and scales of ``reach``; from N(0, 1) around scales that are fixed at 1."""
-        loc = torch.randn(self.num_components, self.latent_dim)
+    def _start_of_components(self, loc: Tensor, reach: float) -> dict[str, Tensor]:
+        """Locations and scales times ``reach``; scales that are fixed at 1 need locations that do not draw near."""
         if self.scales == "fixed":
             return {"component_loc": loc}
         return {"component_loc": reach * loc, "component_log_scale": torch.full_like(loc, reach).log()}
@@ -52,16 +51,18 @@ class MixturePrior(DenseAutoencoder):
     def initialize(self, x: Any, *, seed: int | None = None) -> None:
         r"""Start where the data are: first the decoder, then components that are spread as the data are.
 
-        .. math:: m_c \sim N(0, r^2 I), \qquad s_c = r, \qquad r = t / \max(1, d),
+        .. math:: m_c = r\, \frac{e_c - \bar e}{\operatorname{rms}(e - \bar e)}, \qquad s_c = r, \qquad
+            r = \min(1, t / d),
 
-        with t the root mean square of the data's coordinates in the frame, in units of natural parameters, and d the
-        slope of the decoder at its start,
+        with e of shape (C, K) from N(0, I), centered so that few components do not lie together by chance, t the root
+        mean square of the data's coordinates in the frame, in units of natural parameters, and d the slope of the
+        decoder at its start,
 
         .. math:: d^2 = \tfrac1K \operatorname{E} \|P f(z) - \operatorname{E} P f(z)\|^2, \qquad z \sim N(0, I),
 
         with P as in :meth:`~pyro_ilvae.ProjectedDecoder.coordinates`, or without P for a decoder that has no such
         method. Decoded components are then no wider than the data, however large L is. Around scales that are fixed at
-        1, locations are drawn from N(0, I). Weights stay, and so do components with a prior. A decoder of another
+        1, locations have r = 1. Weights stay, and so do components with a prior. A decoder of another
         class starts by its own method ``initialize``, and the components as those of a new model. Call it before
         training; :meth:`initialize_components` places components at clusters once the encoder is trained.
 
@@ -76,17 +77,23 @@ class MixturePrior(DenseAutoencoder):
         super().initialize(x, seed=seed)
 
     def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
-        start_of = getattr(self.decoder, "_start_of", None)
+        decoder: Any = self.decoder
+        start_of = getattr(decoder, "_start_of", None)
         if start_of is None:
             super()._initialize(batches, seed)
         with seeded(seed):
+            loc = torch.randn(self.num_components, self.latent_dim)
             if start_of is None:
                 reach = self._reach_of_constant()
             else:
                 start = start_of(batches, self.likelihood)
-                self.decoder._apply_start(start)
+                decoder._apply_start(start)
                 reach = start.spread / max(start.spread, self._slope())
-            for name, value in self._start_of_components(reach).items():
+                if self.num_components > 1:
+                    # The offset of the decoder is the center of the data.
+                    loc -= loc.mean(0)
+                    loc /= loc.square().mean().sqrt()
+            for name, value in self._start_of_components(loc, reach).items():
                 if name not in self._pyro_samples:
                     getattr(self, name).copy_(value)
 

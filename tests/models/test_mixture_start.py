@@ -80,7 +80,8 @@ def test_decoded_components_are_spread_as_the_data(name, constant, scale, dtype)
     # A map whose slope is not the same everywhere spreads them a bit more or less than its mean slope would.
     assert rms(decoded - decoded.mean(0)) == pytest.approx(spread, rel=0.15)
     scales = mixture.component_log_scale.exp()
-    assert rms(scales) == pytest.approx(rms(mixture.component_loc), rel=0.03)
+    assert rms(scales) == pytest.approx(rms(mixture.component_loc), rel=1e-5)
+    assert mixture.component_loc.mean(0).abs().max() < 1e-5 * rms(scales)
     assert rms(scales - scales.mean()) < 1e-6
 
 
@@ -207,6 +208,23 @@ def test_a_decoder_of_another_class_starts_by_its_own_method():
     mixture.initialize(X, seed=2)
     assert mixture.decoder.seen == (len(X), mixture.likelihood, 2)
     assert rms(mixture.component_loc) == pytest.approx(0.25, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_components_start_apart(seed):
+    mixture = mixture_of(INVERSE_LIPSCHITZ_DECODERS["projected-mlp"](25.0), num_components=2)
+    mixture.initialize(X, seed=seed)
+    first, second = mixture.component_loc.detach()
+    torch.testing.assert_close(first, -second)
+    reach = rms(mixture.component_log_scale.exp())
+    assert (first - second).norm().item() == pytest.approx(2 * LATENT**0.5 * reach, rel=1e-4)
+
+
+def test_one_component_starts():
+    mixture = mixture_of(INVERSE_LIPSCHITZ_DECODERS["projected-mlp"](25.0), num_components=1)
+    mixture.initialize(X, seed=0)
+    assert mixture.component_loc.isfinite().all()
+    assert 0 < rms(mixture.component_loc) < 1
 
 
 def test_refuses_a_decoder_without_a_start():
