@@ -140,12 +140,15 @@ class FramedDecoder(ConditionalDecoder):
             >>> bool((start - x.mean(0).logit()).abs().max() < 0.5)
             True
         """
+        with seeded(seed):
+            self._apply_start(self._start_of(x, likelihood, seed))
+
+    def _start_of(self, x: Any, likelihood: Any, seed: int | None) -> Start:
         nats = self._nats
         if nats is not None and not isinstance(likelihood, type(nats.likelihood)):
             kind = type(nats.likelihood).__name__
             raise ValueError(f"Expected likelihood to be a {kind}, as in inverse_lipschitz, got {likelihood!r}")
-        with seeded(seed):
-            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
+        return start_from_data(x, likelihood, self._place(), seed)
 
     def _place(self) -> Place:
         check_weights(self)

@@ -120,7 +120,10 @@ class MLPDecoder(ConditionalDecoder):
             >>> decoder.initialize(x, likelihoods.Bernoulli())
         """
         with seeded(seed):
-            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
+            self._apply_start(self._start_of(x, likelihood, seed))
+
+    def _start_of(self, x: Any, likelihood: Any, seed: int | None) -> Start:
+        return start_from_data(x, likelihood, self._place(), seed)
 
     def _place(self) -> Place:
         check_weights(self)
