@@ -72,7 +72,7 @@ def check_centered(frame: Frame, vocab_size: int) -> None:
         raise ValueError(f"Expected decoder with a frame that has the method coordinates, got {type(frame).__name__}")
     state = next(frame.buffers(), torch.empty(0)) if isinstance(frame, nn.Module) else torch.empty(0)
     if isinstance(frame, MatrixFrame):
-        sums = frame.matrix.double().sum(0)
+        sums = frame.matrix.detach().double().sum(0)
     else:
         with without_autocast(state.device.type):
             sums = frame.coordinates(torch.ones(vocab_size, dtype=state.dtype, device=state.device))

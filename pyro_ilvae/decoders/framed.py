@@ -114,7 +114,9 @@ class FramedDecoder(ConditionalDecoder):
         :math:`u` the noise unit, for Normal noise its scale. The columns of :math:`Q` are the leading principal
         directions of the data, for counts those of the data in units of their noise, taken to log rates. Where data
         vary in fewer than K directions, the others are drawn at random. A frame that was given as a matrix or as
-        "identity" stays. The map starts with half a noise unit beside L z, and a backbone that is an
+        "identity" stays.
+
+        The map starts with half a noise unit beside L z. Without a context, a backbone that is an
         :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer starts with 0. The constant does not change, but for
         nats relative to a likelihood without Normal noise, whose noise unit becomes the one of the data. Call it before
         training.

@@ -133,7 +133,8 @@ class ProjectedDecoder(FramedDecoder):
 
     def _start(self, start: Start) -> None:
         self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
-        zero_last_layer(self.backbone)
+        if not self.conditional:  # with a context, the backbone has to learn its part from the first step on
+            zero_last_layer(self.backbone)
 
     @property
     def _dtype(self) -> torch.dtype | None:

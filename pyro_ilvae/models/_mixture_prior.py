@@ -88,7 +88,7 @@ class MixturePrior(DenseAutoencoder):
             else:
                 start = start_of(batches, self.likelihood, seed)
                 decoder._apply_start(start)
-                reach = start.spread / max(start.spread, self._slope())
+                reach = start.extent / max(start.extent, self._slope())
                 if self.num_components > 1:
                     # The offset of the decoder is the center of the data.
                     loc -= loc.mean(0)
