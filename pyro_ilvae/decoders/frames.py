@@ -79,8 +79,8 @@ class MatrixFrame:
 
     def add(self, y: Tensor, u: Tensor) -> Tensor:
         """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
-        if u.shape[:-1] != y.shape[:-1]:  # a context, or weights drawn from a prior, may have more dimensions
-            return y + u @ self.matrix.mT
+        if u.shape[:-1] != y.shape[:-1] or self.matrix.dim() > 2:
+            return y + self.embed(u)  # a context, or what is drawn from a prior, may have more dimensions
         # One pass over the D-wide result instead of a product and a sum.
         flat = torch.addmm(y.reshape(-1, self.features), u.reshape(-1, self.latent_dim), self.matrix.mT)
         return flat.reshape(y.shape)
@@ -101,11 +101,11 @@ class MatrixFrame:
 
     def embed(self, u: Tensor) -> Tensor:
         """Q u of shape (..., D), for ``u`` of shape (..., K)."""
-        return u @ self.matrix.mT
+        return _product(u, self.matrix.mT)
 
     def coordinates(self, y: Tensor) -> Tensor:
         """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
-        return y @ self.matrix
+        return _product(y, self.matrix)
 
     def fold(self, weight: Tensor) -> Tensor:
         """The product ``weight`` Q of shape (..., K), for ``weight`` of shape (..., D)."""
@@ -210,7 +210,7 @@ class TrainedFrame(MatrixFrame, PyroModule):
     @property
     def matrix(self) -> Tensor:  # type: ignore[override]
         """Q of shape (D, K); each read computes it."""
-        columns = self.free_matrix
+        columns: Tensor = self.free_matrix
         if self.num_categories:
             sets = columns.reshape(*columns.shape[:-2], -1, self.num_categories, self.latent_dim)
             columns = (sets - sets.mean(-2, keepdim=True)).reshape(columns.shape)
@@ -228,6 +228,11 @@ class TrainedFrame(MatrixFrame, PyroModule):
         """Take the columns of another matrix in place of its own."""
         # An optimizer such as Adam moves each entry by a learning rate, and entries of about 1 by a small angle.
         self.free_matrix.copy_(math.sqrt(self.features) * SPEED * matrix)
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x A; the batch dimensions of a matrix drawn from a prior broadcast with the batch dimensions of x."""
+    return x @ matrix if matrix.dim() == 2 else (x.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
 Frame: TypeAlias = IdentityFrame | OrthonormalFrame | TrainedFrame
