@@ -210,10 +210,7 @@ class TrainedFrame(MatrixFrame, PyroModule):
     @property
     def matrix(self) -> Tensor:  # type: ignore[override]
         """Q of shape (D, K); each read computes it."""
-        columns: Tensor = self.free_matrix
-        if self.num_categories:
-            sets = columns.reshape(*columns.shape[:-2], -1, self.num_categories, self.latent_dim)
-            columns = (sets - sets.mean(-2, keepdim=True)).reshape(columns.shape)
+        columns = self._centered(self.free_matrix)
         with without_autocast(columns.device.type):
             q, r = torch.linalg.qr(columns.to(torch.promote_types(columns.dtype, torch.float32)))
             signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
@@ -222,6 +219,25 @@ class TrainedFrame(MatrixFrame, PyroModule):
     def fixed(self) -> MatrixFrame:
         """The frame as it is now, its matrix computed once."""
         return MatrixFrame(self.matrix)
+
+    def _centered(self, columns: Tensor) -> Tensor:
+        """The columns without their mean over each set of categories, if there are any."""
+        if not self.num_categories:
+            return columns
+        sets = columns.reshape(*columns.shape[:-2], -1, self.num_categories, self.latent_dim)
+        return (sets - sets.mean(-2, keepdim=True)).reshape(columns.shape)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        key = f"{prefix}free_matrix"
+        loaded = state_dict.get(key)
+        if isinstance(loaded, Tensor) and loaded.shape == (self.features, self.latent_dim) and not loaded.is_meta:
+            # Columns that depend on each other have no orthonormal factor of their own, and no gradient.
+            largest = loaded.abs().max().double()
+            values = torch.linalg.svdvals(self._centered(loaded.double())) if largest.isfinite() else largest[None]
+            if not (values.min() > torch.finfo(torch.float32).eps * largest and largest.isfinite()):
+                of_sets = f" after their mean over {self.num_categories} categories" if self.num_categories else ""
+                raise ValueError(f"Expected {key} with finite and linearly independent columns{of_sets}, got others")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @torch.no_grad()
     def turn(self, matrix: Tensor) -> None:

@@ -151,3 +151,18 @@ def test_draws_of_a_frame_with_a_prior_stand_side_by_side(kind):
         one.frame.free_matrix = torch.nn.Parameter(free[i, 0])
         torch.testing.assert_close(one(z[i]), mean[i])
     assert Predictive(vae.model, num_samples=4, parallel=True)(num_data=2)["x"].shape == (4, 2, *EVENT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refuses_a_state_without_a_frame(kind):
+    decoder = KINDS[kind](frame="centered")
+    state = decoder.state_dict()
+    free = state["frame.free_matrix"].clone()
+    equal, shifts = free[:, :1].expand(-1, LATENT), torch.ones_like(free) * torch.arange(1.0, 1 + LATENT)
+    shifted = torch.cat([free[:, 1:], shifts[:, :1]], dim=1)
+    for wrong in (0 * free, free / 0, equal, shifts, shifted, torch.full_like(free, float("nan"))):
+        with pytest.raises(ValueError, match="free_matrix with finite and linearly independent columns after"):
+            decoder.load_state_dict(state | {"frame.free_matrix": wrong})
+    assert torch.equal(decoder.frame.free_matrix, free)
+    decoder.load_state_dict(state | {"frame.free_matrix": 1e-3 * free + 1})
+    assert decoder.frame.matrix.reshape(*EVENT, LATENT).sum(1).abs().max() < 1e-3
