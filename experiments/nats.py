@@ -1,0 +1,194 @@
+"""Information in nats: what a decoder guarantees, what it has, and what that costs in likelihood.
+
+Decoders start from the data (``vae.initialize``) and have one budget, which ``_images.py`` says: the plain decoder, the
+plain decoder with a linear path, which has the start of a projected decoder and none of its guarantees, LIDVAE, the
+paper's composition, and the projected decoder at several kappa, the nats per dimension that are guaranteed for Normal
+noise. For the other likelihoods kappa refers to a noise unit and guarantees nothing.
+
+Three questions are answered, seed by seed:
+
+1. Does the projected decoder at its best kappa fit held-out images at least as well as every other decoder, with at
+   least 0.3 nats in each dimension? For counts: within 1 percent of the best?
+2. Does some kappa up to 0.5 cost more than 1 percent of the best held-out likelihood?
+3. Is the information in the model's own data at least what is guaranteed, and how much of it is guaranteed by the
+   Jacobian?
+
+``PYRO_ILVAE_FULL=1 python experiments/nats.py`` fits three seeds to digits with three likelihoods and to Fashion-MNIST
+(``PYRO_ILVAE_DATA`` names its folder, see ``fashion_mnist.py``) with two. Without the variable one seed is fitted to
+digits with Normal noise. ``PYRO_ILVAE_SMOKE=1`` takes seconds, for tests. Results are kept in experiments/output/nats,
+and none is made twice; ``PYRO_ILVAE_KEPT=1`` makes tables and pictures of the fits that are there, and no other fit.
+"""
+
+import functools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+from _images import (
+    DECODERS,
+    KAPPAS,
+    LATENT_DIM,
+    Images,
+    build,
+    guaranteed,
+    images,
+    kl_of_dimensions,
+    measure,
+    own_information,
+    train,
+)
+from _sweep import FULL, OUTPUT, SMOKE, Column, Run, Sweep, chosen, median_and_range, print_table
+from matplotlib.axes import Axes
+
+from pyro_ilvae import datasets
+
+SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
+LEARNING_RATE = 2e-3
+EPOCHS = {"digits": chosen(smoke=2, short=200, full=200), "Fashion-MNIST": chosen(smoke=1, short=40, full=40)}
+PANELS = [("digits", "Normal"), ("digits", "Bernoulli"), ("digits", "Poisson")]
+if FULL:
+    PANELS += [("Fashion-MNIST", "Normal"), ("Fashion-MNIST", "Bernoulli")]
+if not FULL and not SMOKE:
+    PANELS = PANELS[:1]
+ROWS = list(DECODERS)
+if SMOKE:
+    ROWS = ["plain", "plain, linear path", *KAPPAS, "composition, L1 = L2 = 0.5"]
+SWEEP = Sweep("nats", "_".join(f"{name}{epochs}" for name, epochs in EPOCHS.items()))
+MARGIN, ACTIVE = 0.01, 0.3  # a percent of the best likelihood; nats below which a dimension counts as collapsed
+
+
+@functools.cache
+def loaded(data: str) -> datasets.ImageData:
+    return datasets.digits() if data == "digits" else datasets.fashion_mnist()
+
+
+@functools.cache
+def images_of(data: str, likelihood: str) -> Images:
+    return images(loaded(data), likelihood)
+
+
+def fit(data: str, likelihood: str, decoder: str, seed: int) -> Run:
+    pyro.enable_validation(False)
+    pyro.set_rng_seed(seed)
+    part = images_of(data, likelihood)
+    vae = build(decoder, likelihood, part.shape, len(part.train))
+    vae.initialize(part.train, seed=seed)
+    run = train(vae, part, EPOCHS[data], LEARNING_RATE)
+    return {**run, **measure(vae, part), **kl_of_dimensions(vae, part), **guaranteed(vae), **own_information(vae)}
+
+
+JOBS = [(*panel, decoder, seed) for seed in SEEDS for panel in PANELS for decoder in ROWS]
+# Digits take a fraction of the time.
+FITS = SWEEP.run(fit, sorted(JOBS, key=lambda job: job[0] != "digits"))
+
+
+def runs(panel: tuple[str, str], decoder: str) -> list[Run]:
+    """The fits that are there, in the order of the seeds."""
+    return [FITS[(*panel, decoder, seed)] for seed in SEEDS if (*panel, decoder, seed) in FITS]
+
+
+COLUMNS: dict[str, Column] = {
+    "IW log lik. (nats)": median_and_range("log_likelihood", 1),
+    "ELBO": median_and_range("elbo", 1),
+    "KL": median_and_range("kl", 1),
+    "smallest KL": median_and_range("smallest_kl", 2),
+    "active": median_and_range("active", 0),
+    "information": median_and_range("information", 2),
+    "guaranteed": median_and_range("floor", 1),
+    "by the Jacobian": median_and_range("floor_by_jacobian", 1),
+    "own data, at least": median_and_range("own_information_low", 1),
+    "at most": median_and_range("own_information_high", 1),
+    "sigma": median_and_range("noise_scale", 3),
+    "L": median_and_range("constant", 3),
+    "k-NN": median_and_range("knn", 3),
+    "best epoch": median_and_range("best_epoch", 0),
+    "seconds": median_and_range("seconds", 0),
+}
+for panel in PANELS:
+    print_table(", ".join(panel), {row: runs(panel, row) for row in ROWS if runs(panel, row)}, COLUMNS)
+
+# The three questions. A seed counts where all of its fits are there.
+print()
+for panel in PANELS:
+    for seed in SEEDS:
+        of_seed = {row: FITS.get((*panel, row, seed)) for row in ROWS}
+        missing = [row for row, run in of_seed.items() if run is None]
+        value = {row: run["log_likelihood"] for row, run in of_seed.items() if run is not None}
+        if not set(KAPPAS) <= set(value) or len(value) == len(KAPPAS):
+            continue
+        best = max(KAPPAS, key=lambda row: value[row])
+        other = max((row for row in value if row not in KAPPAS), key=lambda row: value[row])
+        top = max(value.values())
+        slack = MARGIN * abs(top) if panel[1] == "Poisson" else 0.0
+        smallest = of_seed[best]["smallest_kl"]
+        costs = {KAPPAS[row]: (top - value[row]) / abs(top) for row in KAPPAS if KAPPAS[row] <= 0.5}
+        first = value[best] >= value[other] - slack and smallest >= ACTIVE
+        second = max(costs.values()) <= MARGIN
+        print(
+            f"{', '.join(panel)}, seed {seed}: {best} has {value[best]:.1f} nats (smallest KL {smallest:.2f}), {other} "
+            f"{value[other]:.1f}: goal 1 {'met' if first else 'not met'}. Cost by kappa: "
+            f"{', '.join(f'{kappa:g}: {100 * cost:.1f} %' for kappa, cost in costs.items())}: goal 2 "
+            f"{'met' if second else 'not met'}.{f' Without {missing}.' if missing else ''}"
+        )
+certain = {job: run for job, run in FITS.items() if run.get("floor") is not None}
+kept = [job for job, run in certain.items() if run["floor_by_jacobian"] <= run["own_information_low"]]
+shares = {job: run["floor_by_jacobian"] / run["own_information_high"] for job, run in certain.items()}
+print(f"goal 3: the floor by the Jacobian is met by the model's own data in {len(kept)} of {len(certain)} fits")
+for panel in PANELS:
+    for row in ROWS:
+        found = [share for job, share in shares.items() if job[:3] == (*panel, row)]
+        if found:
+            print(f"  {', '.join(panel)}, {row}: {', '.join(f'{share:.2f}' for share in found)} of it by the Jacobian")
+
+# The first picture: held-out likelihood, the plain decoders as bands. Points are hollow for a fit with a collapsed
+# dimension.
+FRAMED = [row for row in ROWS if not row.startswith("plain")]
+LABELS = [row.removeprefix("projected, ").removeprefix("composition, ").replace("kappa", "κ") for row in FRAMED]
+BANDS = {"plain": "tab:gray", "plain, linear path": "tab:orange"}
+
+
+def draw_likelihoods(ax: Axes, panel: tuple[str, str]) -> None:
+    for row, color in BANDS.items():
+        values = [run["log_likelihood"] for run in runs(panel, row)]
+        if values:
+            ax.axhspan(min(values), max(values), color=color, alpha=0.25, linewidth=0)
+            ax.axhline(np.median(values), color=color, label=row)
+    for i, row in enumerate(FRAMED):
+        color = "tab:blue" if row in KAPPAS else "tab:green"
+        for run in runs(panel, row):
+            face = color if run["smallest_kl"] >= ACTIVE else "white"
+            ax.plot(i, run["log_likelihood"], "o", markeredgecolor=color, markerfacecolor=face, alpha=0.9)
+    ax.set_xticks(range(len(FRAMED)), LABELS, rotation=60, ha="right")
+    ax.axvline(len(KAPPAS) - 0.5, color="black", linewidth=0.5)
+    ax.set_title(", ".join(panel))
+
+
+figure, axes = plt.subplots(1, len(PANELS), figsize=(1 + 3.2 * len(PANELS), 4.6), layout="constrained", squeeze=False)
+for ax, panel in zip(axes[0], PANELS, strict=True):
+    draw_likelihoods(ax, panel)
+axes[0, 0].set_ylabel("held-out log likelihood (nats per image)")
+handles, names = axes[0, 0].get_legend_handles_labels()
+handles += [
+    plt.Line2D([], [], color=c, marker="o", linestyle="", markerfacecolor=f)
+    for c, f in (("tab:blue", "tab:blue"), ("tab:green", "tab:green"), ("black", "white"))
+]
+names += ["projected", "composition", f"hollow: a dimension below {ACTIVE} nats"]
+figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small", frameon=False)
+figure.savefig(OUTPUT / "nats_likelihood.png", dpi=120)
+
+# The second picture: what is guaranteed and what there is, for digits with Normal noise.
+figure, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+ax.plot([0, 1], [0, LATENT_DIM], color="black", label="guaranteed by kappa: K kappa")
+for measure_name, label, marker, color in (
+    ("floor_by_jacobian", "guaranteed by the Jacobian", "^", "tab:blue"),
+    ("own_information_low", "information in the model's own data, at least", "o", "tab:green"),
+    ("kl", "mean KL on held-out images", "x", "tab:red"),
+):
+    points = [(kappa, run[measure_name]) for row, kappa in KAPPAS.items() for run in runs(PANELS[0], row)]
+    medians = [np.median([run[measure_name] for run in runs(PANELS[0], row)]) for row in KAPPAS if runs(PANELS[0], row)]
+    ax.plot(*zip(*points, strict=True), marker, color=color, label=label)
+    ax.plot([KAPPAS[row] for row in KAPPAS if runs(PANELS[0], row)], medians, color=color, linewidth=0.8)
+ax.set(xlabel="kappa (nats per dimension)", ylabel="nats", ylim=(0, None), title="digits, Normal noise")
+ax.legend()
+figure.savefig(OUTPUT / "nats_guaranteed.png", dpi=120)
+print(f"Pictures are in {OUTPUT.resolve()}")
