@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from helpers.wrong_values import TENSOR
+from helpers.wrong_values import POSITIVE, TENSOR
 from pyro.infer import TraceMeanField_ELBO
 
 import pyro_ilvae as ilvae
@@ -344,7 +344,17 @@ CALLS = {
         ),
         {"num_steps": [0, -1, 2.5, "a"]},
     ),
-    "likelihoods.Normal": Call(lambda: (likelihoods.Normal, {"scale": 1.0, "estimate": "fixed"})),
+    "likelihoods.Normal": Call(
+        lambda: (likelihoods.Normal, {"scale": torch.full((D,), 0.5), "estimate": "fixed"}),
+        {
+            "scale": [
+                *(value for value in POSITIVE if value != [1.0]),
+                torch.zeros(D),
+                torch.full((D,), math.nan),
+                torch.ones(D, dtype=torch.cfloat),
+            ]
+        },
+    ),
     "likelihoods.NegativeBinomial": Call(
         lambda: (likelihoods.NegativeBinomial, {"total_count": 1.0, "estimate": "fixed"})
     ),
