@@ -52,7 +52,7 @@ if not FULL and not SMOKE:
     PANELS = PANELS[:1]
 ROWS = list(DECODERS)
 if SMOKE:
-    ROWS = ["plain", "plain, linear path", *KAPPAS, "composition, L1 = L2 = 0.5"]
+    ROWS = ["plain", "plain, linear path", "projected, kappa = 0", "projected, kappa = 0.25", "composition, L1 = L2 = 0.5"]
 SWEEP = Sweep("nats", "_".join(f"{name}{epochs}" for name, epochs in EPOCHS.items()))
 MARGIN, ACTIVE = 0.01, 0.3  # a percent of the best likelihood; nats below which a dimension counts as collapsed
 
@@ -114,14 +114,14 @@ for panel in PANELS:
         of_seed = {row: FITS.get((*panel, row, seed)) for row in ROWS}
         missing = [row for row, run in of_seed.items() if run is None]
         value = {row: run["log_likelihood"] for row, run in of_seed.items() if run is not None}
-        if not set(KAPPAS) <= set(value) or len(value) == len(KAPPAS):
+        if not set(KAPPAS) & set(ROWS) <= set(value) or not set(value) - set(KAPPAS):
             continue
-        best = max(KAPPAS, key=lambda row: value[row])
+        best = max(set(KAPPAS) & set(value), key=lambda row: value[row])
         other = max((row for row in value if row not in KAPPAS), key=lambda row: value[row])
         top = max(value.values())
         slack = MARGIN * abs(top) if panel[1] == "Poisson" else 0.0
         smallest = of_seed[best]["smallest_kl"]
-        costs = {KAPPAS[row]: (top - value[row]) / abs(top) for row in KAPPAS if KAPPAS[row] <= 0.5}
+        costs = {KAPPAS[row]: (top - value[row]) / abs(top) for row in KAPPAS if row in value and KAPPAS[row] <= 0.5}
         first = value[best] >= value[other] - slack and smallest >= ACTIVE
         second = max(costs.values()) <= MARGIN
         print(
