@@ -8,12 +8,13 @@ measured after every 5 epochs, and the best state is kept. Every decoder has thi
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pyro
 import torch
-from _sweep import SMOKE, Run, chosen
+from _sweep import Run, chosen
 from pyro.infer import SVI, TraceMeanField_ELBO
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
@@ -35,10 +36,9 @@ from pyro_ilvae import (
 )
 
 LATENT_DIM, BATCH_SIZE = 16, 128
-HIDDEN = (32, 32) if SMOKE else (256, 256)
 EVERY = 5  # epochs between two looks at the validation images
 NUM_SAMPLES = chosen(smoke=5, short=100, full=100)
-NUM_OWN, NUM_WEIGHTS = chosen(smoke=(100, 10), short=(1000, 50), full=(1000, 50))
+NUM_OWN, NUM_WEIGHTS = chosen(smoke=(100, 10), short=(500, 50), full=(500, 50))
 NUM_JACOBIANS = chosen(smoke=20, short=1000, full=1000)
 
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
@@ -83,27 +83,28 @@ def images(data: datasets.ImageData, likelihood: str) -> Images:
 
 # The composition is named by L1 = L2, as in the paper, or by kappa like the projected decoder. LIDVAE is the
 # composition with L = 0. All decoders take their frame, if they have one, from the data.
-Maker = Callable[[int, tuple[int, ...], nn.Module], nn.Module]  # from latent dimension, shape and likelihood
+Shape = tuple[int, ...]
+Maker = Callable[[int, Shape, Shape, nn.Module], nn.Module]  # from latent dimension, image, widths and likelihood
 
 
 def plain(linear_path: bool) -> Maker:
-    return lambda latent_dim, shape, likelihood: MLPDecoder(
-        latent_dim=latent_dim, event_shape=shape, hidden_features=HIDDEN, linear_path=linear_path
+    return lambda latent_dim, shape, hidden, likelihood: MLPDecoder(
+        latent_dim=latent_dim, event_shape=shape, hidden_features=hidden, linear_path=linear_path
     )
 
 
 def composition(constant: float | None = None, *, kappa: float = 0.0) -> Maker:
-    return lambda latent_dim, shape, likelihood: InverseLipschitzDecoder(
+    return lambda latent_dim, shape, hidden, likelihood: InverseLipschitzDecoder(
         latent_dim=latent_dim,
         event_shape=shape,
         inverse_lipschitz=Nats(kappa, likelihood) if constant is None else (constant, constant),
-        map_features=HIDDEN,
+        map_features=hidden,
     )
 
 
 def projected(kappa: float) -> Maker:
-    return lambda latent_dim, shape, likelihood: ProjectedDecoder(
-        mlp(latent_dim, HIDDEN, math.prod(shape)),
+    return lambda latent_dim, shape, hidden, likelihood: ProjectedDecoder(
+        mlp(latent_dim, hidden, math.prod(shape)),
         latent_dim=latent_dim,
         event_shape=shape,
         inverse_lipschitz=Nats(kappa, likelihood),
@@ -122,11 +123,11 @@ DECODERS: dict[str, Maker] = {
 }
 
 
-def build(decoder: str, likelihood: str, shape: tuple[int, ...], data_size: int) -> VAE:
+def build(decoder: str, likelihood: str, shape: Shape, hidden: Shape, data_size: int) -> VAE:
     pyro.clear_param_store()  # it holds the parameters of an earlier model under the same names
     noise = LIKELIHOODS[likelihood]()
-    encoder = MLPEncoder(event_shape=shape, latent_dim=LATENT_DIM, hidden_features=HIDDEN)
-    return VAE(DECODERS[decoder](LATENT_DIM, shape, noise), encoder, noise, data_size=data_size)
+    encoder = MLPEncoder(event_shape=shape, latent_dim=LATENT_DIM, hidden_features=hidden)
+    return VAE(DECODERS[decoder](LATENT_DIM, shape, hidden, noise), encoder, noise, data_size=data_size)
 
 
 def train(vae: VAE, data: Images, epochs: int, learning_rate: float) -> Run:
@@ -207,8 +208,8 @@ def own_information(vae: VAE) -> Run:
     .. math:: I(x; z) = E_{p(x, z)} \log p(x \mid z) - E_{p(x)} \log p(x).
 
     Importance sampling from an approximate posterior, which knows x alone, gives log p(x) too small on average, so that
-    the information comes out too large. With the z from which x was drawn among the draws, log p(x) comes out too large on average, and the
-    information too small [1].
+    the information comes out too large. With the z from which x was drawn among the draws, log p(x) comes out too large
+    on average, and the information too small [1].
 
     References:
         [1] Brekelmans et al. 2022, Improving mutual information estimation with annealed and energy-based bounds,
@@ -261,7 +262,10 @@ def _score(vae: VAE, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(_log_joint(vae, z, x).sum(), z)
     z = z.detach()
-    slopes = torch.func.vmap(torch.func.jacfwd(vae.decoder))(z).movedim(-1, 0)  # (K, N, *shape)
+    with warnings.catch_warnings():
+        # The first forward derivative loads a part of PyTorch that warns about another part.
+        warnings.filterwarnings("ignore", "`torch.jit")
+        slopes = torch.func.vmap(torch.func.jacfwd(vae.decoder))(z).movedim(-1, 0)  # (K, N, *shape)
     product = vae.likelihood.information_product(vae.decoder(z), slopes)
     precision = torch.einsum("ind,jnd->nij", slopes.flatten(2), product.flatten(2))
     return gradient, precision + torch.eye(z.shape[-1])

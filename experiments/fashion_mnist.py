@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import torch
-from _images import DECODERS, HIDDEN, LIKELIHOODS, images, measure
+from _images import DECODERS, LIKELIHOODS, images, measure
 from _sweep import FULL, OUTPUT, SMOKE, Column, Run, Sweep, chosen, median_and_range, print_table
 from pyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
@@ -29,6 +29,7 @@ if not FULL:
     DATA = datasets.ImageData(DATA.name, *(part[:5000] for part in DATA[1:3]), *(part[:1000] for part in DATA[3:]))
 SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
 EPOCHS = chosen(smoke=1, short=10, full=20)
+HIDDEN = (32, 32) if SMOKE else (512, 512)
 LATENT_DIM, NUM_COMPONENTS, BATCH_SIZE, LEARNING_RATE = 16, 10, 128, 1e-3
 NUM_TRAIN = len(images(DATA, "Normal").train)
 SWEEP = Sweep("fashion_mnist", f"{DATA.name}_{len(DATA.train)}_{len(DATA.test)}_epochs{EPOCHS}")
@@ -58,7 +59,7 @@ def build_mixture(decoder: str, likelihood: str, latent_dim: int) -> MixtureVAE:
     pyro.clear_param_store()  # it holds the parameters of an earlier model under the same names
     shape, noise = tuple(DATA.train.shape[1:]), LIKELIHOODS[likelihood]()
     return MixtureVAE(
-        DECODERS[decoder](latent_dim, shape, noise),
+        DECODERS[decoder](latent_dim, shape, HIDDEN, noise),
         MLPEncoder(event_shape=shape, latent_dim=latent_dim, hidden_features=HIDDEN),
         noise,
         NUM_COMPONENTS,
