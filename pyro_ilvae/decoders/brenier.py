@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
-from pyro_ilvae.decoders.frames import Frame, IdentityFrame
+from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.inversion import default_tolerance, invert, weights_are_drawn
 from pyro_ilvae.decoders.nats import Nats, check_kappa
@@ -119,7 +119,7 @@ class BrenierMap(Module):
         """Set L, or the nats of a composition of this map with another one of the constant ``other``."""
         self._other = other
         if isinstance(value, Nats):
-            self._nats: Nats | None = value.in_frame(torch.Size([self.features]), IdentityFrame(*[self.features] * 2))
+            self._nats: Nats | None = value.with_unit(torch.Size([self.features]))
             return
         # A Python float stays exact when the module's dtype changes.
         self._inverse_lipschitz, self._nats = constant("inverse_lipschitz", value), None

@@ -10,14 +10,12 @@ from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following
 from pyro_ilvae.decoders.framed import FramedDecoder
-from pyro_ilvae.decoders.frames import description, frame_argument, num_directions
+from pyro_ilvae.decoders.frame_arguments import description, frame_argument, num_directions
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start
 from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
-
-OUTER_SCALE = 0.3  # noise units that the outer map adds to each natural parameter at a start from data
 
 
 class InverseLipschitzDecoder(FramedDecoder):
@@ -52,6 +50,7 @@ class InverseLipschitzDecoder(FramedDecoder):
             is allowed, up to C.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
+        train_frame: whether B is trained, as for :class:`~pyro_ilvae.ProjectedDecoder`.
 
     Raises:
         ValueError: for K > D or F + K > D, a negative or non-finite constant, columns that are not orthonormal, widths
@@ -82,6 +81,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         context_features: int | None = None,
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
+        train_frame: bool = False,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         features = self.event_shape.numel()
@@ -93,7 +93,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         joint = self.context_features + self.latent_dim
         if self.context_dim is not None:
             self.from_context = Linear(self.context_dim, self.context_features)
-        self._make_frame(frame, joint)
+        self._make_frame(frame, joint, train_frame)
         self.inner = BrenierMap(joint, 1.0, inner_map_features or map_features, activation, input_skips)
         self.outer = BrenierMap(features, 1.0, map_features, activation, input_skips)
         self.inverse_lipschitz = inverse_lipschitz  # type: ignore[assignment]
@@ -109,7 +109,7 @@ class InverseLipschitzDecoder(FramedDecoder):
 
     def _start(self, start: Start) -> None:
         self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
-        self._reset_outer(OUTER_SCALE * min(start.unit, start.spread))
+        self._reset_outer(start.scale)
 
     def _context_features(self, frame: str | Tensor, context_features: int | None) -> int:
         """The number F of numbers the context is reduced to, 0 without a context."""
@@ -158,7 +158,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
         if isinstance(value, Nats):
-            value = self._in_frame(value)
+            value = self._with_unit(value)
             now = value.constant()
             first, _ = _split(float(now.detach().mean()) if isinstance(now, Tensor) else now, ratio)
             self.inner.inverse_lipschitz = first
@@ -195,7 +195,7 @@ class InverseLipschitzDecoder(FramedDecoder):
             reduced = self.from_context(context).to(z.dtype)
             batch_shape = torch.broadcast_shapes(reduced.shape[:-1], z.shape[:-1])
             z = torch.cat([reduced.expand(*batch_shape, -1), z.expand(*batch_shape, -1)], dim=-1)
-        eta = self._in_units(self.outer(self.inner(z), frame=self.frame)) + self.offset
+        eta = self._in_units(self.outer(self.inner(z), frame=self.frame.fixed())) + self.offset
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 

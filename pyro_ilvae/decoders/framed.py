@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import Frame, OrthonormalFrame, frame_argument, make_frame
+from pyro_ilvae.decoders.frame_arguments import frame_argument, make_frame
+from pyro_ilvae.decoders.frames import Frame, IdentityFrame
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start, completed, start_from_data
 from pyro_ilvae.networks import public_method
@@ -23,15 +25,16 @@ class FramedDecoder(ConditionalDecoder):
     offset: Tensor
     _start: Callable[[Start], None]
 
-    def _make_frame(self, frame: str | Tensor, num_directions: int) -> None:
+    def _make_frame(self, frame: str | Tensor, num_directions: int, trained: bool) -> None:
         frame = frame_argument(frame)
-        self.frame = make_frame(frame, self.event_shape, num_directions)
+        trained = _checks.boolean("train_frame", trained)
+        self.frame = make_frame(frame, self.event_shape, num_directions, trained=trained)
         # A frame that the user chose stays; random directions give way to those of the data.
         self._own_frame = isinstance(frame, Tensor) or frame == "identity"
 
-    def _in_frame(self, value: Any) -> Any:
+    def _with_unit(self, value: Any) -> Any:
         """A constant as it was given; nats with the noise unit that they need."""
-        return value.in_frame(self.event_shape, self.frame) if isinstance(value, Nats) else value
+        return value.with_unit(self.event_shape) if isinstance(value, Nats) else value
 
     @property
     def _smallest_weight(self) -> float:
@@ -72,13 +75,16 @@ class FramedDecoder(ConditionalDecoder):
     def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
         r"""Start where the data are: the offset, the frame and the scale of the map, from a sample and its likelihood.
 
-        .. math:: b = \eta(\bar x), \qquad Q = \text{the leading principal directions}, \qquad
-            u = \Big( \tfrac1K \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
+        .. math:: b = \eta(\bar x), \qquad
+            u = \big( \operatorname{tr} I(b) / \operatorname{tr} I(b)^2 \big)^{1/2},
 
         with :math:`\eta(\bar x)` the natural parameters of the mean of the data, :math:`I` the Fisher information and
-        :math:`u` the noise unit, for Normal noise its scale. Backbone and linear path keep their values, and a frame
-        that was given as a matrix or as "identity" stays. The constant does not change, but for nats relative to a
-        likelihood without Normal noise, whose noise unit becomes the one of the data. Call it before training.
+        :math:`u` the noise unit, for Normal noise its scale. The columns of :math:`Q` are the leading principal
+        directions of the data in units of their noise, taken to the space of natural parameters: for Normal noise the
+        principal directions of the data. A frame that was given as a matrix or as "identity" stays. The map g starts
+        at half a noise unit beside L z, and a backbone that is an :class:`~pyro_ilvae.MLPDecoder` or ends with a linear
+        layer at 0. The constant does not change, but for nats relative to a likelihood without Normal noise, whose
+        noise unit becomes the one of the data. Call it before training.
 
         Args:
             x: a data sample of shape (N, \*data shape), or an iterable of batches, as for
@@ -102,11 +108,13 @@ class FramedDecoder(ConditionalDecoder):
         """
         with seeded(seed):
             frame = self.frame if self._own_frame else None
-            self._apply_start(start_from_data(x, likelihood, self.event_shape, self.frame.latent_dim, frame))
+            units = None if self._nats is None else self._nats.weights()
+            start = start_from_data(x, likelihood, self.event_shape, self.frame.latent_dim, frame, units)
+            self._apply_start(start)
 
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:
-        if start.directions is not None and isinstance(self.frame, OrthonormalFrame):
+        if start.directions is not None and not isinstance(self.frame, IdentityFrame):
             self.frame.turn(completed(start.directions, self.frame.latent_dim, self.frame.num_categories))
         if self._nats is not None and self._nats.is_reference:
             self.inverse_lipschitz = Nats(self._nats.kappa, self._nats.likelihood, unit=start.unit)

@@ -10,6 +10,7 @@ from pyro_ilvae import _checks
 
 __all__ = ["Nats"]
 
+_NUM_PROBES = 64
 LARGEST_NATS = 40.0  # L is then 2e17 noise units, and its square still finite in single precision
 
 
@@ -28,9 +29,10 @@ class Nats:
     For a likelihood without Normal noise no such bound is known, and :math:`\kappa` is a *reference*: a noise unit takes
     the place of :math:`\sigma`,
 
-    .. math:: u = \Big( \tfrac1K \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
+    .. math:: u = \big( \operatorname{tr} I(b) / \operatorname{tr} I(b)^2 \big)^{1/2},
 
-    with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data. The decoder's
+    with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data: :math:`u^{-2}`
+    is a mean of the information of the entries in which entries with more information count more. The decoder's
     ``initialize`` computes it from data; before that :math:`b = 0`.
 
     Args:
@@ -81,17 +83,11 @@ class Nats:
         """The same with other nats per dimension."""
         return Nats(kappa, self.likelihood, unit=self.unit)
 
-    def in_frame(self, event_shape: torch.Size, frame: Any) -> "Nats":
-        """The same with a noise unit in the directions of a frame at b = 0, if it needs one and has none."""
+    def with_unit(self, event_shape: torch.Size) -> "Nats":
+        """The same with the noise unit at b = 0, if it needs one and has none."""
         if not self.is_reference or self.unit is not None:
             return self
-        return self.at(torch.zeros(event_shape), frame)
-
-    def at(self, offset: Tensor, frame: Any) -> "Nats":
-        """The same with the noise unit in the directions of a frame at the natural parameters ``offset``."""
-        if not self.is_reference:
-            return self
-        return Nats(self.kappa, self.likelihood, unit=noise_unit(self.likelihood, offset, frame))
+        return Nats(self.kappa, self.likelihood, unit=noise_unit(self.likelihood, torch.zeros(event_shape)))
 
     def constant(self) -> float | Tensor:
         r"""The constant :math:`L`, relative to the geometric mean of the scales if there are several.
@@ -144,14 +140,13 @@ def check_kappa(name: str, value: Any) -> float:
 
 
 @torch.no_grad()
-def noise_unit(likelihood: Any, offset: Tensor, frame: Any) -> float:
-    r"""The noise unit :math:`((1/K) \operatorname{tr}(Q^\top I(b) Q))^{-1/2}` of a likelihood at b = ``offset``."""
-    buffers = list(frame.buffers())
-    offset = offset.to(buffers[0]) if buffers else offset
-    eye = torch.eye(frame.latent_dim, dtype=offset.dtype, device=offset.device)
-    directions = frame.embed(eye).reshape(frame.latent_dim, *offset.shape)
-    product = likelihood.information_product(offset, directions)
-    information = float((directions * product).double().sum()) / frame.latent_dim
-    if not 0 < information < math.inf:
-        raise ValueError(f"Expected a likelihood with information about its natural parameters, got {information:g}")
-    return information**-0.5
+def noise_unit(likelihood: Any, offset: Tensor) -> float:
+    r"""The noise unit :math:`(\operatorname{tr} I / \operatorname{tr} I^2)^{1/2}` of a likelihood at ``offset``."""
+    # Hutchinson's estimates of the traces, which are exact where the entries of a datum are independent.
+    probes = torch.randint(0, 2, (_NUM_PROBES, *offset.shape), generator=torch.Generator().manual_seed(0))
+    probes = (2.0 * probes - 1).to(offset)
+    product = likelihood.information_product(offset, probes).double()
+    trace, trace_of_square = float((probes * product).sum()), float(product.square().sum())
+    if not 0 < trace < math.inf or not 0 < trace_of_square < math.inf:
+        raise ValueError(f"Expected likelihood with information about its natural parameters, got a trace of {trace:g}")
+    return math.sqrt(trace / trace_of_square)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.start import Start, start_from_data
+from pyro_ilvae.decoders.start import Start, start_from_data, zero_last_layer
 from pyro_ilvae.networks import Linear, mlp
 
 __all__ = ["MLPDecoder"]
@@ -95,10 +95,11 @@ class MLPDecoder(ConditionalDecoder):
     def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
         r"""Start where the data are: the last bias and the linear path, from a sample and its likelihood.
 
-        .. math:: b_n = \eta(\bar x), \qquad W = Q,
+        .. math:: b_n = \eta(\bar x), \qquad W = u Q, \qquad A_n = 0,
 
-        the natural parameters of the mean of the data and, with a linear path, their leading principal directions. The
-        other weights keep their values. Call it before training.
+        the natural parameters of the mean of the data and, with a linear path, their leading directions in noise units
+        (see :meth:`ProjectedDecoder.initialize`) and nothing beside them. The other weights keep their values. Call it
+        before training.
 
         Args:
             x: a data sample, or an iterable of batches, as for :meth:`ProjectedDecoder.initialize`.
@@ -123,6 +124,7 @@ class MLPDecoder(ConditionalDecoder):
     def _apply_start(self, start: Start) -> None:
         if self.linear_path is not None and start.directions is not None:
             # The data may vary in fewer directions than z.
-            self.linear_path.weight.zero_()[:, : start.directions.shape[1]].copy_(start.directions)
+            self.linear_path.weight.zero_()[:, : start.directions.shape[1]].copy_(start.unit * start.directions)
+            zero_last_layer(self.network)
         # What a network returns at its start is not centered.
         self.network[-1].bias += start.offset - self._mean_over_prior()  # type: ignore[operator]

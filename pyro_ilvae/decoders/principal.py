@@ -91,12 +91,29 @@ class Moments:
         if sum(map(len, self._rows)) > _most_rows(len(self.mean)):
             self._rows = [torch.linalg.qr(torch.cat(self._rows), mode="r").R]
 
-    def directions(self, num_directions: int) -> Tensor:
-        """The leading principal directions, at most so many and at most the rank, of shape (D, K)."""
-        _, values, vectors = torch.linalg.svd(torch.cat(self._rows), full_matrices=False)
+    def directions(
+        self,
+        num_directions: int,
+        before: Tensor | None = None,
+        after: Tensor | None = None,
+        num_categories: int = 0,
+    ) -> Tensor:
+        """The leading principal directions, at most so many and at most the rank, of shape (D, K).
+
+        Those of x / ``before``, divided by ``after`` and orthonormalized, where scales of shape (D,) are given. With
+        categories they are centered over each set of them.
+        """
+        rows = torch.cat(self._rows)
+        _, values, vectors = torch.linalg.svd(rows if before is None else rows / before, full_matrices=False)
         limit = values[0] * torch.finfo(torch.float64).eps * max(self.total, len(self.mean))
-        rank = int((values > limit).sum())
-        return _signed(vectors[: min(num_directions, rank)].mT)
+        directions = vectors[: min(num_directions, int((values > limit).sum()))].mT
+        if after is not None:
+            directions = directions / after[:, None]
+            if num_categories:
+                sets = directions.reshape(-1, num_categories, directions.shape[1])
+                directions = (sets - sets.mean(1, keepdim=True)).reshape(directions.shape)
+            directions = torch.linalg.qr(directions).Q
+        return _signed(directions)
 
     def variances(self, columns: Tensor) -> Tensor:
         """The variances of the data along unit vectors, the columns of shape (D, K)."""
