@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following
-from pyro_ilvae.decoders.framed import FramedDecoder
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following, shown
 from pyro_ilvae.decoders.frame_arguments import description, frame_argument, num_directions
+from pyro_ilvae.decoders.framed import FramedDecoder
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start
 from pyro_ilvae.networks import Linear
@@ -38,7 +38,8 @@ class InverseLipschitzDecoder(FramedDecoder):
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
         inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, the pair
-            :math:`(L_1, L_2)`, or :class:`~pyro_ilvae.Nats` per dimension, which :math:`L_2` follows. (The paper's experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
+            :math:`(L_1, L_2)`, or :class:`~pyro_ilvae.Nats` per dimension, which :math:`L_2` follows. (The paper's
+            experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
         map_features: the widths of the hidden layers of both maps.
         inner_map_features: the widths of the hidden layers of :math:`g_1`; ``map_features`` if None.
         frame: the matrix B: "random" (orthonormal columns), "identity" (the paper's [I; 0]), "centered" (random columns
@@ -134,7 +135,7 @@ class InverseLipschitzDecoder(FramedDecoder):
 
     def extra_repr(self) -> str:
         """Sizes and constant, for ``print``."""
-        return description(self)
+        return description(self, shown(self))
 
     @property
     def bounded_part(self) -> tuple[nn.Module, float] | None:
@@ -151,24 +152,26 @@ class InverseLipschitzDecoder(FramedDecoder):
         A new number keeps the ratio of the two constants, or splits evenly where one of them is 0; a pair sets both.
         With ``Nats``, the constant of the outer map follows, and the constant of the inner map stays.
         """
-        return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz * self._smallest_weight
+        with self._one_draw():
+            return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | tuple[float, float] | Nats) -> None:
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
         if isinstance(value, Nats):
-            value = self._with_unit(value)
-            now = value.constant()
-            first, _ = _split(float(now.detach().mean()) if isinstance(now, Tensor) else now, ratio)
+            nats = self._with_unit(value)
+            # A scale that is drawn has no value now.
+            now = nats.ratio if nats.is_drawn else float(torch.as_tensor(nats.constant()).detach())
+            first, _ = _split(now, ratio)
+            self.outer._set_constant(nats, first or 1.0)
             self.inner.inverse_lipschitz = first
-            self.outer._set_constant(value, first or 1.0)
             return
         self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
         return self.outer.nats
 
     @nats.setter

@@ -84,13 +84,13 @@ def check_centered(frame: Frame, vocab_size: int) -> None:
         frame.num_categories = vocab_size
 
 
-def description(decoder: Any) -> str:
+def description(decoder: Any, constant: str) -> str:
     """The sizes and the constant of a decoder with a frame, for ``print``."""
     kinds = {IdentityFrame: "identity", TrainedFrame: "trained"}
     kind = kinds.get(type(decoder.frame), "matrix")
     return (
-        f"latent_dim={decoder.latent_dim}, event_shape={tuple(decoder.event_shape)}, "
-        f"inverse_lipschitz={decoder.inverse_lipschitz:g}, frame={kind}, context_dim={decoder.context_dim}"
+        f"latent_dim={decoder.latent_dim}, event_shape={tuple(decoder.event_shape)}, {constant}, frame={kind}, "
+        f"context_dim={decoder.context_dim}"
     )
 
 

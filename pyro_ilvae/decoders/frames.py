@@ -233,6 +233,11 @@ class TrainedFrame(MatrixFrame, PyroModule):
 Frame: TypeAlias = IdentityFrame | OrthonormalFrame | TrainedFrame
 
 
+def columns_of(frame: Frame) -> Tensor:
+    """The matrix Q of a frame, of shape (D, K)."""
+    return torch.eye(frame.features, frame.latent_dim) if isinstance(frame, IdentityFrame) else frame.matrix
+
+
 def _sums(matrix: Tensor, num_categories: int) -> Tensor:
     """The sums of the columns over each set of categories, in double precision."""
     return matrix.double().reshape(-1, num_categories, matrix.shape[-1]).sum(1)

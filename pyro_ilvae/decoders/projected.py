@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
-from pyro_ilvae.decoders.framed import FramedDecoder
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, shown
 from pyro_ilvae.decoders.frame_arguments import description
+from pyro_ilvae.decoders.framed import FramedDecoder
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start, zero_last_layer
 from pyro_ilvae.networks import Linear, unused
@@ -50,8 +50,9 @@ class ProjectedDecoder(FramedDecoder):
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
         linear_path: whether there is a linear path :math:`W` beside the backbone, which starts at 0. With K = D nothing
             lies outside of the frame, and there is neither.
-        train_frame: whether Q is trained, as the orthonormal factor of a free matrix: it then turns to where the map g
-            suits the data best.
+        train_frame: whether Q is trained, as the orthonormal factor of a free matrix. Without Normal noise it may turn
+            to directions about which the data say little, as to pixels that are always dark: the dimensions of z then
+            collapse on the data although L holds.
 
     Raises:
         ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1, and
@@ -78,7 +79,7 @@ class ProjectedDecoder(FramedDecoder):
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
         linear_path: bool = True,
-        train_frame: bool = True,
+        train_frame: bool = False,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         _check_backbone(backbone, self.latent_dim, self.context_dim)
@@ -100,12 +101,13 @@ class ProjectedDecoder(FramedDecoder):
 
     def extra_repr(self) -> str:
         """Sizes and constant, for ``print``."""
-        return description(self)
+        return description(self, shown(self))
 
     @property
     def inverse_lipschitz(self) -> float:
         """The constant L of the whole decoder; it may be set to a number or ``Nats`` at any time."""
-        return self.map.inverse_lipschitz * self._smallest_weight
+        with self._one_draw():
+            return self.map.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | Nats) -> None:
@@ -113,7 +115,7 @@ class ProjectedDecoder(FramedDecoder):
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
         return self.map.nats
 
     @nats.setter
@@ -123,6 +125,11 @@ class ProjectedDecoder(FramedDecoder):
     @property
     def _nats(self) -> Nats | None:
         return self.map._nats
+
+    @property
+    def coordinate_constant(self) -> float:
+        """A lower bound on the slope of each of the :meth:`coordinates` along its own z_j: grad g is symmetric."""
+        return self.map.inverse_lipschitz
 
     def _start(self, start: Start) -> None:
         self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)

@@ -130,15 +130,15 @@ class SequenceDecoder(Module):
 
         Raises:
             TypeError: for a decoder without a method ``initialize``.
-            ValueError: for tokens outside the vocabulary, and a sample without a token.
+            ValueError: for tokens outside the vocabulary, a sample without a token, and weights with priors.
         """
-        apply = getattr(self.decoder, "_apply_start", None)
-        if apply is None:
+        decoder: Any = self.decoder
+        if not hasattr(decoder, "_apply_start"):
             raise TypeError(
-                f"Expected decoder with a start from data, such as ProjectedDecoder, got {type(self.decoder).__name__}"
+                f"Expected decoder with a start from data, such as ProjectedDecoder, got {type(decoder).__name__}"
             )
         with seeded(seed):
-            apply(start_from_tokens(x, self.vocab_size, self.latent_dim))
+            decoder._apply_start(start_from_tokens(x, self.latent_dim, decoder._place(), seed))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.
