@@ -83,7 +83,8 @@ def images(data: datasets.ImageData, likelihood: str) -> Images:
 
 
 # The composition is named by L1 = L2, as in the paper, or by kappa like the projected decoder. LIDVAE is the
-# composition with L = 0. All decoders take their frame, if they have one, from the data.
+# composition with L = 0. All decoders take their frame, if they have one, from the data, and the projected decoder goes
+# on to train it, but in one row.
 Shape = tuple[int, ...]
 Maker = Callable[[int, Shape, Shape, nn.Module], nn.Module]  # from latent dimension, image, widths and likelihood
 
@@ -103,12 +104,13 @@ def composition(constant: float | None = None, *, kappa: float = 0.0) -> Maker:
     )
 
 
-def projected(kappa: float) -> Maker:
+def projected(kappa: float, *, train_frame: bool = True) -> Maker:
     return lambda latent_dim, shape, hidden, likelihood: ProjectedDecoder(
         mlp(latent_dim, hidden, math.prod(shape)),
         latent_dim=latent_dim,
         event_shape=shape,
         inverse_lipschitz=Nats(kappa, likelihood),
+        train_frame=train_frame,
     )
 
 
@@ -117,6 +119,7 @@ DECODERS: dict[str, Maker] = {
     "plain": plain(linear_path=False),
     "plain, linear path": plain(linear_path=True),
     **{name: projected(kappa) for name, kappa in KAPPAS.items()},
+    "projected, kappa = 0.25, fixed frame": projected(0.25, train_frame=False),
     "LIDVAE": composition(0.0),
     "composition, kappa = 0.25": composition(kappa=0.25),
     "composition, L1 = L2 = 0.5": composition(0.5),
