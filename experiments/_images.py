@@ -7,6 +7,7 @@ budget and starts from the data.
 """
 
 import copy
+import functools
 import math
 import time
 import warnings
@@ -63,6 +64,17 @@ class Images(NamedTuple):
         return tuple(self.train.shape[1:])
 
 
+@functools.cache
+def loaded(data: str) -> datasets.ImageData:
+    return datasets.digits() if data == "digits" else datasets.fashion_mnist()
+
+
+@functools.cache
+def images_of(data: str, likelihood: str) -> Images:
+    """The images for a likelihood, of digits or Fashion-MNIST."""
+    return images(loaded(data), likelihood)
+
+
 def images(data: datasets.ImageData, likelihood: str) -> Images:
     """Intensities for Normal noise, binary pixels for Bernoulli, 16 levels of gray as counts for Poisson."""
     transforms: dict[str, Callable[[Tensor], Tensor]] = {
@@ -83,8 +95,7 @@ def images(data: datasets.ImageData, likelihood: str) -> Images:
 
 
 # The composition is named by L1 = L2, as in the paper, or by kappa like the projected decoder. LIDVAE is the
-# composition with L = 0. All decoders take their frame, if they have one, from the data, and the projected decoder goes
-# on to train it, but in one row.
+# composition with L = 0. All decoders take their frame, if they have one, from the data, and one goes on to train it.
 Shape = tuple[int, ...]
 Maker = Callable[[int, Shape, Shape, nn.Module], nn.Module]  # from latent dimension, image, widths and likelihood
 
@@ -104,7 +115,7 @@ def composition(constant: float | None = None, *, kappa: float = 0.0) -> Maker:
     )
 
 
-def projected(kappa: float, *, train_frame: bool = True) -> Maker:
+def projected(kappa: float, *, train_frame: bool = False) -> Maker:
     return lambda latent_dim, shape, hidden, likelihood: ProjectedDecoder(
         mlp(latent_dim, hidden, math.prod(shape)),
         latent_dim=latent_dim,
@@ -119,7 +130,7 @@ DECODERS: dict[str, Maker] = {
     "plain": plain(linear_path=False),
     "plain, linear path": plain(linear_path=True),
     **{name: projected(kappa) for name, kappa in KAPPAS.items()},
-    "projected, kappa = 0.25, fixed frame": projected(0.25, train_frame=False),
+    "projected, kappa = 0.5, trained frame": projected(0.5, train_frame=True),
     "LIDVAE": composition(0.0),
     "composition, kappa = 0.25": composition(kappa=0.25),
     "composition, L1 = L2 = 0.5": composition(0.5),

@@ -19,7 +19,6 @@ digits with Normal noise. ``PYRO_ILVAE_SMOKE=1`` takes seconds, for tests. Resul
 and none is made twice; ``PYRO_ILVAE_KEPT=1`` makes tables and pictures of the fits that are there, and no other fit.
 """
 
-import functools
 import itertools
 
 import matplotlib.pyplot as plt
@@ -29,10 +28,9 @@ from _images import (
     DECODERS,
     KAPPAS,
     LATENT_DIM,
-    Images,
     build,
     guaranteed,
-    images,
+    images_of,
     kl_of_dimensions,
     measure,
     own_information,
@@ -40,8 +38,7 @@ from _images import (
 )
 from _sweep import FULL, OUTPUT, SMOKE, Column, Run, Sweep, chosen, median_and_range, print_table
 from matplotlib.axes import Axes
-
-from pyro_ilvae import datasets
+from matplotlib.lines import Line2D
 
 SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
 LEARNING_RATE = 3e-3
@@ -61,18 +58,8 @@ ROWS = {panel: list(DECODERS) if panel == ("digits", "Normal") else IN_NATS for 
 if SMOKE:
     MOST_EPOCHS = dict.fromkeys(MOST_EPOCHS, 2)
     few = ("plain", "plain, linear path", "projected, kappa = 0", "projected, kappa = 0.25")
-    ROWS = dict.fromkeys(PANELS, [*few, "composition, L1 = L2 = 0.5"])
+    ROWS = {panel: [*few, "composition, L1 = L2 = 0.5"] for panel in PANELS}
 MARGIN, ACTIVE = 0.01, 0.3  # a percent of the best likelihood; nats below which a dimension counts as collapsed
-
-
-@functools.cache
-def loaded(data: str) -> datasets.ImageData:
-    return datasets.digits() if data == "digits" else datasets.fashion_mnist()
-
-
-@functools.cache
-def images_of(data: str, likelihood: str) -> Images:
-    return images(loaded(data), likelihood)
 
 
 def fit(data: str, likelihood: str, decoder: str, seed: int) -> Run:
@@ -118,6 +105,12 @@ COLUMNS: dict[str, Column] = {
 for panel in PANELS:
     print_table(", ".join(panel), {row: runs(panel, row) for row in ROWS[panel] if runs(panel, row)}, COLUMNS)
 
+
+def label(row: str) -> str:
+    """The row without its decoder."""
+    return row.removeprefix("projected, ").removeprefix("composition, ").replace("kappa", "κ")
+
+
 # The three questions. A seed counts where all of its fits are there. The best kappa is chosen by validation images.
 print()
 for panel, seed in itertools.product(PANELS, SEEDS):
@@ -126,16 +119,16 @@ for panel, seed in itertools.product(PANELS, SEEDS):
         continue
     value = {row: run["log_likelihood"] for row, run in of_seed.items()}
     top = max(value.values())
-    other = max((row for row in value if row not in KAPPAS), key=lambda row: value[row])
+    other = max((row for row in value if not row.startswith("projected")), key=lambda row: value[row])
     slack = MARGIN * abs(top) if panel[1] == "Poisson" else 0.0
-    tried = [row for row in KAPPAS if row in value]
+    tried = [row for row in value if row.startswith("projected")]
     best = max(tried, key=lambda row: of_seed[row]["validation"])
     first = [row for row in tried if value[row] >= value[other] - slack and of_seed[row]["smallest_kl"] >= ACTIVE]
-    costs = {KAPPAS[row]: (top - value[row]) / abs(top) for row in tried if KAPPAS[row] <= 0.5}
+    costs = {KAPPAS[row]: (top - value[row]) / abs(top) for row in tried if KAPPAS.get(row, 1) <= 0.5}
     print(
         f"{', '.join(panel)}, seed {seed}: {other} has {value[other]:.2f} nats, {best}, the best by validation, "
         f"{value[best]:.2f} with a smallest KL of {of_seed[best]['smallest_kl']:.2f}. Goal 1 is met at the best kappa: "
-        f"{best in first}; it is met at: {', '.join(f'{KAPPAS[row]:g}' for row in first) or 'none'}. Cost by kappa: "
+        f"{best in first}; it is met at: {', '.join(map(label, first)) or 'none'}. Cost by kappa: "
         f"{', '.join(f'{kappa:g}: {100 * cost:.1f} %' for kappa, cost in costs.items())}; goal 2 is met: "
         f"{max(costs.values()) <= MARGIN}"
     )
@@ -149,54 +142,56 @@ for panel in PANELS:
         if found:
             print(f"  {', '.join(panel)}, {row}: {', '.join(f'{share:.2f}' for share in found)} of it by the Jacobian")
 
-# The first picture: held-out likelihood, the plain decoders as bands. Points are hollow for a fit with a collapsed
-# dimension.
+# The first picture: held-out likelihood, the plain decoders as bands from the lowest to the highest seed. Points are
+# hollow for a fit with a collapsed dimension.
+COLORS = {"plain": "tab:gray", "plain, linear path": "tab:orange", "projected": "tab:blue", "composition": "tab:green"}
 FRAMED = [row for row in ROWS[PANELS[0]] if not row.startswith("plain")]
-LABELS = [row.removeprefix("projected, ").removeprefix("composition, ").replace("kappa", "κ") for row in FRAMED]
-BANDS = {"plain": "tab:gray", "plain, linear path": "tab:orange"}
+GROUPS = {row: "projected" if row.startswith("projected") else "composition" for row in FRAMED}
 
 
 def draw_likelihoods(ax: Axes, panel: Panel) -> None:
-    for row, color in BANDS.items():
+    for row in ("plain", "plain, linear path"):
         values = [run["log_likelihood"] for run in runs(panel, row)]
         if values:
-            ax.axhspan(min(values), max(values), color=color, alpha=0.25, linewidth=0)
-            ax.axhline(np.median(values), color=color, label=row)
-    for i, row in enumerate(FRAMED):
-        color = "tab:blue" if row in KAPPAS else "tab:green"
+            ax.axhspan(min(values), max(values), color=COLORS[row], alpha=0.25, linewidth=0)
+            ax.axhline(np.median(values), color=COLORS[row], linewidth=1)
+    shown = [row for row in FRAMED if row in ROWS[panel]]
+    for i, row in enumerate(shown):
+        color = COLORS[GROUPS[row]]
         for run in runs(panel, row):
             face = color if run["smallest_kl"] >= ACTIVE else "white"
-            ax.plot(i, run["log_likelihood"], "o", markeredgecolor=color, markerfacecolor=face, alpha=0.9)
-    ax.set_xticks(range(len(FRAMED)), LABELS, rotation=60, ha="right")
-    ax.axvline(sum(row in KAPPAS for row in FRAMED) - 0.5, color="black", linewidth=0.5)
+            ax.plot(i, run["log_likelihood"], "o", markeredgecolor=color, markerfacecolor=face)
+    ax.set_xticks(range(len(shown)), map(label, shown), rotation=60, ha="right", rotation_mode="anchor")
+    ax.axvline(sum(GROUPS[row] == "projected" for row in shown) - 0.5, color="black", linewidth=0.5)
     ax.set_title(", ".join(panel))
 
 
-figure, axes = plt.subplots(1, len(PANELS), figsize=(1 + 3.2 * len(PANELS), 4.6), layout="constrained", squeeze=False)
+width = 1 + 3.2 * len(PANELS)
+figure, axes = plt.subplots(1, len(PANELS), figsize=(width, 4.6), layout="constrained", squeeze=False)
 for ax, panel in zip(axes[0], PANELS, strict=True):
     draw_likelihoods(ax, panel)
 axes[0, 0].set_ylabel("held-out log likelihood (nats per image)")
-handles, names = axes[0, 0].get_legend_handles_labels()
-handles += [
-    plt.Line2D([], [], color=c, marker="o", linestyle="", markerfacecolor=f)
-    for c, f in (("tab:blue", "tab:blue"), ("tab:green", "tab:green"), ("black", "white"))
-]
-names += ["projected", "composition", f"hollow: a dimension below {ACTIVE} nats"]
-figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small", frameon=False)
+handles = [Line2D([], [], color=color) for color in list(COLORS.values())[:2]]
+handles += [Line2D([], [], color=color, marker="o", linestyle="") for color in list(COLORS.values())[2:]]
+handles.append(Line2D([], [], color="black", marker="o", linestyle="", markerfacecolor="white"))
+names = [*COLORS, f"hollow: a dimension below {ACTIVE} nats"]
+figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
 figure.savefig(OUTPUT / "nats_likelihood.png", dpi=120)
 
 # The second picture: what is guaranteed and what there is, for digits with Normal noise.
 figure, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
-ax.plot([0, 1], [0, LATENT_DIM], color="black", label="guaranteed by kappa: K kappa")
-for measure_name, label, marker, color in (
+ax.plot([0, max(KAPPAS.values())], [0, max(KAPPAS.values()) * LATENT_DIM], color="black", label="guaranteed: K kappa")
+for name, text, marker, color in (
     ("floor_by_jacobian", "guaranteed by the Jacobian", "^", "tab:blue"),
-    ("own_information_low", "information in the model's own data, at least", "o", "tab:green"),
-    ("kl", "mean KL on held-out images", "x", "tab:red"),
+    ("own_information_low", "information in the model's own data", "o", "tab:green"),
+    ("kl", "mean KL of held-out images", "x", "tab:red"),
 ):
-    points = [(kappa, run[measure_name]) for row, kappa in KAPPAS.items() for run in runs(PANELS[0], row)]
-    medians = [np.median([run[measure_name] for run in runs(PANELS[0], row)]) for row in KAPPAS if runs(PANELS[0], row)]
-    ax.plot(*zip(*points, strict=True), marker, color=color, label=label)
-    ax.plot([KAPPAS[row] for row in KAPPAS if runs(PANELS[0], row)], medians, color=color, linewidth=0.8)
+    there = {
+        kappa: [run[name] for run in runs(PANELS[0], row)] for row, kappa in KAPPAS.items() if runs(PANELS[0], row)
+    }
+    points = [(kappa, value) for kappa, values in there.items() for value in values]
+    ax.plot(*zip(*points, strict=True), marker, color=color, label=text)
+    ax.plot(list(there), [np.median(values) for values in there.values()], color=color, linewidth=0.8)
 ax.set(xlabel="kappa (nats per dimension)", ylabel="nats", ylim=(0, None), title="digits, Normal noise")
 ax.legend()
 figure.savefig(OUTPUT / "nats_guaranteed.png", dpi=120)
