@@ -24,6 +24,7 @@ class ExponentialFamily(Module):
     integer_data = False
     depends_on_batch = False
     smallest_information: Callable[[Tensor], Tensor]
+    _natural_directions = False  # whether a decoder starts with directions of natural parameters, and not of data
     _event_dim: int | None = None  # the number of dimensions of one datum's natural parameters; a model sets it
 
     def _shown(self, name: str) -> str:

@@ -198,6 +198,7 @@ class Poisson(ExponentialFamily):
     """
 
     support = constraints.nonnegative_integer
+    _natural_directions = True
 
     def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
@@ -228,6 +229,7 @@ class NegativeBinomial(ExponentialFamily):
     """
 
     support = constraints.nonnegative_integer
+    _natural_directions = True
 
     def __init__(self, total_count: float = 1.0, estimate: Literal["fixed", "learned"] = "learned") -> None:
         super().__init__()

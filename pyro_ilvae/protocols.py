@@ -4,6 +4,7 @@ These are descriptions for readers and type checkers. Nothing here is a base cla
 has the attributes that a function needs can be passed to it. Attributes marked *optional* may be left out.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,11 @@ class Decoder(Protocol):
         inverse_lipschitz: optional; the constant L of the whole map, with a setter if L may change.
         frame: optional; an object with ``coordinates(y)``, Q^T y, by which a ``SequenceDecoder`` checks that Q is
             centered.
+        coordinates: optional; a linear map P from outputs y of shape (..., \*event_shape) to (..., K), with z -> P f(z)
+            one to one wherever its Jacobian is not singular. It is what
+            :func:`~pyro_ilvae.diagnostics.guaranteed_information` rests on for K < D.
+        channel_constant: optional; the inverse Lipschitz constant of z -> P f(z), if that is not ``inverse_lipschitz``.
+        coordinate_constant: optional; a lower bound on the derivatives of (P f(z))_j along z_j, the same for all j.
         bounded_part: optional; a part g of f = h(g(z)), g from R^K to itself, and a constant :math:`L_1` with
             :math:`\|J_g^\top v\| \ge L_1 \|v\|`. It bounds the Fisher divergence of each datum. For K = D, f itself
             does.
@@ -47,6 +53,9 @@ class Decoder(Protocol):
     conditional: bool
     inverse_lipschitz: float
     frame: Any
+    coordinates: Callable[[Tensor], Tensor]
+    channel_constant: float
+    coordinate_constant: float
     bounded_part: tuple[nn.Module, float] | None
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:

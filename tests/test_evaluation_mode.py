@@ -17,6 +17,7 @@ from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.diagnostics import (
     collapse_summary,
     evidence,
+    guaranteed_information,
     guide_fisher_divergence,
     kl_divergence,
     kl_per_dimension,
@@ -270,7 +271,18 @@ def test_densities_of_a_flow_are_those_of_evaluation_mode(measure):
     assert measured() == value
 
 
+def with_coordinates(decoder):
+    def own(z):
+        return decoder(z)
+
+    own.latent_dim, own.inverse_lipschitz, own.coordinates = 2, 0.0, lambda y: y[..., :2]
+    return own
+
+
 DECODERS = {
+    "guaranteed_information": lambda decoder: (
+        guaranteed_information(with_coordinates(decoder), Normal(0.5), num_samples=20, seed=0).by_jacobian
+    ),
     "lipschitz_audit": lambda decoder: lipschitz_audit(decoder, latent_dim=2, num_samples=20, steps=3, seed=0),
     "separation": lambda decoder: separation(decoder, Normal(0.5), latent_dim=2, num_samples=20, seed=0),
     "mean_fisher_divergence": lambda decoder: mean_fisher_divergence(

@@ -91,14 +91,18 @@ class Moments:
         if sum(map(len, self._rows)) > _most_rows(len(self.mean)):
             self._rows = [torch.linalg.qr(torch.cat(self._rows), mode="r").R]
 
-    def directions(self, num_directions: int, scales: Tensor | None = None) -> Tensor:
+    def directions(self, num_directions: int, scales: Tensor | None = None, num_categories: int = 0) -> Tensor:
         """The leading principal directions, at most so many and at most the rank, of shape (D, K).
 
-        Those of the data divided by ``scales`` of shape (D,), if they are given.
+        Those of the data divided by ``scales`` of shape (D,), if they are given, and without their mean over each set
+        of categories, if there are any.
         """
         rows, mean = torch.cat(self._rows), self.mean
         if scales is not None:
             rows, mean = rows / scales.to(rows), mean / scales.to(mean)
+        if num_categories:
+            sets = rows.unflatten(-1, (-1, num_categories))
+            rows = (sets - sets.mean(-1, keepdim=True)).flatten(-2)
         _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
         eps = torch.finfo(torch.float64).eps
         # The mean is rounded, which gives equal data a variation of that size.

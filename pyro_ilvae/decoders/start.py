@@ -90,31 +90,23 @@ def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -
 
 
 def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place) -> Tensor:
-    """The leading directions of the data in units of their noise, taken to natural parameters: (D, K) or fewer."""
-    if _categories(likelihood, place.event_shape)[0]:
-        # Of the indicators of categories.
-        p = offset.double().softmax(-1).flatten()
-        variance = information = p * (1 - p)
-    else:
-        information = information_diagonal(likelihood, offset).flatten()
-        try:
-            variance = likelihood(offset).variance.double().flatten()
-        except (AttributeError, NotImplementedError):
-            variance = information  # as it is where the data are the sufficient statistic of eta
-    for name, value in (("information", information), ("variance", variance)):
-        if not (value.isfinite() & (value > 0)).all():
-            raise ValueError(
-                f"Expected likelihood with a finite {name} > 0 of each entry at the mean of x, got {value}"
-            )
-    found = moments.directions(place.num_directions, variance.sqrt())
-    columns = found / information.sqrt().to(found)[:, None]
-    columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
+    """The leading directions of the data, of shape (D, K) or fewer.
+
+    For counts they are those of the data in units of their noise, taken to the space of natural parameters: log rates
+    are as much in the directions of rare counts, where data vary little.
+    """
+    if not getattr(likelihood, "_natural_directions", False):
+        return moments.directions(place.num_directions, place.weights, place.num_categories)
+    information = information_diagonal(likelihood, offset).flatten().sqrt()
+    noise = likelihood(offset).variance.double().flatten().sqrt()
+    columns = moments.directions(place.num_directions, noise)
+    columns = columns / information.to(columns)[:, None]
     if place.num_categories:
         sets = columns.unflatten(0, (-1, place.num_categories))
         columns = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
     q, r = torch.linalg.qr(columns)
     # What lies in a shift of all categories alone is no direction.
-    return q[:, r.diagonal().abs() > 1e-9 * columns.norm(dim=0)]
+    return (q * r.diagonal().sign())[:, r.diagonal().abs() > 1e-9 * columns.norm(dim=0)]
 
 
 def check_weights(decoder: Any) -> None:

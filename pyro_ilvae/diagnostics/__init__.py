@@ -22,6 +22,7 @@ from pyro_ilvae.diagnostics.fisher.posterior_fisher_divergence_of_draws import (
     FisherDivergenceOfDraws,
     posterior_fisher_divergence_of_draws,
 )
+from pyro_ilvae.diagnostics.guaranteed_information import GuaranteedInformation, guaranteed_information
 from pyro_ilvae.diagnostics.kl_divergence import KLDivergence, kl_divergence
 from pyro_ilvae.diagnostics.kl_per_dimension import kl_per_dimension
 from pyro_ilvae.diagnostics.linear_reference import LinearReference, linear_reference
@@ -41,6 +42,7 @@ __all__ = [
     "Evidence",
     "FisherBound",
     "FisherDivergenceOfDraws",
+    "GuaranteedInformation",
     "GuideFisherDivergence",
     "KLDivergence",
     "LinearReference",
@@ -61,6 +63,7 @@ __all__ = [
     "component_usage",
     "evidence",
     "fisher_bound",
+    "guaranteed_information",
     "guide_fisher_divergence",
     "kl_divergence",
     "kl_per_dimension",

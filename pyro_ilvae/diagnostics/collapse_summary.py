@@ -21,6 +21,7 @@ from pyro_ilvae.diagnostics.evidence import SUMMARY as EVIDENCE
 from pyro_ilvae.diagnostics.fisher.fisher_bound import SUMMARY as POSTERIOR_FISHER
 from pyro_ilvae.diagnostics.fisher.guide_fisher_divergence import SUMMARY as GUIDE_FISHER
 from pyro_ilvae.diagnostics.fisher.mean_fisher_divergence import SUMMARY as MODEL_FISHER
+from pyro_ilvae.diagnostics.guaranteed_information import SUMMARY as GUARANTEED_INFORMATION
 from pyro_ilvae.diagnostics.kl_divergence import SUMMARY as KL
 from pyro_ilvae.diagnostics.kl_per_dimension import SUMMARY as KL_PER_DIMENSION
 from pyro_ilvae.diagnostics.mutual_information import SUMMARY as MUTUAL_INFORMATION
@@ -36,6 +37,7 @@ _OF_SITES: tuple[tuple[str, OfSite], ...] = (
     ("kl", KL),
     ("active_units", ACTIVE_UNITS),
     ("mutual_information", MUTUAL_INFORMATION),
+    ("guaranteed_information", GUARANTEED_INFORMATION),
     ("fisher", GUIDE_FISHER),
 )
 _OF_WHOLE: tuple[tuple[str, OfWhole], ...] = (
@@ -97,10 +99,11 @@ def collapse_summary(
             dimension is the number of data are taken in batches, all other arguments are passed as they are.
         model_kwargs: keyword arguments of the same calls.
         sites: the names of the latent sites; all of them if None.
-        measures: what to compute, of "kl", "active_units", "mutual_information", "fisher", "evidence" and "decoder".
-            The verdicts need "kl". "decoder" is for models that call a decoder and a likelihood, such as
-            :class:`~pyro_ilvae.VAE`: the Fisher divergence averaged over the model's own data, with z from the model's
-            own prior, and its floor.
+        measures: what to compute, of "kl", "active_units", "mutual_information", "guaranteed_information", "fisher",
+            "evidence" and "decoder". The verdicts need "kl". "guaranteed_information" and "decoder" are for models that
+            call a decoder and a likelihood, such as :class:`~pyro_ilvae.VAE`, and are about the model's own data, with
+            z from the model's own prior: the information that the decoder guarantees under Normal noise, and the mean
+            Fisher divergence with its floor.
         collapsed_below: the mean KL in nats below which a unit is collapsed.
         active_from: the mean KL in nats from which on a unit is active.
         epsilon: the divergence in nats below which a datum counts as collapsed in a dimension.
@@ -120,8 +123,10 @@ def collapse_summary(
           ``epsilon_delta_collapsed`` (1 or 0), ``mean_variance`` with ``mean_variance_se``, ``verdict``.
         - For each ``site``: ``kl_total`` with ``kl_total_se``, ``active_units``, ``mutual_information`` and
           ``aggregate_kl`` (nats, with standard errors, the largest value they can take, and the number of draws for
-          each datum, which is below ``num_samples`` where all pairs of data would take too long), ``guide_fisher``
-          (per squared unit of z), ``note``.
+          each datum, which is below ``num_samples`` where all pairs of data would take too long), ``guaranteed_nats``
+          with its standard error (by the Jacobian) and ``guaranteed_floor`` (by L and sigma alone), see
+          :func:`~pyro_ilvae.diagnostics.guaranteed_information`, NaN without a guarantee, ``guide_fisher`` (per squared
+          unit of z), ``note``.
         - For the whole: ``elbo`` and ``log_likelihood`` (means over the data, nats per datum, with standard errors);
           ``posterior_fisher`` with the worst Pareto k of its importance weights and, for a decoder with such a bound,
           ``fisher_bound`` and the smallest ``fisher_ratio`` over the data, which is at least 1 up to rounding; and

@@ -10,6 +10,7 @@ TypeError that names the argument, before a figure is made.
 
 from pyro_ilvae.plots.collapse import plot_divergence_bound, plot_epsilon_curve, plot_kl_per_dimension
 from pyro_ilvae.plots.images import plot_class_samples, plot_images, plot_reconstructions, plot_traversals
+from pyro_ilvae.plots.information import plot_guaranteed_information
 from pyro_ilvae.plots.latent import plot_posteriors
 from pyro_ilvae.plots.training import plot_sweep, plot_training
 
@@ -17,6 +18,7 @@ __all__ = [
     "plot_class_samples",
     "plot_divergence_bound",
     "plot_epsilon_curve",
+    "plot_guaranteed_information",
     "plot_images",
     "plot_kl_per_dimension",
     "plot_posteriors",

@@ -128,6 +128,17 @@ def labeled(name: str, value: Any, shape: str) -> dict[str, Floats]:
     return arrays
 
 
+def sweep_line(ax: Axes, x: Floats, runs: Floats, i: int) -> None:
+    """Draw runs of shape (S, X) as points, one for each seed, and a line through their medians; NaN is left out."""
+    missing = np.isnan(runs)
+    points = np.broadcast_to(x, runs.shape)[~missing], runs[~missing]
+    style: dict[str, Any] = {"color": color(i), "marker": marker(i)}
+    ax.plot(*points, linestyle="none", markersize=4, alpha=0.5, markeredgewidth=0, **style)
+    # One column at a time, because NumPy's nanmedian warns of columns without a value.
+    median = [np.median(run[~gone]) if not gone.all() else np.nan for run, gone in zip(runs.T, missing.T, strict=True)]
+    ax.plot(x, median, linestyle=line_style(i), linewidth=1.8, markersize=0, **style)
+
+
 def legend_beside(ax: Axes, **options: Any) -> None:
     """Draw the legend to the right of the axes."""
     entries = len(options["handles"] if "handles" in options else ax.get_legend_handles_labels()[1])

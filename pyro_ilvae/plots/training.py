@@ -91,7 +91,7 @@ def plot_sweep(
     order = settings.argsort(kind="stable")
     for i, (ax, (title, panel)) in enumerate(zip(drawn, panels.items(), strict=True)):
         for label, runs in panel.items():
-            _sweep_line(ax, settings[order], runs[:, order], styles[label])
+            _drawing.sweep_line(ax, settings[order], runs[:, order], styles[label])
         ax.set(xlabel=xlabel, ylabel=title if ylabels is None else ylabels[i])
         if ylabels is not None:
             ax.set_title(title)
@@ -178,16 +178,6 @@ def plot_training(
             twin.set_ylim(low, high + 0.22 * (high - low))
         ax.legend(handles=lines, loc="upper right", ncols=2, fontsize="small", frameon=False)
     return ax
-
-
-def _sweep_line(ax: Axes, x: Floats, runs: Floats, i: int) -> None:
-    missing = np.isnan(runs)
-    points = np.broadcast_to(x, runs.shape)[~missing], runs[~missing]
-    style: dict[str, Any] = {"color": _drawing.color(i), "marker": _drawing.marker(i)}
-    ax.plot(*points, linestyle="none", markersize=4, alpha=0.5, markeredgewidth=0, **style)
-    # One column at a time, because NumPy's nanmedian warns of columns without a value.
-    median = [np.median(run[~gone]) if not gone.all() else np.nan for run, gone in zip(runs.T, missing.T, strict=True)]
-    ax.plot(x, median, linestyle=_drawing.line_style(i), linewidth=1.8, markersize=0, **style)
 
 
 def _per_step(name: str, value: Array | Schedule, num_steps: int) -> Floats:

@@ -186,6 +186,13 @@ def test_with_a_scale_for_each_entry_the_frame_is_that_of_the_scaled_data():
         torch.testing.assert_close(overlap.abs(), torch.eye(LATENT), rtol=0, atol=1e-3)
         distance = (mean_over_prior(decoder) - x.mean(0)) / scales
         assert distance.abs().max() < 0.1
+    # Where the data vary by less than the noise, the map starts at their variation, in units of the scales.
+    decoder = DECODERS["projected"](inverse_lipschitz=Nats(0.0, likelihood))
+    decoder.initialize(0.01 * factors() * scales, likelihood, seed=0)
+    with torch.no_grad():
+        spread = decoder.map(torch.randn(2000, LATENT)).std(0).square().mean().sqrt()
+    variation = (0.01 * factors()).flatten(1) @ principal_frame(factors(), LATENT)
+    assert float(spread) == pytest.approx(float(variation.var(0).mean().sqrt()), rel=0.3)
 
 
 # From what.
@@ -301,10 +308,10 @@ def test_the_unit_of_constant_data_is_not_one():
 
 def test_a_constant_that_is_not_a_sum_of_powers_of_two_does_not_vary():
     decoder = DECODERS["plain-linear"]()
-    decoder.initialize(torch.full((1000, *EVENT), 0.1), likelihoods.Normal())
+    decoder.initialize(torch.full((997, *EVENT), 0.1, dtype=torch.float64), likelihoods.Normal())
     assert (decoder.linear_path.weight == 0).all()
     with pytest.raises(ValueError, match="varies in at least 1 directions, got 0"):
-        principal_frame(torch.full((1000, 5), 0.1), 1)
+        principal_frame(torch.full((997, 5), 0.1, dtype=torch.float64), 1)
     # A variation of a float's last digit is one.
     x = torch.full((1000, 5), 0.1)
     x[::2, 3] += 1e-8

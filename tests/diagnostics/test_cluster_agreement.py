@@ -1,4 +1,4 @@
-"""Agreement of clusters with labels: one-to-one, whatever the clusters are called, and no purity."""
+"""Agreement of clusters with labels: one-to-one or by purity, whatever the clusters are called."""
 
 import itertools
 import sys
@@ -35,7 +35,7 @@ def test_names_of_clusters_and_labels_do_not_matter(pair, label_names, cluster_n
     labels, predicted = pair
     agreement = cluster_agreement(labels, predicted)
     renamed = cluster_agreement([10 * label_names[i] for i in labels], [cluster_names[i] - 7 for i in predicted])
-    assert renamed[:3] == pytest.approx(agreement[:3])
+    assert renamed[:4] == pytest.approx(agreement[:4])
 
 
 @given(partitions())
@@ -72,19 +72,40 @@ def test_indices_against_pairs_of_data_and_entropies(pair):
         assert agreement.normalized_mutual_information == pytest.approx(information / mean_entropy, abs=1e-9)
 
 
-def test_more_clusters_than_labels_are_not_rewarded_as_purity_would():
+@given(partitions())
+def test_purity_gives_each_cluster_its_most_frequent_label(pair):
+    labels, predicted = np.array(pair[0]), np.array(pair[1])
+    agreement = cluster_agreement(labels, predicted)
+    right = sum(np.bincount(labels[predicted == cluster]).max() for cluster in np.unique(predicted))
+    assert agreement.purity == right / len(labels)
+    most_frequent = np.bincount(labels).max() / len(labels)
+    assert max(agreement.accuracy, most_frequent) <= agreement.purity <= 1
+
+
+@given(partitions())
+def test_purity_never_falls_when_clusters_are_split(pair):
+    labels, predicted = np.array(pair[0]), np.array(pair[1])
+    halves = 2 * predicted + np.arange(len(labels)) % 2
+    assert cluster_agreement(labels, halves).purity >= cluster_agreement(labels, predicted).purity
+    assert cluster_agreement(labels, 0 * predicted).purity == np.bincount(labels).max() / len(labels)
+    assert cluster_agreement(labels, labels).purity == cluster_agreement(labels, np.arange(len(labels))).purity == 1
+
+
+def test_more_clusters_than_labels_are_rewarded_by_purity_alone():
     labels = np.repeat([0, 1], 50)
-    agreement = cluster_agreement(labels, np.arange(100))  # purity 1
+    agreement = cluster_agreement(labels, np.arange(100))
+    assert agreement.purity == 1
     assert agreement.accuracy == 0.02
     assert agreement.adjusted_rand == pytest.approx(0)
     split = cluster_agreement(labels, np.repeat([0, 1, 2, 3], 25))
     assert split.accuracy == 0.5
+    assert split.purity == 1
     assert len(split.matching) == 2
 
 
 def test_fewer_clusters_than_labels():
     agreement = cluster_agreement([0, 0, 0, 1, 1, 2], [5, 5, 5, 5, 5, 5])
-    assert agreement == (0.5, 0.0, 0.0, {5: 0})
+    assert agreement == (0.5, 0.0, 0.0, 0.5, {5: 0})
 
 
 def test_greedy_matching_is_not_enough():
@@ -118,13 +139,13 @@ def test_probabilities_count_by_their_largest(dtype):
 @pytest.mark.parametrize("convert", [list, np.array, torch.tensor, lambda values: torch.tensor(values).float()])
 def test_kinds_of_integers(convert):
     agreement = cluster_agreement(convert([3, 3, -1]), convert([0, 0, 1]))
-    assert agreement == (1.0, 1.0, 1.0, {0: 3, 1: -1})
+    assert agreement == (1.0, 1.0, 1.0, 1.0, {0: 3, 1: -1})
     assert all(type(number) is int for number in [*agreement.matching, *agreement.matching.values()])
 
 
 @pytest.mark.parametrize("predicted", [[7], [[0.2, 0.8]]])
 def test_one_datum(predicted):
-    assert cluster_agreement([4], predicted)[:3] == (1.0, 1.0, 1.0)
+    assert cluster_agreement([4], predicted)[:4] == (1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(

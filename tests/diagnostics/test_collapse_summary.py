@@ -63,7 +63,13 @@ def test_of_a_vae_is_that_of_the_single_measures(kind):
     )
     assert summary.elbo < summary.log_likelihood
     assert of_site.note.item() == ""
+    if kind != "plain":
+        guaranteed = diagnostics.guaranteed_information(model.model, num_samples=5000)
+        assert of_site.guaranteed_floor.item() == pytest.approx(guaranteed.floor) == pytest.approx(1.5 * math.log(1.25))
+        assert abs(of_site.guaranteed_nats.item() - guaranteed.by_jacobian) < 5 * of_site.guaranteed_nats_se.item()
+        assert of_site.guaranteed_nats > of_site.guaranteed_floor
     if kind == "plain":
+        assert np.isnan([of_site.guaranteed_nats, of_site.guaranteed_nats_se, of_site.guaranteed_floor]).all()
         assert math.isnan(summary.model_fisher_floor)
         assert "fisher_bound" not in summary
     else:

@@ -33,7 +33,7 @@ def test_matches_do_not_depend_on_the_names_of_components(pairs, names):
 def test_the_gaps_between_labels_are_matched_in_order():
     assert match_components([3, 3, 7, 9], [7, 7, 9, 3]).permutation.tolist() == [0, 1, 2, 7, 4, 5, 6, 9, 8, 3]
     agreement = cluster_agreement([3, 3, 7, 9], [70_000, 70_000, -2, 10**12])
-    assert agreement == (1.0, 1.0, 1.0, {-2: 7, 70_000: 3, 10**12: 9})
+    assert agreement == (1.0, 1.0, 1.0, 1.0, {-2: 7, 70_000: 3, 10**12: 9})
 
 
 LABELS = {

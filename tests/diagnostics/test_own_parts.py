@@ -22,7 +22,7 @@ K, D = 2, 6
 
 
 class OwnDecoder(nn.Module):
-    """The function, constant and bounded part of another decoder, and nothing else of it."""
+    """The function, constant, coordinates and bounded part of another decoder, and nothing else of it."""
 
     def __init__(self, other):
         super().__init__()
@@ -30,6 +30,8 @@ class OwnDecoder(nn.Module):
         self.latent_dim, self.event_shape = other.latent_dim, other.event_shape
         if hasattr(other, "bounded_part"):
             self.bounded_part = other.bounded_part
+        if hasattr(other, "coordinates"):
+            self.coordinates = other.coordinates
         if hasattr(other, "inverse_lipschitz"):
             self.inverse_lipschitz = other.inverse_lipschitz
 

@@ -42,6 +42,7 @@ def results():
         diagnostics.mean_fisher_divergence(decoder, likelihood, num_samples=20),
         diagnostics.separation(decoder, likelihood, num_pairs=20),
         diagnostics.lipschitz_audit(decoder, num_samples=20, steps=2),
+        diagnostics.guaranteed_information(vae.model, num_samples=20),
         diagnostics.linear_reference(y, 1.0, nats=0.3),
         diagnostics.component_usage(probs),
         diagnostics.coinciding_components(torch.randn(5, 2), torch.ones(5, 2)),

@@ -151,6 +151,18 @@ CALLS = {
         ),
         {"decoder": ["ab", 3, None, ilvae.MLPDecoder, projected(context_dim=3)]},
     ),
+    "guaranteed_information": Call(
+        lambda: (
+            diagnostics.guaranteed_information,
+            {"model_or_decoder": projected(), "likelihood": likelihoods.Normal(0.5), "num_samples": 5}
+            | {"prior": dist.Normal(torch.zeros(K), 1.0).to_event(1), "samples_per_pass": 2, "seed": 0},
+        ),
+        {"model_or_decoder": ["ab", 3, None, ilvae.MLPDecoder], "prior": ["ab", 3, dist.Normal, dist.Normal(0.0, 1.0)]},
+    ),
+    "guaranteed_information of a model": Call(
+        lambda: (diagnostics.guaranteed_information, {"model_or_decoder": vae(projected), "num_samples": 5}),
+        {"model_or_decoder": ["ab", ilvae.VAE]},
+    ),
     "lipschitz_audit": Call(
         lambda: (
             diagnostics.lipschitz_audit,
@@ -361,6 +373,18 @@ CALLS = {
         active=torch.tensor([True, False]),
         epsilon=0.01,
         sort=True,
+    ),
+    "plot_guaranteed_information": of_plot(
+        "plot_guaranteed_information",
+        {
+            "guaranteed": ["ab", 3, None, [], {"floor": [1.0]}, torch.ones(2)],
+            "kappas": ["ab", None, [[1.0]], [torch.inf]],
+        }
+        | {"information": ["ab", [1.0, 2.0, 3.0]], "kl": ["ab", [[[1.0]]], 3.0]},
+        kappas=[0.0, 1.0],
+        guaranteed={"floor": [0.0, 1.0], "by_jacobian": [[0.5, 1.5], [0.4, 1.4]]},
+        information=[1.0, 2.0],
+        kl=[1.0, 2.0],
     ),
     "plot_posteriors": of_plot(
         "plot_posteriors",

@@ -13,6 +13,7 @@ from pyro_ilvae.plots import (
     plot_class_samples,
     plot_divergence_bound,
     plot_epsilon_curve,
+    plot_guaranteed_information,
     plot_images,
     plot_kl_per_dimension,
     plot_posteriors,
@@ -23,6 +24,7 @@ from pyro_ilvae.plots import (
 )
 
 KL, X, ZERO = torch.rand(5, 3), torch.rand(4, 3, 2), torch.zeros(4, 2)
+BOUNDS = {"floor": [1.0, 2.0], "by_jacobian": [2.0, 3.0]}
 PANELS = {"a": {"b": [[1.0, 2.0]]}}
 
 
@@ -49,6 +51,10 @@ ARRAYS = {
     "labels": (lambda value: plot_posteriors(ZERO, ZERO + 1, labels=value), torch.tensor([3, 7, 3, 9])),
     "locations of prior": (lambda value: plot_posteriors(ZERO, ZERO + 1, prior=(value, ZERO + 1)), ZERO),
     "scales of prior": (lambda value: plot_posteriors(ZERO, ZERO + 1, prior=(ZERO, value)), ZERO + 1),
+    "kappas": (lambda value: plot_guaranteed_information(value, BOUNDS), torch.tensor([0.0, 1.0])),
+    "guaranteed": (lambda value: plot_guaranteed_information([0, 1], BOUNDS | {"floor": value}), torch.rand(3, 2)),
+    "information": (lambda value: plot_guaranteed_information([0, 1], BOUNDS, information=value), torch.rand(3, 2)),
+    "kl of guides": (lambda value: plot_guaranteed_information([0, 1], BOUNDS, kl=value), torch.rand(3, 2)),
     "images": (lambda value: plot_images(value), X),
     "labels of images": (lambda value: plot_images(X, labels=value), torch.arange(4)),
     "center": (lambda value: plot_traversals(decode, 3, center=value), KL[0]),
@@ -101,14 +107,14 @@ NO_ARRAYS = {
     "number": 3.0,
     "complex": torch.ones(4, 2) * 1j,
 }
-OPTIONAL = ("active", "standard_error", "beta", "inverse_lipschitz", "labels", "center")
+OPTIONAL = ("active", "standard_error", "beta", "inverse_lipschitz", "labels", "center", "information")
 
 
 @pytest.mark.parametrize("kind", NO_ARRAYS)
 @pytest.mark.parametrize("argument", ARRAYS)
 def test_what_is_no_array_is_refused_by_name(argument, kind):
     name = name_of(argument)
-    if kind == "none" and name in OPTIONAL:
+    if kind == "none" and (name in OPTIONAL or argument == "kl of guides"):
         return
     if kind == "number" and name in ("beta", "inverse_lipschitz"):
         return  # one number for all steps
@@ -120,7 +126,7 @@ def test_what_is_no_array_is_refused_by_name(argument, kind):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("argument", [argument for argument, (_, value) in ARRAYS.items() if value.is_floating_point()])
 def test_values_that_are_not_finite_are_refused_by_name(argument, value):
-    if (argument, str(value)) == ("results", "nan"):
+    if argument in ("results", "guaranteed", "information", "kl of guides") and math.isnan(value):
         return  # a missing run
     draw, right = ARRAYS[argument]
     wrong = right.clone()
@@ -135,6 +141,7 @@ DRAWINGS = {
     "plot_kl_per_dimension of models": lambda ax: plot_kl_per_dimension({"a": KL}, ax=ax),
     "plot_epsilon_curve": lambda ax: plot_epsilon_curve(KL[0], ax=ax),
     "plot_divergence_bound": lambda ax: plot_divergence_bound(KL[0], KL[0], ax=ax),
+    "plot_guaranteed_information": lambda ax: plot_guaranteed_information([0, 1], BOUNDS, ax=ax),
     "plot_training": lambda ax: plot_training(KL[0], ax=ax),
     "plot_posteriors": lambda ax: plot_posteriors(ZERO, ZERO, ax=ax),
     "plot_images": lambda ax: plot_images(X, ax=ax),

@@ -1,0 +1,119 @@
+"""A decoder with Normal noise as a channel from K numbers to K numbers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ilvae.diagnostics._engine.decoding import (
+    certified_constant,
+    check_unconditional,
+    decode,
+    distribution_of,
+    num_features,
+    parameters_of,
+)
+from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+
+_ROWS = 8  # of natural parameters at which the noise is looked at
+
+
+class Channel(NamedTuple):
+    """P x = m(z) + noise, with m(z) = P f(z) from R^K to itself."""
+
+    mean: Callable[[Tensor], Tensor]  #: m, from (N, K) to (N, K)
+    covariance: Tensor  #: of the noise, of shape (K, K), in double precision
+    constant: float  #: the inverse Lipschitz constant of m
+    coordinate_constant: float | None  #: a lower bound on the derivative of each m_j along its z_j; None without one
+
+
+def channel_of(decoder: Callable[[Tensor], Tensor], likelihood: Callable[[Tensor], Any], z: Tensor) -> Channel:
+    """The channel of a decoder and a likelihood, of which ``z`` are some points; raises where there is none."""
+    kind, latent_dim = type(decoder).__name__, z.shape[1]
+    check_unconditional(decoder)
+    constant = certified_constant(decoder)
+    if constant is None:
+        raise UnavailableError(f"Expected a decoder that carries inverse_lipschitz, got {kind}")
+    features = num_features(decoder, z[:2])
+    scale = _noise_scale(likelihood, parameters_of(decoder, z[:_ROWS])).flatten()
+    coordinates: Callable[[Tensor], Tensor] | None = getattr(decoder, "coordinates", None)
+    if coordinates is None:
+        if features != latent_dim:
+            raise UnavailableError(
+                f"Expected a decoder with K = D or the method coordinates, got {kind} with K = {latent_dim} and "
+                f"D = {features}"
+            )
+        if constant == 0:
+            raise UnavailableError(
+                f"Expected a decoder with inverse_lipschitz > 0, or the method coordinates, got {kind} with 0, which "
+                "need not be one to one"
+            )
+        return Channel(lambda at: decode(decoder, at), scale.square().diag(), constant, None)
+    eta = parameters_of(decoder, z[:2])
+    found = coordinates(eta)
+    if found.shape != (len(eta), latent_dim):
+        raise UnavailableError(
+            f"Expected coordinates of a decoder of shape (..., {latent_dim}), got {tuple(found.shape)} from {kind}"
+        )
+    rows = scale * _matrix(coordinates, eta)
+    own, of_coordinates = (getattr(decoder, name, None) for name in ("channel_constant", "coordinate_constant"))
+    return Channel(
+        lambda at: coordinates(decoder(at)),
+        rows @ rows.mT,
+        constant if own is None else float(own),
+        None if of_coordinates is None else float(of_coordinates),
+    )
+
+
+def _matrix(coordinates: Callable[[Tensor], Tensor], eta: Tensor) -> Tensor:
+    """The matrix P of the linear map ``coordinates``, of shape (K, D), in double precision."""
+    latent_dim = coordinates(eta).shape[1]
+    with torch.enable_grad():
+        at = torch.zeros_like(eta[:1]).expand(latent_dim, *eta.shape[1:]).clone().requires_grad_()
+        (rows,) = torch.autograd.grad(coordinates(at).diagonal().sum(), at)
+    return rows.flatten(1).double()
+
+
+def _noise_scale(likelihood: Callable[[Tensor], Any], eta: Tensor) -> Tensor:
+    """The scale of the Normal noise of each entry, of the shape of a datum, in double precision."""
+    kind = type(likelihood).__name__
+    found, again = distribution_of(likelihood, eta), distribution_of(likelihood, eta)
+    scale = _scale(likelihood, found, eta)
+    if scale is None:
+        raise UnavailableError(
+            f"Expected a likelihood with Normal noise, got {kind}, whose noise unit is a reference, not a bound"
+        )
+    if not (scale.isfinite() & (scale > 0)).all():
+        raise UnavailableError(f"Expected a finite noise scale above 0, got {float(scale.min()):.4g} from {kind}")
+    # Where the values of x do not matter, a fixed pattern uses up no draws.
+    x = eta + scale.to(eta) * torch.linspace(-2, 2, eta.numel(), dtype=eta.dtype, device=eta.device).reshape(eta.shape)
+    own, same, normal = (
+        fn.log_prob(x).double().reshape(len(x), -1).sum(1)
+        for fn in (found, again, torch.distributions.Normal(eta, scale.to(eta), validate_args=False))
+    )
+    if not torch.equal(own, same):
+        raise UnavailableError(f"Expected noise of one scale, got {kind}, whose scale is drawn from a prior")
+    if not torch.allclose(own, normal, rtol=1e-4, atol=1e-4):
+        raise UnavailableError(
+            f"Expected a likelihood whose density is Normal around the decoder's output, with a scale that is the same "
+            f"for all z, got another one from {kind}"
+        )
+    return scale
+
+
+def _scale(likelihood: Callable[[Tensor], Any], found: Any, eta: Tensor) -> Tensor | None:
+    """What the likelihood says of its noise, of the shape of a datum; None without Normal noise."""
+    scale: Any = getattr(likelihood, "noise_scale", None)
+    while isinstance(found, torch.distributions.Independent):
+        found = found.base_dist
+    if scale is None and isinstance(found, torch.distributions.Normal) and found.scale.shape == eta.shape:
+        scale = found.scale[0]
+    if scale is None:
+        return None
+    scale = torch.as_tensor(scale, device=eta.device).detach().double()
+    try:
+        return scale.expand(eta.shape[1:])
+    except RuntimeError as error:
+        got = tuple(scale.shape)
+        raise UnavailableError(f"Expected a noise scale of the shape of a datum, got {got}") from error
