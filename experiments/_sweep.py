@@ -33,7 +33,8 @@ Column = Callable[[Sequence[Run]], str]  # from the fits of one row, a fit for e
 SMOKE = bool(os.environ.get("PYRO_ILVAE_SMOKE"))
 FULL = bool(os.environ.get("PYRO_ILVAE_FULL")) and not SMOKE
 KEPT = bool(os.environ.get("PYRO_ILVAE_KEPT")) and not SMOKE
-NUM_JOBS = (
+# In smoke mode tests run in parallel already.
+NUM_JOBS = 1 if SMOKE or KEPT else int(os.environ.get("PYRO_ILVAE_JOBS") or -1)
     1 if SMOKE or KEPT else int(os.environ.get("PYRO_ILVAE_JOBS") or -1)
 )  # in smoke mode tests run in parallel already
 OUTPUT = Path("experiments/output/smoke" if SMOKE else "experiments/output")
