@@ -35,8 +35,6 @@ FULL = bool(os.environ.get("PYRO_ILVAE_FULL")) and not SMOKE
 KEPT = bool(os.environ.get("PYRO_ILVAE_KEPT")) and not SMOKE
 # In smoke mode tests run in parallel already.
 NUM_JOBS = 1 if SMOKE or KEPT else int(os.environ.get("PYRO_ILVAE_JOBS") or -1)
-    1 if SMOKE or KEPT else int(os.environ.get("PYRO_ILVAE_JOBS") or -1)
-)  # in smoke mode tests run in parallel already
 OUTPUT = Path("experiments/output/smoke" if SMOKE else "experiments/output")
 
 
