@@ -201,14 +201,6 @@ class InverseLipschitzDecoder(FramedDecoder):
         eta = self._in_units(self.outer(self.inner(z), frame=self.frame.fixed())) + self.offset
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
-    def coordinates(self, y: Tensor) -> Tensor:
-        r"""The coordinates :math:`Q^\top y` of outputs or data in the frame, of shape (..., K).
-
-        Args:
-            y: of shape (..., \*event_shape).
-        """
-        return self.frame.coordinates(y.flatten(-len(self.event_shape)))
-
 
 def _split(value: float | tuple[float, float], ratio: float) -> tuple[float, float]:
     """The pair (L_1, L_2): the pair that is given, or the one with L_1 L_2 = value and L_1 / L_2 = ratio^2."""

@@ -16,6 +16,8 @@ from pyro_ilvae.decoders.frames import (
     orthonormalize,
 )
 
+__all__ = ["check_centered", "description", "frame_argument", "make_frame", "num_directions"]
+
 
 def frame_argument(frame: Any) -> str | Tensor:
     """The ``frame`` argument of a decoder, its matrix as a tensor; arrays and nested lists are converted."""
@@ -70,7 +72,7 @@ def check_centered(frame: Frame, vocab_size: int) -> None:
         raise ValueError(f"Expected decoder with a frame that has the method coordinates, got {type(frame).__name__}")
     state = next(frame.buffers(), torch.empty(0)) if isinstance(frame, nn.Module) else torch.empty(0)
     if isinstance(frame, MatrixFrame):
-        sums = frame.matrix.double().sum(0)
+        sums = frame.matrix.detach().double().sum(0)
     else:
         with without_autocast(state.device.type):
             sums = frame.coordinates(torch.ones(vocab_size, dtype=state.dtype, device=state.device))

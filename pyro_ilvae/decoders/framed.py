@@ -112,11 +112,14 @@ class FramedDecoder(ConditionalDecoder):
 
         with :math:`\eta(\bar x)` the natural parameters of the mean of the data, :math:`I` the Fisher information and
         :math:`u` the noise unit, for Normal noise its scale. The columns of :math:`Q` are the leading principal
-        directions of the data, for counts those of the data in units of their noise, taken to log rates. Where data vary in fewer than K directions, the others are drawn at random. A
-        frame that was given as a matrix or as "identity" stays. The map starts with half a noise unit beside L z, and a
-        backbone that is an :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer with 0. The constant does not
-        change, but for nats relative to a likelihood without Normal noise, whose noise unit becomes the one of the
-        data. Call it before training.
+        directions of the data, for counts those of the data in units of their noise, taken to log rates. Where data
+        vary in fewer than K directions, the others are drawn at random. A frame that was given as a matrix or as
+        "identity" stays.
+
+        The map starts with half a noise unit beside L z. Without a context, a backbone that is an
+        :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer starts with 0. The constant does not change, but for
+        nats relative to a likelihood without Normal noise, whose noise unit becomes the one of the data. Call it before
+        training.
 
         Args:
             x: a data sample of shape (N, \*data shape), or an iterable of batches, as for
@@ -139,12 +142,15 @@ class FramedDecoder(ConditionalDecoder):
             >>> bool((start - x.mean(0).logit()).abs().max() < 0.5)
             True
         """
+        with seeded(seed):
+            self._apply_start(self._start_of(x, likelihood, seed))
+
+    def _start_of(self, x: Any, likelihood: Any, seed: int | None) -> Start:
         nats = self._nats
         if nats is not None and not isinstance(likelihood, type(nats.likelihood)):
             kind = type(nats.likelihood).__name__
             raise ValueError(f"Expected likelihood to be a {kind}, as in inverse_lipschitz, got {likelihood!r}")
-        with seeded(seed):
-            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
+        return start_from_data(x, likelihood, self._place(), seed)
 
     def _place(self) -> Place:
         check_weights(self)

@@ -120,7 +120,10 @@ class MLPDecoder(ConditionalDecoder):
             >>> decoder.initialize(x, likelihoods.Bernoulli())
         """
         with seeded(seed):
-            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
+            self._apply_start(self._start_of(x, likelihood, seed))
+
+    def _start_of(self, x: Any, likelihood: Any, seed: int | None) -> Start:
+        return start_from_data(x, likelihood, self._place(), seed)
 
     def _place(self) -> Place:
         check_weights(self)
@@ -133,6 +136,7 @@ class MLPDecoder(ConditionalDecoder):
             # The data may vary in fewer directions than z.
             found = start.directions[:, : start.num_found]
             self.linear_path.weight.zero_()[:, : start.num_found].copy_(start.unit * found)
-            zero_last_layer(self.network)
+            if not self.conditional:  # with a context, the network has to learn its part from the first step on
+                zero_last_layer(self.network)
         # What a network returns at its start is not centered.
         self.network[-1].bias += start.offset - self._mean_over_prior()  # type: ignore[operator]

@@ -133,7 +133,8 @@ class ProjectedDecoder(FramedDecoder):
 
     def _start(self, start: Start) -> None:
         self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
-        zero_last_layer(self.backbone)
+        if not self.conditional:  # with a context, the backbone has to learn its part from the first step on
+            zero_last_layer(self.backbone)
 
     @property
     def _dtype(self) -> torch.dtype | None:
@@ -159,19 +160,6 @@ class ProjectedDecoder(FramedDecoder):
             eta: Tensor = frame.embed(inside) if outside is None else frame.replace(outside, inside)
             eta = self._in_units(eta) + self.offset
         return eta.reshape(eta.shape[:-1] + self.event_shape)
-
-    def coordinates(self, y: Tensor) -> Tensor:
-        r"""The coordinates :math:`Q^\top y` of outputs or data in the frame, of shape (..., K).
-
-        Args:
-            y: of shape (..., \*event_shape).
-        """
-        return self.frame.coordinates(y.flatten(-len(self.event_shape)))
-
-    @property
-    def coordinate_constant(self) -> float:
-        """A lower bound on the slope of each coordinate along its own z_j: the map's Jacobian is symmetric."""
-        return self.map.inverse_lipschitz
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:
         """What the backbone returns, of shape (..., D)."""

@@ -39,9 +39,15 @@ class Start(NamedTuple):
     share: float = 0.5  #: how many noise units a map adds to a linear one; more learn faster at first and end lower
 
     @property
+    def extent(self) -> float:
+        """How far the data reach, in natural parameters: their spread, and at most 1 for data that do not vary."""
+        # The noise unit of data that do not vary is as large as their mean is certain.
+        return self.spread if self.spread > 0 else min(self.unit, 1.0)
+
+    @property
     def scale(self) -> float:
         """The size of what a map adds at the start: a share of a noise unit, or less where the data vary less."""
-        return self.share * (min(self.unit, self.spread) if self.spread > 0 else self.unit)
+        return self.share * min(self.unit, self.extent)
 
 
 @torch.no_grad()

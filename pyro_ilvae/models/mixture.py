@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.models._autoencoder import DenseAutoencoder
-from pyro_ilvae.models._clusters import find_clusters
 from pyro_ilvae.models._components import checked, mean_and_scale, of_component, responsibilities, times_factor
+from pyro_ilvae.models._mixture_prior import MixturePrior
 from pyro_ilvae.models._objective import refuse_without_enumeration
 
 __all__ = ["MixtureVAE"]
 
 
-class MixtureVAE(DenseAutoencoder):
+class MixtureVAE(MixturePrior):
     r"""A variational autoencoder whose prior is a mixture of Gaussians: a GMVAE, LIDMVAE or IL-LIDMVAE.
 
     .. math:: y_n \sim \operatorname{Categorical}(\pi), \qquad
@@ -51,8 +50,10 @@ class MixtureVAE(DenseAutoencoder):
     Components can have a prior (for example a ``PyroSample`` as ``component_loc``) in model and guide, except for a
     guide with the factor form, which reads the components. The other methods need components without a prior.
 
-    Components start at random places, and data tend to gather in the few components that are useful first:
-    :meth:`initialize_components` places them at clusters of a trained encoder's codes instead.
+    Components start in the units of z that L implies, with locations from :math:`N(0, r^2 I)` and scales r for
+    :math:`r = 1 / \max(1, L)`, or for the r that data give to :meth:`initialize`. They start at random places, and data
+    tend to gather in the few components that are useful first: :meth:`initialize_components` places them at clusters of
+    a trained encoder's codes instead.
     :func:`~pyro_ilvae.diagnostics.component_usage` finds empty components, and
     :func:`~pyro_ilvae.diagnostics.coinciding_components` finds components that lie on top of each other. The order of
     the components has no meaning and differs from seed to seed:
@@ -65,7 +66,8 @@ class MixtureVAE(DenseAutoencoder):
         num_components: the number :math:`C` of components.
         data_size: the number N of data in the data set, as for :class:`~pyro_ilvae.VAE`.
         weights: "fixed" keeps :math:`\pi` uniform, which keeps components in use; "learned" trains it.
-        scales: "learned" trains s; "fixed" keeps s at 1. L is in units of z, so small scales weaken what L asks for.
+        scales: "learned" trains s; "fixed" keeps s at 1, and locations start from N(0, I). L is in units of z, so small
+            scales weaken what L asks for.
         enumerate_in: "guide" or "model".
         latent_dim: as for :class:`~pyro_ilvae.VAE`.
         event_shape: as for :class:`~pyro_ilvae.VAE`.
@@ -132,19 +134,7 @@ class MixtureVAE(DenseAutoencoder):
                 "Expected a likelihood with a fixed or learned scale for enumerate_in='guide', got an optimal scale, "
                 "which would count improbable components as much as probable ones"
             )
-        shape = (self.num_components, self.latent_dim)
-        self.component_loc = nn.Parameter(torch.randn(shape))
-        for name, value, estimate in (
-            ("component_logits", torch.zeros(self.num_components), weights),
-            ("component_log_scale", torch.zeros(shape), scales),
-        ):
-            if estimate == "learned":
-                setattr(self, name, nn.Parameter(value))
-            else:
-                self.register_buffer(name, value)
-
-    component_logits: Tensor
-    component_log_scale: Tensor
+        self._create_components()
 
     def extra_repr(self) -> str:
         """The sizes and choices, for ``print``."""
@@ -264,66 +254,6 @@ class MixtureVAE(DenseAutoencoder):
         with seeded(seed):
             z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
             return self._decoded(z, batch_size, mean=mean)
-
-    @torch.no_grad()
-    def initialize_components(
-        self, x: Tensor, batch_size: int | None = None, *, restarts: int = 10, seed: int | None = None
-    ) -> Tensor:
-        r"""Place the components at clusters of encoded data, found by k-means; the encoder must be trained.
-
-        .. math:: m_c = \operatorname{mean}_{n \in c} a_n, \qquad
-            s_c^2 = \operatorname{mean}_{n \in c} \big((a_n - m_c)^2 \pm b_n^2\big), \qquad \pi_c = N_c / N,
-
-        with :math:`a_n, b_n` the encoder's location and scale for datum n. If y is enumerated in the model, the sign is
-        +, because they describe the posterior, for example as learned by a :class:`~pyro_ilvae.VAE` with the same
-        decoder and encoder. If y is enumerated in the guide, the sign is -, because they describe a factor with
-        :math:`a_n \sim N(m_c, s_c^2 + b_n^2)`; :math:`s_c^2` is then at least a tenth of the variance of the locations.
-        Fixed weights and scales keep their values.
-
-        Args:
-            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
-            batch_size: the number of data encoded at a time; all at once if None.
-            restarts: the number of runs of k-means; the run with the closest clusters counts.
-            seed: a seed for k-means; the global random state if None.
-
-        Returns:
-            The cluster of each datum, of shape (N,).
-
-        Raises:
-            ValueError: for fewer different data than components, for components with a prior, and for an encoder with
-                ``num_components``, which encodes data for each component only.
-            ImportError: if scikit-learn is not installed.
-
-        References:
-            Jiang et al. 2017, Variational deep embedding, https://arxiv.org/abs/1611.05148
-        """
-        _checks.positive_int("restarts", restarts)
-        self._check_no_prior("initialize_components")
-        loc, scale = self._encoded(x, batch_size)
-        sign = 1.0 if self.enumerate_in == "model" else -1.0
-        clusters = find_clusters(loc, sign * scale.square(), self.num_components, restarts, seed)
-        self.component_loc.copy_(clusters.loc)
-        if self.scales == "learned":
-            self.component_log_scale.copy_(clusters.scale.log())
-        if self.weights == "learned":
-            self.component_logits.copy_(clusters.share.log())
-        return clusters.members
-
-    def _components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the weights, locations and scales of the components."""
-        return self.component_logits, self.component_loc, self.component_log_scale.exp()
-
-    def _prior(self) -> TorchDistribution:
-        logits, loc, scale = self._components()
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
-
-    def _check_no_prior(self, where: str) -> None:
-        priors = [name for name in self._pyro_samples if name.startswith("component_")]
-        if priors:
-            raise ValueError(
-                f"Expected components without a prior in {where}, got a PyroSample for {priors}: use an encoder with "
-                "num_components or enumerate_in='model'"
-            )
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""

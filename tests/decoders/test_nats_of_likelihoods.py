@@ -298,9 +298,10 @@ def test_reference_unit_is_that_of_the_formula(name, kind):
         decoder.offset.copy_(0.5 * torch.randn(FEATURES))
     decoder.inverse_lipschitz = nats
     information = information_by_draws(likelihood, decoder.offset.detach().reshape(EVENT), 40_000)
-    q = decoder.frame.matrix
-    unit = (torch.trace(q.T @ information @ q) / LATENT) ** -0.5
-    assert decoder.inverse_lipschitz == pytest.approx(float(unit) * ratio(0.5), rel=0.03)
+    unit = (torch.trace(information) / torch.trace(information @ information)) ** 0.5
+    # With categories the traces are estimated by 64 probes.
+    tolerance = 0.1 if name == "categorical" else 0.03
+    assert decoder.inverse_lipschitz == pytest.approx(float(unit) * ratio(0.5), rel=tolerance)
     assert decoder.nats == 0.5
     # It stays with the decoder, and is not that of another draw of the offset.
     before = decoder.inverse_lipschitz

@@ -103,10 +103,19 @@ def test_directions_are_the_principal_ones(name, likelihood_name):
     decoder.initialize(x, likelihood, seed=0)
     matrix = decoder.linear_path.weight if name == "plain-linear" else decoder.frame.matrix
     flat = (torch.nn.functional.one_hot(x, EVENT[-1]) if likelihood_name == "categorical" else x).flatten(1)
-    flat = flat.double().numpy()
-    expected = np.linalg.svd(flat - flat.mean(0))[2][:LATENT].T
-    overlap = np.abs(matrix.detach().double().numpy().T @ expected)
-    np.testing.assert_allclose(overlap, np.eye(LATENT), atol=1e-4)
+    flat = flat.double()
+    noise = torch.ones(FEATURES).double()
+    if likelihood_name in ("poisson", "negative-binomial"):
+        # Of data in units of their noise, taken to log rates: I(b)^-1 times the score, if I and noise are of one datum.
+        b = likelihood.natural_parameters(smoothed_mean(likelihood_name, x).float()).detach()
+        noise = likelihood(b).variance.flatten().double().sqrt()
+    expected = np.linalg.svd(((flat - flat.mean(0)) / noise.detach()).numpy())[2][:LATENT].T
+    if likelihood_name in ("poisson", "negative-binomial"):
+        information = likelihood.smallest_information(b).flatten().detach().double().sqrt()
+        expected = np.linalg.qr(expected / information[:, None].numpy())[0]
+    matrix = torch.nn.functional.normalize(matrix.detach().double(), dim=0)
+    overlap = np.abs(matrix.numpy().T @ expected)
+    np.testing.assert_allclose(overlap, np.eye(LATENT), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", FRAMED)
@@ -157,11 +166,11 @@ def test_the_unit_of_reference_nats_becomes_that_of_the_data(name, likelihood_na
     decoder = DECODERS[name](inverse_lipschitz=Nats(0.5, likelihood))
     decoder.initialize(x, likelihood, seed=0)
     b = likelihood.natural_parameters(smoothed_mean(likelihood_name, x)).detach().float()
-    columns = decoder.frame.matrix.T.reshape(LATENT, *EVENT)
-    information = (columns * likelihood.information_product(b, columns)).sum() / LATENT
-    assert decoder.inverse_lipschitz == pytest.approx(
-        math.sqrt(math.expm1(1.0)) * float(information.detach()) ** -0.5, rel=1e-4
-    )
+    eye = torch.eye(FEATURES).reshape(FEATURES, *EVENT)
+    information = likelihood.information_product(b, eye).reshape(FEATURES, FEATURES).detach()
+    unit = math.sqrt(float(information.trace() / (information @ information).trace()))
+    exact = likelihood_name != "categorical"  # otherwise by 64 probes
+    assert decoder.inverse_lipschitz == pytest.approx(math.sqrt(math.expm1(1.0)) * unit, rel=1e-4 if exact else 0.1)
     assert decoder.nats == 0.5
 
 
@@ -186,13 +195,13 @@ def test_with_a_scale_for_each_entry_the_frame_is_that_of_the_scaled_data():
         torch.testing.assert_close(overlap.abs(), torch.eye(LATENT), rtol=0, atol=1e-3)
         distance = (mean_over_prior(decoder) - x.mean(0)) / scales
         assert distance.abs().max() < 0.1
-    # Where the data vary by less than the noise, the map starts at their variation, in units of the scales.
+    # Where the data vary by less than the noise, the map starts at half their variation, in units of the scales.
     decoder = DECODERS["projected"](inverse_lipschitz=Nats(0.0, likelihood))
     decoder.initialize(0.01 * factors() * scales, likelihood, seed=0)
     with torch.no_grad():
         spread = decoder.map(torch.randn(2000, LATENT)).std(0).square().mean().sqrt()
     variation = (0.01 * factors()).flatten(1) @ principal_frame(factors(), LATENT)
-    assert float(spread) == pytest.approx(float(variation.var(0).mean().sqrt()), rel=0.3)
+    assert float(spread) == pytest.approx(0.5 * float(variation.var(0).mean().sqrt()), rel=0.3)
 
 
 # From what.
@@ -296,7 +305,7 @@ def test_data_with_few_directions(name, likelihood_name, form):
     if name == "plain-linear":
         found = decoder.linear_path.weight.square().sum(0)
         rank = torch.linalg.matrix_rank((x - x[0]).flatten(1).float())
-        torch.testing.assert_close(found, (torch.arange(LATENT) < rank).float())
+        assert (found > 0).tolist() == (torch.arange(LATENT) < rank).tolist()
 
 
 def test_the_unit_of_constant_data_is_not_one():

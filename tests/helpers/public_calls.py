@@ -294,6 +294,7 @@ CALLS = {
     "MixtureVAE.predict_component": Call(
         lambda: (mixture().predict_component, {"x": x(), "batch_size": 2, "num_samples": 5, "seed": 0})
     ),
+    "MixtureVAE.initialize": Call(lambda: (mixture().initialize, {"x": x(), "seed": 0}), {"x": _DATA}),
     "MixtureVAE.initialize_components": Call(
         lambda: (mixture().initialize_components, {"x": x(), "batch_size": 2, "restarts": 2, "seed": 0})
     ),
