@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE
 from pyro_ilvae.decoders.frames import Frame, OrthonormalFrame
 from pyro_ilvae.decoders.nats import noise_unit
 from pyro_ilvae.decoders.principal import Moments, TokenCounts, batches_of
@@ -21,7 +22,7 @@ class Start(NamedTuple):
     offset: Tensor  #: the natural parameters b of the mean of the data, of shape (D,)
     directions: Tensor | None  #: the leading directions of the data, of shape (D, K) or fewer; None to keep the frame
     unit: float  #: the noise unit u of the likelihood at b, in the directions of the frame
-    spread: float  #: the root mean square of the data's coordinates in the frame, in units of natural parameters
+    spread: float  #: how far z is to move the natural parameters at most: the data's root mean square in the frame
 
 
 @torch.no_grad()
@@ -80,7 +81,8 @@ def start_from_tokens(x: Any, vocab_size: int, num_directions: int) -> Start:
     # A sequence tells about z at each of its tokens.
     length = num_tokens / counts.num_sequences
     unit = noise_unit(likelihood, offset, OrthonormalFrame(directions)) / math.sqrt(length)
-    return Start(offset, directions, unit, unit)
+    # A token's history says most of what z could, so z starts with little: names are fitted best from 0.1 to 0.3 logits.
+    return Start(offset, directions, unit, min(unit, INITIAL_SCALE))
 
 
 def normal_scale(likelihood: Any) -> float | None:
