@@ -62,19 +62,12 @@ def projected(vocab_size: int, latent_dim: int, width: int, constant: float | Na
     )
 
 
+# Batches of sequences of equal length hold less padding, but the language model then needs far more epochs: after four,
+# its perplexity on names is 7.70 where random batches have 7.39 (a GRU of 128).
 def batches(x: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """All sequences in random order, a batch at a time, with sequences of about equal length in a batch.
-
-    Sequences are sorted by length within parts of 20 batches, and the batches are shuffled: little of a batch is then
-    padding.
-    """
-    lengths = (x >= 0).sum(1)
-    parts: list[Tensor] = []
-    for part in torch.randperm(len(x)).split(20 * batch_size):
-        parts += part[lengths[part].argsort(stable=True)].split(batch_size)
-    for i in torch.randperm(len(parts)).tolist():
-        batch = x[parts[i]]
-        yield batch[:, : int(lengths[parts[i]].max())]
+    """All sequences in random order, a batch at a time, without columns that hold only padding."""
+    for batch in x[torch.randperm(len(x))].split(batch_size):
+        yield batch[:, (batch >= 0).any(0)]
 
 
 def cosine(step: int, num_steps: int) -> float:
