@@ -28,16 +28,27 @@ class ExponentialFamily(Module):
 
     def _shown(self, name: str) -> str:
         """The value of a parameter whose logarithm is stored, for ``print``; a prior has none."""
-        return "a prior" if name in self._pyro_samples else f"{float(getattr(self, name).detach().exp()):.4g}"
+        if name in self._pyro_samples:
+            return "a prior"
+        value = getattr(self, name).detach().exp()
+        if value.dim() == 0:
+            return f"{float(value):.4g}"
+        return f"{float(value.min()):.4g} to {float(value.max()):.4g} of shape {tuple(value.shape)}"
 
     def _beside(self, name: str, eta: Tensor) -> Tensor:
-        """A parameter shared by all entries of a datum; draws from a prior get dimensions for these entries."""
+        """A parameter shared by all data; draws from a prior get dimensions for the entries of a datum they lack."""
         value: Tensor = getattr(self, name)
         if value.dim() == 0 or name not in self._pyro_samples:
             return value
         prior: Any = self._pyro_samples[name]
         prior = prior if hasattr(prior, "event_dim") else prior(self)
         own = getattr(prior, "event_dim", None)
+        several = getattr(prior, "batch_shape", torch.Size())
+        if several.numel() > 1:  # would be taken for draws side by side
+            raise ValueError(
+                f"Expected a prior on {name} of one draw for all data, got one of batch shape {tuple(several)}; make "
+                f"these the entries of a datum by .to_event({len(several)})"
+            )
         if own is None or own == value.dim():  # not known, or no draws side by side
             return value
         if self._event_dim is None:

@@ -34,7 +34,7 @@ def without_event(distribution: Any) -> Any:
 
 
 class IsotropicNormal(dist.Normal):
-    r"""A Normal with one scale for all entries, which the log density uses as a scalar.
+    r"""A Normal with one scale for all data, which the log density uses as it is, as a scalar for one number.
 
     .. math:: \log p(x \mid \mu) = -\tfrac12 (x - \mu)^2 / \sigma^2 - \log \sigma - \tfrac12 \log 2\pi.
 
@@ -42,7 +42,7 @@ class IsotropicNormal(dist.Normal):
 
     Args:
         loc: the mean :math:`\mu`, of any shape.
-        scale: the standard deviation :math:`\sigma > 0`, of shape ().
+        scale: the standard deviation :math:`\sigma > 0`, of shape (), or of another one that broadcasts with ``loc``.
 
     Example:
         >>> IsotropicNormal(torch.zeros(3), torch.tensor(2.0)).log_prob(torch.zeros(3))

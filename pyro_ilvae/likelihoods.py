@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_mean, as_pair, as_tangent
-from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson
+from pyro_ilvae._normal import Normal
+from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson
 from pyro_ilvae.networks import public_method
 
 __all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
@@ -35,101 +36,6 @@ _TOLERANCE = 1e-3  # of the sum of probabilities, which may have been rounded to
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class Normal(ExponentialFamily):
-    r"""Independent Normal noise around the decoder's output.
-
-    .. math:: p(x \mid \eta) = \prod_d N(x_d \mid \eta_d, \sigma^2).
-
-    Args:
-        scale: the standard deviation :math:`\sigma`, or the value at which its estimate starts.
-        estimate: how :math:`\sigma` is found:
-
-            - "fixed": :math:`\sigma` stays at ``scale``.
-            - "learned": :math:`\sigma` is one scalar parameter, trained with the other parameters.
-            - "optimal": :math:`\sigma^2 = \operatorname{mean} (x - \eta)^2` over each training batch, the maximum
-              likelihood value (sigma-VAE [1]). A running average of these values replaces it without gradients, in
-              ``eval()`` mode and without data, so that evaluation does not depend on how the data are batched.
-
-    Raises:
-        ValueError: for a scale that is not positive, and for another ``estimate``.
-
-    References:
-        [1] Rybkin, Daniilidis & Levine 2021, Simple and effective VAE training with calibrated decoders,
-        https://arxiv.org/abs/2006.13202
-
-    Example:
-        >>> likelihood = Normal(scale=0.1)
-        >>> likelihood(torch.zeros(5, 8)).scale.unique()
-        tensor([0.1000])
-    """
-
-    support = constraints.real
-    _momentum = 0.05
-
-    def __init__(self, scale: float = 1.0, estimate: Literal["fixed", "learned", "optimal"] = "fixed") -> None:
-        super().__init__()
-        self.estimate = _checks.choice("estimate", estimate, ("fixed", "learned", "optimal"))
-        log_scale = torch.tensor(math.log(_checks.positive("scale", scale)))
-        if estimate == "learned":
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-        self.register_buffer("num_updates", torch.tensor(0))
-
-    log_scale: Tensor
-    num_updates: Tensor
-
-    def extra_repr(self) -> str:
-        """The scale and its estimate, for ``print``."""
-        return f"scale={self._shown('log_scale')}, estimate={self.estimate!r}"
-
-    @property
-    def scale(self) -> Tensor:
-        r"""The standard deviation :math:`\sigma` that is used without data, of shape ()."""
-        return self.log_scale.exp()
-
-    @property
-    def noise_scale(self) -> Tensor:
-        r"""The standard deviation :math:`\sigma` of the Normal noise around eta, equal for all entries."""
-        return self.scale
-
-    @property
-    def depends_on_batch(self) -> bool:  # type: ignore[override]
-        """Whether the density of a datum depends on the other data of its batch."""
-        return self.estimate == "optimal"
-
-    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        """The distribution of batch shape ``eta.shape``; only the optimal scale uses ``x``."""
-        eta = as_eta(eta)
-        scale = self._beside("log_scale", eta).exp()
-        if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
-            # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
-            log_scale = 0.5 * (x - eta.detach()).square().mean().clamp(min=1e-12).log()
-            scale = log_scale.exp()
-            if log_scale.isfinite():  # a step with a loss that is not finite must not enter the average
-                weight = 1.0 if self.num_updates == 0 else self._momentum
-                self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
-                self.num_updates += 1
-        return IsotropicNormal(eta, scale)
-
-    @public_method
-    def smallest_information(self, eta: Tensor) -> Tensor:
-        r"""The Fisher information of each entry, :math:`1 / \sigma^2`, of the shape of ``eta``.
-
-        The scale is the one that is used without data.
-        """
-        eta = as_eta(eta)
-        return torch.ones_like(eta) / self._beside("log_scale", eta).exp().square()
-
-    def natural_parameters(self, mean: Tensor) -> Tensor:
-        r"""The natural parameters with this mean, which are the mean: :math:`\eta = m`, of the shape of ``mean``."""
-        return as_mean(mean, -math.inf, math.inf)
-
-    def _interior_mean(self, average: Tensor, num_data: int) -> Tensor:
-        """The average itself: every number is a mean."""
-        return average
 
 
 class Bernoulli(ExponentialFamily):
@@ -382,7 +288,7 @@ def check_support(likelihood: object, x: Tensor, site: str) -> None:
 def shape_of_datum(likelihood: object, event_shape: torch.Size) -> torch.Size | None:
     """The shape of one datum with natural parameters of shape ``event_shape``; None for a likelihood of a user."""
     forward = getattr(type(likelihood), "forward", None)  # which decides it, also in classes that users derive
-    if getattr(forward, "__module__", None) != __name__:
+    if forward not in [globals()[name].forward for name in __all__]:
         return None
     return event_shape[:-1] if isinstance(likelihood, Categorical) else event_shape
 

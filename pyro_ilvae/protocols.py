@@ -89,7 +89,8 @@ class Likelihood(Protocol):
         support_hint: optional; what to do about data outside of the support, as the end of an error message.
         integer_data: optional; True if data stay integers, as categories do.
         depends_on_batch: optional; True if the density of a datum depends on the other data of its batch.
-        noise_scale: optional; sigma, if x is eta plus Normal noise of one scale.
+        noise_scale: optional; sigma, if x is eta plus independent Normal noise: one number for all entries of a datum,
+            or a tensor of its shape with a scale for each.
     """
 
     support: Any

@@ -55,6 +55,7 @@ MODULES = {
     "RecurrentHistory": (lambda: RecurrentHistory(V, hidden_features=4), (TOKENS,)),
     "TransformerHistory": (lambda: TransformerHistory(V, hidden_features=4), (TOKENS,)),
     "Normal": (lambda: likelihoods.Normal(1.0, "learned"), (X,)),
+    "Normal of features": (lambda: likelihoods.Normal(torch.ones(X.shape[-1]), "learned"), (X,)),
     "NegativeBinomial": (lambda: likelihoods.NegativeBinomial(), (X,)),
 }
 EVERY_MODULE = pytest.mark.parametrize(("build", "arguments"), MODULES.values(), ids=MODULES.keys())

@@ -65,7 +65,10 @@ def calls(name, values, *functions):
         ),
         *calls("vocab_size", WRONG_INTS, lambda v: SequenceEncoder(vocab_size=v, latent_dim=2)),
         *calls("num_layers", WRONG_INTS, lambda v: SequenceEncoder(vocab_size=5, latent_dim=2, num_layers=v)),
-        *calls("scale", [0, -1, NAN, "a", None, math.inf, torch.ones(3), [1.0], True], likelihoods.Normal),
+        *calls("scale", [0, -1, NAN, "a", None, math.inf, True, [], [1.0, 0.0], ["a"], {1.0}], likelihoods.Normal),
+        *calls(
+            "scale", [torch.zeros(3), torch.tensor([1.0, NAN]), torch.ones(3, dtype=torch.cfloat)], likelihoods.Normal
+        ),
         *calls("total_count", [0, -1, NAN, "a", None, torch.ones(3), [1.0]], likelihoods.NegativeBinomial),
         *calls(
             "estimate",

@@ -125,6 +125,7 @@ def sequential():
         ),
         (sequential, "latent_dim=2, vocab_size=9, data_size=None, end_token=0, max_length=7"),
         (likelihoods.Normal, "scale=1, estimate='fixed'"),
+        (lambda: likelihoods.Normal([0.5, 2.0], "learned"), "scale=0.5 to 2 of shape (2,), estimate='learned'"),
         (lambda: likelihoods.NegativeBinomial(2.0), "total_count=2, estimate='learned'"),
         (lambda: likelihoods.Categorical(4), "num_categories=4"),
     ],

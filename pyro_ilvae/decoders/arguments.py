@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 
-__all__ = ["dense", "dtype_of", "points", "without_autocast"]
+__all__ = ["dense", "dtype_of", "points", "points_of_shape", "without_autocast"]
 
 
 def dtype_of(module: nn.Module, *path: str) -> torch.dtype | None:
@@ -28,6 +28,16 @@ def points(name: str, value: Any, size: int, dtype: torch.dtype | None) -> Tenso
         value = _converted(name, value, dtype)
     _checks.last_dim(name, value, size)
     return value
+
+
+def points_of_shape(name: str, value: Any, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
+    """Return ``value`` of shape (..., \\*shape) as a tensor of shape (..., D) and of ``dtype``, or raise."""
+    value = dense(name, value)
+    split = value.dim() - len(shape)
+    if split < 0 or value.shape[split:] != shape:
+        expected = ", ".join(["...", *map(str, shape)])
+        raise ValueError(f"Expected {name} of shape ({expected}), got {tuple(value.shape)}")
+    return points(name, value.reshape(*value.shape[:split], shape.numel()), shape.numel(), dtype)
 
 
 def dense(name: str, value: Any) -> Tensor:

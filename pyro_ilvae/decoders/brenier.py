@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
-from pyro_ilvae.decoders.frames import Frame, IdentityFrame
+from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
-from pyro_ilvae.decoders.inversion import default_tolerance, invert, weights_are_drawn
+from pyro_ilvae.decoders.inversion import constant_is_drawn, default_tolerance, invert, weights_are_drawn
 from pyro_ilvae.decoders.nats import Nats, check_kappa
 from pyro_ilvae.networks import Module, public_method
 
@@ -28,6 +28,13 @@ def constant(name: str, value: SupportsFloat) -> float:
     if number > LARGEST_CONSTANT:
         raise ValueError(f"Expected {name} <= {LARGEST_CONSTANT:g}, got {number:g}")
     return number
+
+
+def shown(part: Any) -> str:
+    """The constant of a map or decoder, and its nats if it was given so, for ``print``."""
+    nats: Nats | None = part._nats
+    value = "drawn" if nats is not None and nats.is_drawn else f"{part.inverse_lipschitz:g}"
+    return f"inverse_lipschitz={value}" if nats is None else f"inverse_lipschitz={value}, nats={nats.kappa:g}"
 
 
 def following(nats: Nats | None) -> Nats:
@@ -93,7 +100,7 @@ class BrenierMap(Module):
 
     def extra_repr(self) -> str:
         """Dimension and constant, for ``print``."""
-        return f"features={self.features}, inverse_lipschitz={self.inverse_lipschitz:g}"
+        return f"features={self.features}, {shown(self)}"
 
     @property
     def inverse_lipschitz(self) -> float:
@@ -108,7 +115,7 @@ class BrenierMap(Module):
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
         return None if self._nats is None else self._nats.kappa
 
     @nats.setter
@@ -119,7 +126,11 @@ class BrenierMap(Module):
         """Set L, or the nats of a composition of this map with another one of the constant ``other``."""
         self._other = other
         if isinstance(value, Nats):
-            self._nats: Nats | None = value.in_frame(torch.Size([self.features]), IdentityFrame(*[self.features] * 2))
+            value = value.at(torch.zeros(self.features))
+            if not value.is_drawn:
+                now = torch.as_tensor(value.constant()).detach().max()
+                constant("inverse_lipschitz", float(now) / other)
+            self._nats: Nats | None = value
             return
         # A Python float stays exact when the module's dtype changes.
         self._inverse_lipschitz, self._nats = constant("inverse_lipschitz", value), None
@@ -137,7 +148,8 @@ class BrenierMap(Module):
         if self._nats is None:
             return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
         unit = math.nan if self._nats.unit is None else self._nats.unit
-        return torch.tensor([self.inverse_lipschitz, self._nats.kappa, unit, self._other], dtype=torch.float64)
+        value = math.nan if self._nats.is_drawn else self.inverse_lipschitz
+        return torch.tensor([value, self._nats.kappa, unit, self._other], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         if state.dim() == 0:
@@ -160,7 +172,7 @@ class BrenierMap(Module):
         if state.shape != (4,):
             raise ValueError(f"Expected {name} to be a number or four numbers, got shape {tuple(state.shape)}")
         value, kappa, unit, other = state.tolist()
-        constant(name, value)
+        constant(name, 0.0 if math.isnan(value) else value)
         check_kappa(f"the nats in {name}", kappa)
         _checks.positive(f"the factor in {name}", other)
         if self._nats is None or self._nats.is_reference == math.isnan(unit):
@@ -280,16 +292,17 @@ class BrenierTransform(TransformModule):
 
     def _call(self, x: Tensor) -> Tensor:
         y: Tensor = self.brenier_map(x)
-        tensors = [x, y, *self.brenier_map.parameters()]
+        tensors = [x, y, *self._weights()]
         # Weights drawn from priors change with each read, and tensors of inference mode have no version.
-        traced = not weights_are_drawn(self.brenier_map) and not any(tensor.is_inference() for tensor in tensors)
+        drawn = weights_are_drawn(self.brenier_map) or constant_is_drawn(self.brenier_map)
+        traced = not drawn and not any(tensor.is_inference() for tensor in tensors)
         self._last_draw = (x, y, self._state(tensors), tensors) if traced else None
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
         if self._last_draw is not None and y is self._last_draw[1]:
             x, _, state, tensors = self._last_draw
-            now = [x, y, *self.brenier_map.parameters()]
+            now = [x, y, *self._weights()]
             if (
                 state == self._state(now)
                 and all(a is b for a, b in zip(now, tensors, strict=True))
@@ -297,6 +310,10 @@ class BrenierTransform(TransformModule):
             ):
                 return x
         return self.brenier_map.inverse(y)
+
+    def _weights(self) -> list[Tensor]:
+        nats = self.brenier_map._nats
+        return [*self.brenier_map.parameters(), *([] if nats is None else nats.parameters())]
 
     def _state(self, tensors: list[Tensor]) -> list[Any]:
         # The version of a tensor counts what is changed in place, as by optimizers and load_state_dict. A point drawn

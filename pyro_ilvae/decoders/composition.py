@@ -8,16 +8,14 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following, shown
+from pyro_ilvae.decoders.frame_arguments import description, frame_argument, num_directions
 from pyro_ilvae.decoders.framed import FramedDecoder
-from pyro_ilvae.decoders.frames import description, frame_argument, num_directions
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start
 from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
-
-OUTER_SCALE = 0.3  # noise units that the outer map adds to each natural parameter at a start from data
 
 
 class InverseLipschitzDecoder(FramedDecoder):
@@ -40,7 +38,8 @@ class InverseLipschitzDecoder(FramedDecoder):
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
         inverse_lipschitz: the constant :math:`L = L_1 L_2 \ge 0` of the whole decoder, split evenly, the pair
-            :math:`(L_1, L_2)`, or :class:`~pyro_ilvae.Nats` per dimension, which :math:`L_2` follows. (The paper's experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
+            :math:`(L_1, L_2)`, or :class:`~pyro_ilvae.Nats` per dimension, which :math:`L_2` follows. (The paper's
+            experiments set :math:`L_1 = L_2` and report :math:`L_1`.)
         map_features: the widths of the hidden layers of both maps.
         inner_map_features: the widths of the hidden layers of :math:`g_1`; ``map_features`` if None.
         frame: the matrix B: "random" (orthonormal columns), "identity" (the paper's [I; 0]), "centered" (random columns
@@ -52,6 +51,7 @@ class InverseLipschitzDecoder(FramedDecoder):
             is allowed, up to C.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
+        train_frame: whether B is trained, as for :class:`~pyro_ilvae.ProjectedDecoder`.
 
     Raises:
         ValueError: for K > D or F + K > D, a negative or non-finite constant, columns that are not orthonormal, widths
@@ -82,6 +82,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         context_features: int | None = None,
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
+        train_frame: bool = False,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         features = self.event_shape.numel()
@@ -93,7 +94,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         joint = self.context_features + self.latent_dim
         if self.context_dim is not None:
             self.from_context = Linear(self.context_dim, self.context_features)
-        self._make_frame(frame, joint)
+        self._make_frame(frame, joint, train_frame)
         self.inner = BrenierMap(joint, 1.0, inner_map_features or map_features, activation, input_skips)
         self.outer = BrenierMap(features, 1.0, map_features, activation, input_skips)
         self.inverse_lipschitz = inverse_lipschitz  # type: ignore[assignment]
@@ -109,7 +110,7 @@ class InverseLipschitzDecoder(FramedDecoder):
 
     def _start(self, start: Start) -> None:
         self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
-        self._reset_outer(OUTER_SCALE * min(start.unit, start.spread))
+        self._reset_outer(start.scale)
 
     def _context_features(self, frame: str | Tensor, context_features: int | None) -> int:
         """The number F of numbers the context is reduced to, 0 without a context."""
@@ -134,7 +135,7 @@ class InverseLipschitzDecoder(FramedDecoder):
 
     def extra_repr(self) -> str:
         """Sizes and constant, for ``print``."""
-        return description(self)
+        return description(self, shown(self))
 
     @property
     def bounded_part(self) -> tuple[nn.Module, float] | None:
@@ -151,24 +152,26 @@ class InverseLipschitzDecoder(FramedDecoder):
         A new number keeps the ratio of the two constants, or splits evenly where one of them is 0; a pair sets both.
         With ``Nats``, the constant of the outer map follows, and the constant of the inner map stays.
         """
-        return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz * self._smallest_weight
+        with self._one_draw():
+            return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | tuple[float, float] | Nats) -> None:
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
         if isinstance(value, Nats):
-            value = self._in_frame(value)
-            now = value.constant()
-            first, _ = _split(float(now.detach().mean()) if isinstance(now, Tensor) else now, ratio)
+            nats = self._with_unit(value)
+            # A scale that is drawn has no value now.
+            now = nats.ratio if nats.is_drawn else float(torch.as_tensor(nats.constant()).detach())
+            first, _ = _split(now, ratio)
+            self.outer._set_constant(nats, first or 1.0)
             self.inner.inverse_lipschitz = first
-            self.outer._set_constant(value, first or 1.0)
             return
         self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
         return self.outer.nats
 
     @nats.setter
@@ -195,7 +198,7 @@ class InverseLipschitzDecoder(FramedDecoder):
             reduced = self.from_context(context).to(z.dtype)
             batch_shape = torch.broadcast_shapes(reduced.shape[:-1], z.shape[:-1])
             z = torch.cat([reduced.expand(*batch_shape, -1), z.expand(*batch_shape, -1)], dim=-1)
-        eta = self._in_units(self.outer(self.inner(z), frame=self.frame)) + self.offset
+        eta = self._in_units(self.outer(self.inner(z), frame=self.frame.fixed())) + self.offset
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 

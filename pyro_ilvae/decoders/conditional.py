@@ -12,7 +12,7 @@ from pyro_ilvae.networks import Module
 
 __all__ = ["ConditionalDecoder", "DecoderGiven"]
 
-_NUM_DRAWS = 256
+_NUM_DRAWS = 512
 
 
 class ConditionalDecoder(Module):
@@ -63,6 +63,7 @@ class ConditionalDecoder(Module):
         """The mean of the decoder over z from N(0, I), of shape (D,), at the context 0 if there is one."""
         like = next(self.parameters())
         z = torch.randn(_NUM_DRAWS, self.latent_dim).to(like)
+        z = torch.cat([z, -z])  # what is linear in z then has the mean 0
         context = None if self.context_dim is None else torch.zeros(self.context_dim).to(like)
         with evaluation_mode(self):
             return self(z, context).mean(0).flatten()  # type: ignore[no-any-return]
@@ -121,6 +122,12 @@ class DecoderGiven(nn.Module):
     def channel_constant(self) -> float | None:
         """The constant of the map from z to :meth:`coordinates` of the decoder's value; None without one."""
         return getattr(self.decoder, "channel_constant", self.inverse_lipschitz)
+
+    @property
+    def coordinate_constant(self) -> float:
+        """The attribute of the decoder, if it has one."""
+        constant: float = self.decoder.coordinate_constant  # type: ignore[assignment]
+        return constant
 
     @property
     def coordinates(self) -> Callable[[Tensor], Tensor]:

@@ -1,17 +1,23 @@
 """What decoders with a frame share: the frame, noise units, and the start from data."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
+from pyro_ilvae.decoders.arguments import points_of_shape, without_autocast
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.frames import Frame, OrthonormalFrame, frame_argument, make_frame
+from pyro_ilvae.decoders.frame_arguments import frame_argument, make_frame
+from pyro_ilvae.decoders.frames import Frame, IdentityFrame
 from pyro_ilvae.decoders.nats import Nats
-from pyro_ilvae.decoders.start import Start, completed, start_from_data
+from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data
 from pyro_ilvae.networks import public_method
+
+__all__ = ["FramedDecoder"]
 
 
 class FramedDecoder(ConditionalDecoder):
@@ -19,19 +25,44 @@ class FramedDecoder(ConditionalDecoder):
 
     frame: Frame
     inverse_lipschitz: Any
-    _nats: Nats | None
     offset: Tensor
     _start: Callable[[Start], None]
 
-    def _make_frame(self, frame: str | Tensor, num_directions: int) -> None:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The value of ``forward``."""
+        with self._one_draw():
+            return super().__call__(*args, **kwargs)
+
+    @property
+    def _nats(self) -> Nats | None:
+        """The nats by which the constant was given, if it was."""
+        raise NotImplementedError
+
+    def _one_draw(self) -> AbstractContextManager[Any]:
+        """A context in which L and the scales of the entries belong to one draw of a scale with a prior."""
+        nats = self._nats
+        return nullcontext() if nats is None else nats.one_draw()
+
+    def _make_frame(self, frame: str | Tensor, num_directions: int, trained: bool) -> None:
         frame = frame_argument(frame)
-        self.frame = make_frame(frame, self.event_shape, num_directions)
+        trained = _checks.boolean("train_frame", trained)
+        self.frame = make_frame(frame, self.event_shape, num_directions, trained=trained)
         # A frame that the user chose stays; random directions give way to those of the data.
         self._own_frame = isinstance(frame, Tensor) or frame == "identity"
 
-    def _in_frame(self, value: Any) -> Any:
-        """A constant as it was given; nats with the noise unit that they need."""
-        return value.in_frame(self.event_shape, self.frame) if isinstance(value, Nats) else value
+    def _with_unit(self, value: Any) -> Any:
+        """A constant as it was given; nats with the noise unit that they need, at the offset if there is one."""
+        if not isinstance(value, Nats):
+            return value
+        weights = None if value.is_drawn else value.weights()
+        if weights is not None and weights.shape[-1] != self.event_shape.numel():
+            raise ValueError(
+                f"Expected inverse_lipschitz with a likelihood whose noise_scale has the shape "
+                f"{tuple(self.event_shape)} of a datum, or one number, got {tuple(value.likelihood.noise_scale.shape)}"
+            )
+        own = self._parameters.get("offset")
+        offset = torch.zeros(self.event_shape) if own is None else own.detach().reshape(self.event_shape)
+        return value.at(offset)
 
     @property
     def _smallest_weight(self) -> float:
@@ -40,8 +71,9 @@ class FramedDecoder(ConditionalDecoder):
     @property
     def channel_constant(self) -> float:
         """The constant of the map from z to :meth:`coordinates` of the decoder's value, at least the decoder's own."""
-        constant: float = self.inverse_lipschitz
-        return constant / self._smallest_weight
+        with self._one_draw():
+            constant: float = self.inverse_lipschitz
+            return constant / self._smallest_weight
 
     def _in_units(self, eta: Tensor) -> Tensor:
         """The values of shape (..., D) in units of the scales, if there is one for each entry and L is in nats."""
@@ -50,7 +82,7 @@ class FramedDecoder(ConditionalDecoder):
 
     @public_method
     def coordinates(self, y: Tensor) -> Tensor:
-        r"""The K numbers of a value of the decoder in which z can be told apart.
+        r"""The K numbers of a value of the decoder by which z can be told apart.
 
         .. math:: P y = Q^\top y, \qquad \|P f(z) - P f(z')\| \ge L \|z - z'\|,
 
@@ -61,24 +93,31 @@ class FramedDecoder(ConditionalDecoder):
             y: values of the decoder, or data of the same shape, of shape (..., \*event_shape).
 
         Returns:
-            A tensor of shape (..., K).
+            A tensor of shape (..., K); of a composition with a context, (..., F + K), because no K of them would do.
+
+        Raises:
+            ValueError: for values of another shape.
         """
-        y = y.reshape(*y.shape[: y.dim() - len(self.event_shape)], -1)
+        y = points_of_shape("y", y, self.event_shape, self._dtype)
         weights = None if self._nats is None else self._nats.weights()
-        coordinates = self.frame.coordinates(y if weights is None else y / weights.to(y.dtype))
-        return coordinates[..., coordinates.shape[-1] - self.latent_dim :]
+        with without_autocast(y.device.type):
+            return self.frame.coordinates(y if weights is None else y / weights.to(y.dtype))
 
     @torch.no_grad()
     def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
         r"""Start where the data are: the offset, the frame and the scale of the map, from a sample and its likelihood.
 
-        .. math:: b = \eta(\bar x), \qquad Q = \text{the leading principal directions}, \qquad
-            u = \Big( \tfrac1K \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
+        .. math:: b = \eta(\bar x), \qquad
+            u = \big( \operatorname{tr} I(b) / \operatorname{tr} I(b)^2 \big)^{1/2},
 
         with :math:`\eta(\bar x)` the natural parameters of the mean of the data, :math:`I` the Fisher information and
-        :math:`u` the noise unit, for Normal noise its scale. Backbone and linear path keep their values, and a frame
-        that was given as a matrix or as "identity" stays. The constant does not change, but for nats relative to a
-        likelihood without Normal noise, whose noise unit becomes the one of the data. Call it before training.
+        :math:`u` the noise unit, for Normal noise its scale. The columns of :math:`Q` are the leading principal
+        directions of the data in units of their noise, taken to the space of natural parameters: for Normal noise the
+        principal directions of the data. Where data vary in fewer than K directions, the others are drawn at random. A
+        frame that was given as a matrix or as "identity" stays. The map starts with half a noise unit beside L z, and a
+        backbone that is an :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer with 0. The constant does not
+        change, but for nats relative to a likelihood without Normal noise, whose noise unit becomes the one of the
+        data. Call it before training.
 
         Args:
             x: a data sample of shape (N, \*data shape), or an iterable of batches, as for
@@ -88,7 +127,8 @@ class FramedDecoder(ConditionalDecoder):
             seed: a seed for the weights that are drawn anew; the global random state if None.
 
         Raises:
-            ValueError: for data outside of the likelihood's support or of another shape.
+            ValueError: for data outside of the likelihood's support or of another shape, for a likelihood of another
+                class than that of nats, and for weights with priors, which are set afterwards.
             TypeError: for a likelihood without these methods.
 
         Example:
@@ -100,16 +140,33 @@ class FramedDecoder(ConditionalDecoder):
             >>> bool((start - x.mean(0).logit()).abs().max() < 0.5)
             True
         """
+        nats = self._nats
+        if nats is not None and not isinstance(likelihood, type(nats.likelihood)):
+            kind = type(nats.likelihood).__name__
+            raise ValueError(f"Expected likelihood to be a {kind}, as in inverse_lipschitz, got {likelihood!r}")
         with seeded(seed):
-            frame = self.frame if self._own_frame else None
-            self._apply_start(start_from_data(x, likelihood, self.event_shape, self.frame.latent_dim, frame))
+            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
+
+    def _place(self) -> Place:
+        check_weights(self)
+        nats = self._nats
+        return Place(
+            self.event_shape,
+            self.frame.latent_dim,
+            self.offset,
+            self.frame if self._own_frame else None,
+            getattr(self.frame, "num_categories", 0),
+            # Of a scale that is drawn each draw has other weights.
+            None if nats is None or nats.is_drawn else nats.weights(),
+        )
 
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:
-        if start.directions is not None and isinstance(self.frame, OrthonormalFrame):
-            self.frame.turn(completed(start.directions, self.frame.latent_dim, self.frame.num_categories))
+        if not self._own_frame and not isinstance(self.frame, IdentityFrame):
+            # The last columns are those of z; columns for a context stand before them.
+            self.frame.turn(start.directions.roll(self.frame.latent_dim - self.latent_dim, dims=1))
         if self._nats is not None and self._nats.is_reference:
-            self.inverse_lipschitz = Nats(self._nats.kappa, self._nats.likelihood, unit=start.unit)
+            self.inverse_lipschitz = self._nats.with_unit(start.unit)
         self._start(start)
         # What a network returns at its start is not centered.
-        self.offset += start.offset - self._mean_over_prior()
+        self.offset.add_(start.offset - self._mean_over_prior())

@@ -73,9 +73,15 @@ def weights_are_drawn(module: nn.Module) -> bool:
     return any(getattr(part, table, None) for part in module.modules() for table in tables)
 
 
+def constant_is_drawn(brenier: nn.Module) -> bool:
+    """Whether a map has another constant L for each draw of a noise scale."""
+    nats: Any = getattr(brenier, "_nats", None)
+    return nats is not None and nats.is_drawn
+
+
 def _double_weights(brenier: nn.Module) -> dict[str, Tensor]:
     """The parameters by name, in double precision; none if Pyro draws or constrains some of them."""
-    if weights_are_drawn(brenier):
+    if weights_are_drawn(brenier) or constant_is_drawn(brenier):
         return {}
     parts = brenier.named_modules(prefix="map")
     # Read as attributes, by which Pyro learns of them.

@@ -1,15 +1,18 @@
 """Inverse Lipschitz constants in nats per dimension, relative to the noise of a likelihood."""
 
+import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 
 __all__ = ["Nats"]
 
+_NUM_PROBES = 64
 LARGEST_NATS = 40.0  # L is then 2e17 noise units, and its square still finite in single precision
 
 
@@ -19,19 +22,21 @@ class Nats:
     .. math:: L = \sigma \sqrt{e^{2 \kappa} - 1}, \qquad I(x; z) \ge \tfrac{K}{2} \log(1 + L^2 / \sigma^2) = K \kappa,
 
     for Normal noise of scale :math:`\sigma` and the prior N(0, I); see
-    :func:`~pyro_ilvae.diagnostics.guaranteed_information`. Pass it to a decoder as ``inverse_lipschitz``. L then follows
-    :math:`\sigma` at every step, with its gradient, so that the same nats are guaranteed while :math:`\sigma` is
-    learned. For a scale :math:`\sigma_d` for each entry of a datum, the decoder is :math:`b + S \tilde f(z)` with
+    :func:`~pyro_ilvae.diagnostics.guaranteed_information`. Pass it to a decoder as ``inverse_lipschitz``. L then
+    follows :math:`\sigma` at every step, with its gradient, so that the same nats are guaranteed while :math:`\sigma`
+    is learned. For a scale :math:`\sigma_d` for each entry of a datum, the decoder is :math:`b + S \tilde f(z)` with
     :math:`S = \operatorname{diag}(\sigma_d)`: the constant of :math:`\tilde f` is :math:`\sqrt{e^{2 \kappa} - 1}`, and
-    the constant of the decoder that times the smallest :math:`\sigma_d`.
+    the constant of the decoder that times the smallest :math:`\sigma_d`. An optimal scale is followed in its running
+    average, and a scale with a prior in each draw of it: the likelihood has to be the one of the model.
 
-    For a likelihood without Normal noise no such bound is known, and :math:`\kappa` is a *reference*: a noise unit takes
-    the place of :math:`\sigma`,
+    For a likelihood without Normal noise no such bound is known, and :math:`\kappa` is a *reference*: a noise unit
+    takes the place of :math:`\sigma`,
 
-    .. math:: u = \Big( \tfrac1K \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
+    .. math:: u = \big( \operatorname{tr} I(b) / \operatorname{tr} I(b)^2 \big)^{1/2},
 
-    with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data. The decoder's
-    ``initialize`` computes it from data; before that :math:`b = 0`.
+    with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data: :math:`u^{-2}`
+    is a mean of the information of the entries in which entries with more information count more. The decoder's
+    ``initialize`` computes it from data; before that :math:`b` is the decoder's offset, 0 at the start.
 
     Args:
         kappa: the nats :math:`\kappa` per dimension, from 0 to 40.
@@ -79,19 +84,36 @@ class Nats:
 
     def with_kappa(self, kappa: float) -> "Nats":
         """The same with other nats per dimension."""
-        return Nats(kappa, self.likelihood, unit=self.unit)
+        other = copy.copy(self)
+        other.kappa = check_kappa("nats", kappa)
+        return other
 
-    def in_frame(self, event_shape: torch.Size, frame: Any) -> "Nats":
-        """The same with a noise unit in the directions of a frame at b = 0, if it needs one and has none."""
-        if not self.is_reference or self.unit is not None:
-            return self
-        return self.at(torch.zeros(event_shape), frame)
-
-    def at(self, offset: Tensor, frame: Any) -> "Nats":
-        """The same with the noise unit in the directions of a frame at the natural parameters ``offset``."""
+    def with_unit(self, unit: float) -> "Nats":
+        """The same with another noise unit, if it has need of one."""
         if not self.is_reference:
             return self
-        return Nats(self.kappa, self.likelihood, unit=noise_unit(self.likelihood, offset, frame))
+        return Nats(self.kappa, self.likelihood, unit=unit)
+
+    def at(self, offset: Tensor) -> "Nats":
+        """The same with the noise unit at b = ``offset``, if it needs one and has none."""
+        if not self.is_reference or self.unit is not None:
+            return self
+        return self.with_unit(noise_unit(self.likelihood, offset))
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the scale is drawn from a prior, by each reading of it."""
+        return not self.is_reference and bool(getattr(self.likelihood, "_pyro_samples", None))
+
+    def one_draw(self) -> AbstractContextManager[Any]:
+        """A context in which all readings see the same draw of a scale with a prior."""
+        return self.likelihood._pyro_context if self.is_drawn else nullcontext()  # type: ignore[no-any-return]
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors of the likelihood that the constant follows."""
+        if self.is_reference or not isinstance(self.likelihood, nn.Module):
+            return []
+        return [*self.likelihood.parameters(), *self.likelihood.buffers()]
 
     def constant(self) -> float | Tensor:
         r"""The constant :math:`L`, relative to the geometric mean of the scales if there are several.
@@ -144,14 +166,27 @@ def check_kappa(name: str, value: Any) -> float:
 
 
 @torch.no_grad()
-def noise_unit(likelihood: Any, offset: Tensor, frame: Any) -> float:
-    r"""The noise unit :math:`((1/K) \operatorname{tr}(Q^\top I(b) Q))^{-1/2}` of a likelihood at b = ``offset``."""
-    buffers = list(frame.buffers())
-    offset = offset.to(buffers[0]) if buffers else offset
-    eye = torch.eye(frame.latent_dim, dtype=offset.dtype, device=offset.device)
-    directions = frame.embed(eye).reshape(frame.latent_dim, *offset.shape)
-    product = likelihood.information_product(offset, directions)
-    information = float((directions * product).double().sum()) / frame.latent_dim
-    if not 0 < information < math.inf:
-        raise ValueError(f"Expected a likelihood with information about its natural parameters, got {information:g}")
-    return information**-0.5
+def noise_unit(likelihood: Any, offset: Tensor) -> float:
+    r"""The noise unit :math:`(\operatorname{tr} I / \operatorname{tr} I^2)^{1/2}` of a likelihood at ``offset``."""
+    probes, products = _probed(likelihood, offset)
+    trace, trace_of_square = float((probes * products).sum()), float(products.square().sum())
+    if not 0 < trace < math.inf or not 0 < trace_of_square < math.inf:
+        raise ValueError(f"Expected likelihood with information about its natural parameters, got a trace of {trace:g}")
+    return math.sqrt(trace / trace_of_square)
+
+
+@torch.no_grad()
+def information_diagonal(likelihood: Any, offset: Tensor) -> Tensor:
+    """The Fisher information of each natural parameter at ``offset``, of its shape, in double precision."""
+    probes, products = _probed(likelihood, offset)
+    return (probes * products).mean(0)
+
+
+def _probed(likelihood: Any, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of signs, and the information times each of them, in double precision.
+
+    Hutchinson's estimates of traces and diagonals from them are exact where the entries of a datum are independent.
+    """
+    probes = torch.randint(0, 2, (_NUM_PROBES, *offset.shape), generator=torch.Generator().manual_seed(0))
+    probes = (2.0 * probes - 1).to(offset)
+    return probes.double(), likelihood.information_product(offset, probes).double()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.start import Start, start_from_data
+from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data, zero_last_layer
 from pyro_ilvae.networks import Linear, mlp
 
 __all__ = ["MLPDecoder"]
@@ -95,19 +96,21 @@ class MLPDecoder(ConditionalDecoder):
     def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
         r"""Start where the data are: the last bias and the linear path, from a sample and its likelihood.
 
-        .. math:: b_n = \eta(\bar x), \qquad W = Q,
+        .. math:: b_n = \eta(\bar x), \qquad W = u Q, \qquad A_n = 0,
 
-        the natural parameters of the mean of the data and, with a linear path, their leading principal directions. The
-        other weights keep their values. Call it before training.
+        the natural parameters of the mean of the data, from which what the other weights add on average is taken off,
+        and, with a linear path, the leading directions of the data times the noise unit (see
+        :meth:`ProjectedDecoder.initialize`), 0 where there are none, and nothing beside them. The other weights keep
+        their values. Call it before training.
 
         Args:
             x: a data sample, or an iterable of batches, as for :meth:`ProjectedDecoder.initialize`.
             likelihood: the likelihood of the data, with the methods ``natural_parameters`` and
                 ``information_product``.
-            seed: not used, because nothing is drawn; other decoders draw.
+            seed: a seed for the draws of z over which b_n is centered; the global random state if None.
 
         Raises:
-            ValueError: for data outside of the likelihood's support or of another shape.
+            ValueError: for data outside of the likelihood's support or of another shape, and weights with priors.
             TypeError: for a likelihood without these methods.
 
         Example:
@@ -116,13 +119,20 @@ class MLPDecoder(ConditionalDecoder):
             >>> decoder = MLPDecoder(latent_dim=2, event_shape=8, linear_path=True)
             >>> decoder.initialize(x, likelihoods.Bernoulli())
         """
-        _checks.seed(seed)
-        self._apply_start(start_from_data(x, likelihood, self.event_shape, self.latent_dim))
+        with seeded(seed):
+            self._apply_start(start_from_data(x, likelihood, self._place(), seed))
+
+    def _place(self) -> Place:
+        check_weights(self)
+        bias: Tensor = self.network[-1].bias  # type: ignore[assignment]
+        return Place(self.event_shape, min(self.latent_dim, self.event_shape.numel()), bias)
 
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:
-        if self.linear_path is not None and start.directions is not None:
+        if self.linear_path is not None:
             # The data may vary in fewer directions than z.
-            self.linear_path.weight.zero_()[:, : start.directions.shape[1]].copy_(start.directions)
+            found = start.directions[:, : start.num_found]
+            self.linear_path.weight.zero_()[:, : start.num_found].copy_(start.unit * found)
+            zero_last_layer(self.network)
         # What a network returns at its start is not centered.
         self.network[-1].bias += start.offset - self._mean_over_prior()  # type: ignore[operator]

@@ -91,32 +91,50 @@ class Moments:
         if sum(map(len, self._rows)) > _most_rows(len(self.mean)):
             self._rows = [torch.linalg.qr(torch.cat(self._rows), mode="r").R]
 
-    def directions(self, num_directions: int) -> Tensor:
-        """The leading principal directions, at most so many and at most the rank, of shape (D, K)."""
-        _, values, vectors = torch.linalg.svd(torch.cat(self._rows), full_matrices=False)
-        limit = values[0] * torch.finfo(torch.float64).eps * max(self.total, len(self.mean))
-        rank = int((values > limit).sum())
+    def directions(self, num_directions: int, scales: Tensor | None = None) -> Tensor:
+        """The leading principal directions, at most so many and at most the rank, of shape (D, K).
+
+        Those of the data divided by ``scales`` of shape (D,), if they are given.
+        """
+        rows, mean = torch.cat(self._rows), self.mean
+        if scales is not None:
+            rows, mean = rows / scales.to(rows), mean / scales.to(mean)
+        _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+        eps = torch.finfo(torch.float64).eps
+        # The mean is rounded, which gives equal data a variation of that size.
+        of_mean = 4 * math.sqrt(self.total) * float(mean.norm())
+        rank = int((values > eps * max(float(values[0]) * max(self.total, len(self.mean)), of_mean)).sum())
         return _signed(vectors[: min(num_directions, rank)].mT)
 
     def variances(self, columns: Tensor) -> Tensor:
-        """The variances of the data along unit vectors, the columns of shape (D, K)."""
+        """The variances of the data times vectors, the columns of shape (D, K)."""
         return (torch.cat(self._rows) @ columns.to(self.mean)).square().sum(0) / self.total
 
 
-def batches_of(x: Any) -> Iterator[Tensor]:
-    """The data in pieces: of a whole sample, or the batches of an iterable."""
-    if _is_iterable_of_batches(x):
-        for batch in x:
-            part = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
-            yield _sample("each batch of x", part)
-        return
-    x = _sample("x", x)
-    yield from x.split(_most_rows(math.prod(x.shape[1:])))
+def batches_of(x: Any, shape: torch.Size | None = None, features: int | None = None) -> Iterator[Tensor]:
+    """The data in pieces of bounded size: of a whole sample, or of the batches of an iterable.
+
+    Args:
+        x: the data.
+        shape: the shape of a datum; any of at least one dimension if None.
+        features: how many numbers a datum is; as many as it has entries if None.
+    """
+    event_dim = 1 if shape is None else len(shape)
+    parts = [x]
+    if _is_iterable_of_batches(x, event_dim):
+        parts = (batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch for batch in x)  # type: ignore[assignment]
+    name = "x" if isinstance(parts, list) else "each batch of x"
+    for part in parts:
+        batch = _sample(name, part, event_dim)
+        if shape is not None and batch.shape[1:] != shape:
+            expected = ", ".join(["N", *map(str, shape)])
+            raise ValueError(f"Expected {name} of shape ({expected}), got {tuple(batch.shape)}")
+        yield from batch.split(_most_rows(math.prod(batch.shape[1:]) if features is None else features))
 
 
-def _sample(name: str, x: Any) -> Tensor:
+def _sample(name: str, x: Any, event_dim: int) -> Tensor:
     x = dense(name, x)
-    if x.dim() < 2 or x.is_complex():
+    if x.dim() < 1 + event_dim or x.is_complex():
         raise ValueError(f"Expected {name} of shape (N, *event_shape), real, got {tuple(x.shape)}, {x.dtype}")
     return x
 
@@ -126,11 +144,11 @@ def _most_rows(features: int) -> int:
     return max(2 * features, min(8 * features, 2**23 // max(features, 1)), 1)
 
 
-def _is_iterable_of_batches(x: Any) -> bool:
+def _is_iterable_of_batches(x: Any, event_dim: int = 1) -> bool:
     if isinstance(x, list | tuple):
         first = x[0] if len(x) > 0 else None
         first = first[0] if isinstance(first, list | tuple) and len(first) > 0 else first
-        return getattr(first, "ndim", 0) >= 2
+        return getattr(first, "ndim", 0) >= 1 + event_dim
     # Tensors, arrays and data frames have __array__; sparse matrices and strings are refused as they are.
     return hasattr(x, "__iter__") and not (
         hasattr(x, "__array__") or hasattr(x, "toarray") or isinstance(x, str | bytes)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap
+from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, shown
+from pyro_ilvae.decoders.frame_arguments import description
 from pyro_ilvae.decoders.framed import FramedDecoder
-from pyro_ilvae.decoders.frames import description
 from pyro_ilvae.decoders.nats import Nats
-from pyro_ilvae.decoders.start import Start
+from pyro_ilvae.decoders.start import Start, zero_last_layer
 from pyro_ilvae.networks import Linear, unused
 
 __all__ = ["ProjectedDecoder"]
@@ -50,6 +50,9 @@ class ProjectedDecoder(FramedDecoder):
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
         linear_path: whether there is a linear path :math:`W` beside the backbone, which starts at 0. With K = D nothing
             lies outside of the frame, and there is neither.
+        train_frame: whether Q is trained, as the orthonormal factor of a free matrix. Without Normal noise it may turn
+            to directions about which the data say little, as to pixels that are always dark: the dimensions of z then
+            collapse on the data although L holds.
 
     Raises:
         ValueError: for K > D, a negative or non-finite constant, columns that are not orthonormal, widths below 1, and
@@ -76,14 +79,15 @@ class ProjectedDecoder(FramedDecoder):
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
         linear_path: bool = True,
+        train_frame: bool = False,
     ) -> None:
         super().__init__(latent_dim, event_shape, context_dim)
         _check_backbone(backbone, self.latent_dim, self.context_dim)
         map_features = _checks.widths("map_features", map_features)
         features = self.event_shape.numel()
-        self._make_frame(frame, self.latent_dim)
+        self._make_frame(frame, self.latent_dim, train_frame)
         gain = math.sqrt(features)
-        constant = self._in_frame(inverse_lipschitz)
+        constant = self._with_unit(inverse_lipschitz)
         self.map = BrenierMap(self.latent_dim, constant, map_features, activation, input_skips, gain=gain)
         self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE / gain)
         self.offset = nn.Parameter(torch.zeros(features))
@@ -97,20 +101,21 @@ class ProjectedDecoder(FramedDecoder):
 
     def extra_repr(self) -> str:
         """Sizes and constant, for ``print``."""
-        return description(self)
+        return description(self, shown(self))
 
     @property
     def inverse_lipschitz(self) -> float:
         """The constant L of the whole decoder; it may be set to a number or ``Nats`` at any time."""
-        return self.map.inverse_lipschitz * self._smallest_weight
+        with self._one_draw():
+            return self.map.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | Nats) -> None:
-        self.map.inverse_lipschitz = self._in_frame(value)
+        self.map.inverse_lipschitz = self._with_unit(value)
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given, which may be set to another number; None for a number L."""
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
         return self.map.nats
 
     @nats.setter
@@ -121,9 +126,14 @@ class ProjectedDecoder(FramedDecoder):
     def _nats(self) -> Nats | None:
         return self.map._nats
 
+    @property
+    def coordinate_constant(self) -> float:
+        """A lower bound on the slope of each of the :meth:`coordinates` along its own z_j: grad g is symmetric."""
+        return self.map.inverse_lipschitz
+
     def _start(self, start: Start) -> None:
-        scale = min(start.unit, start.spread)
-        self.map.icnn.reset_parameters(gradient_scale=scale / self.map.gain)
+        self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
+        zero_last_layer(self.backbone)
 
     @property
     def _dtype(self) -> torch.dtype | None:
@@ -137,7 +147,7 @@ class ProjectedDecoder(FramedDecoder):
             context: of shape (..., C); batch dimensions of ``z`` and context broadcast. None without ``context_dim``.
         """
         z, context = self._points(z, context)
-        frame = self.frame
+        frame = self.frame.fixed()
         # With K = D nothing lies outside of the frame, and rounding of the backbone would be all that is left of it.
         outside = self._outside(z, context) if self.latent_dim < frame.features else None
         if outside is not None and self.linear_path is not None:

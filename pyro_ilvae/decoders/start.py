@@ -4,85 +4,175 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ilvae.decoders.brenier import INITIAL_SCALE
-from pyro_ilvae.decoders.frames import Frame, OrthonormalFrame
-from pyro_ilvae.decoders.nats import noise_unit
+from pyro_ilvae._contexts import seeded
+from pyro_ilvae.decoders.frames import Frame, columns_of
+from pyro_ilvae.decoders.inversion import weights_are_drawn
+from pyro_ilvae.decoders.nats import information_diagonal, noise_unit
 from pyro_ilvae.decoders.principal import Moments, TokenCounts, batches_of
 from pyro_ilvae.likelihoods import Categorical, check_support
 
-__all__ = ["Start", "start_from_data"]
+__all__ = ["Place", "Start", "check_weights", "start_from_data", "start_from_tokens"]
+
+
+class Place(NamedTuple):
+    """What a decoder says of itself to those who look for its start."""
+
+    event_shape: torch.Size  #: of its natural parameters, with D entries
+    num_directions: int  #: K, or more with a context
+    like: Tensor  #: one of its parameters, for dtype and device
+    frame: Frame | None = None  #: a frame that stays; None for the directions of the data
+    num_categories: int = 0  #: of a centered frame
+    weights: Tensor | None = None  #: scales of the entries, in units of which the frame lies
 
 
 class Start(NamedTuple):
     """What a decoder takes from data."""
 
     offset: Tensor  #: the natural parameters b of the mean of the data, of shape (D,)
-    directions: Tensor | None  #: the leading directions of the data, of shape (D, K) or fewer; None to keep the frame
-    unit: float  #: the noise unit u of the likelihood at b, in the directions of the frame
-    spread: float  #: how far z is to move the natural parameters at most: the data's root mean square in the frame
+    directions: Tensor  #: orthonormal columns: the leading directions of the data, or those of a frame that stays
+    num_found: int  #: how many of the columns come from the data, which may vary in few directions
+    unit: float  #: the noise unit u of the likelihood at b, in these directions
+    spread: float  #: the root mean square of the data's coordinates in these directions, in natural parameters
+    share: float = 0.5  #: how many noise units a map adds to a linear one; more learn faster at first and end lower
+
+    @property
+    def scale(self) -> float:
+        """The size of what a map adds at the start: a share of a noise unit, or less where the data vary less."""
+        return self.share * (min(self.unit, self.spread) if self.spread > 0 else self.unit)
 
 
 @torch.no_grad()
-def start_from_data(
-    x: Any, likelihood: Any, event_shape: torch.Size, num_directions: int, frame: Frame | None = None
-) -> Start:
-    """The start for a sample or its batches, with a ``frame`` that stays, or else with the directions of the data.
+def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> Start:
+    """The start for a sample or its batches."""
+    with seeded(seed):  # a loader may draw, and what is drawn afterwards must not depend on that
+        moments = _moments(x, likelihood, place)
+    offset = _natural_parameters(likelihood, moments, place)
 
-    Data may vary in fewer directions than ``num_directions``.
-    """
-    for name in ("natural_parameters", "information_product"):
-        if isinstance(likelihood, type) or not callable(getattr(likelihood, name, None)):
-            raise TypeError(f"Expected likelihood to be an object with the method {name}, got {likelihood!r}")
-    categories = event_shape[-1] if getattr(likelihood, "integer_data", False) else 0
-    data_shape = event_shape[:-1] if categories else event_shape
-    moments = Moments()
-    for batch in batches_of(x):
-        if batch.shape[1:] != data_shape:
-            expected = ", ".join(["N", *map(str, data_shape)])
-            raise ValueError(f"Expected x of shape ({expected}), got {tuple(batch.shape)}")
-        check_support(likelihood, batch, "x")
-        moments.add(F.one_hot(batch.long(), categories) if categories else batch)
-    if moments.total == 0:
-        raise ValueError("Expected x with at least one datum, got none")
-    average = moments.mean.reshape(event_shape)
-    interior = getattr(likelihood, "_interior_mean", None)
-    offset = likelihood.natural_parameters(average if interior is None else interior(average, moments.total))
-    directions = None
-    if frame is None:
-        directions = moments.directions(num_directions)
-        frame = OrthonormalFrame(directions).to(offset)
-    if frame.latent_dim == 0:  # all data are equal
-        return Start(offset.flatten(), directions, 1.0, 1.0)
+    if place.frame is None:
+        found = _directions(moments, likelihood, offset, place).to(place.like.device)
+        directions, num_found = completed(found, place.num_directions, place.num_categories), found.shape[1]
+    else:
+        directions, num_found = columns_of(place.frame), 0
     noise = normal_scale(likelihood)
-    unit = noise_unit(likelihood, offset, frame) if noise is None else noise
-    # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
-    columns = frame.embed(torch.eye(frame.latent_dim).to(offset)).mT.double()
+    unit = noise_unit(likelihood, offset) if noise is None else noise
+    columns = directions.double()
+    columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
     spread = math.sqrt(float(moments.variances(columns).mean()))
-    return Start(offset.flatten(), directions, unit, spread * unit * unit if noise is None else spread)
+    # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
+    spread = spread * unit * unit if noise is None else spread
+    return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread)
 
 
 @torch.no_grad()
-def start_from_tokens(x: Any, vocab_size: int, num_directions: int) -> Start:
+def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -> Start:
     """The start of the logits of each token, for a sample of sequences or its batches."""
-    counts = TokenCounts(x, vocab_size)
+    (vocab_size,) = place.event_shape
+    with seeded(seed):
+        counts = TokenCounts(x, vocab_size)
     totals = counts.totals()
     num_tokens = float(totals.sum())
     if num_tokens == 0:
         raise ValueError("Expected x with at least one token, got none")
     likelihood = Categorical(vocab_size)
     mean = likelihood._interior_mean(totals / num_tokens, int(num_tokens))
-    offset = likelihood.natural_parameters(mean).to(torch.get_default_dtype())
-    directions = counts.directions(num_directions)
-    if directions.shape[1] == 0:
-        return Start(offset, directions, 1.0, 1.0)
+    offset = likelihood.natural_parameters(mean).to(place.like)
+    if place.frame is None:
+        found = counts.directions(latent_dim).to(place.like.device)
+        directions, num_found = completed(found, place.num_directions, vocab_size), found.shape[1]
+    else:
+        directions, num_found = columns_of(place.frame), 0
     # A sequence tells about z at each of its tokens.
-    length = num_tokens / counts.num_sequences
-    unit = noise_unit(likelihood, offset, OrthonormalFrame(directions)) / math.sqrt(length)
-    # A token's history says most of what z could, so z starts with little: names are fitted best from 0.1 to 0.3 logits.
-    return Start(offset, directions, unit, min(unit, INITIAL_SCALE))
+    unit = noise_unit(likelihood, offset) / math.sqrt(num_tokens / counts.num_sequences)
+    return Start(offset, directions.to(place.like), num_found, unit, unit, share=0.2)
+
+
+def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place) -> Tensor:
+    """The leading directions of the data in units of their noise, taken to natural parameters: (D, K) or fewer."""
+    if _categories(likelihood, place.event_shape)[0]:
+        # Of the indicators of categories.
+        p = offset.double().softmax(-1).flatten()
+        variance = information = p * (1 - p)
+    else:
+        information = information_diagonal(likelihood, offset).flatten()
+        try:
+            variance = likelihood(offset).variance.double().flatten()
+        except (AttributeError, NotImplementedError):
+            variance = information  # as it is where the data are the sufficient statistic of eta
+    for name, value in (("information", information), ("variance", variance)):
+        if not (value.isfinite() & (value > 0)).all():
+            raise ValueError(
+                f"Expected likelihood with a finite {name} > 0 of each entry at the mean of x, got {value}"
+            )
+    found = moments.directions(place.num_directions, variance.sqrt())
+    columns = found / information.sqrt().to(found)[:, None]
+    columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
+    if place.num_categories:
+        sets = columns.unflatten(0, (-1, place.num_categories))
+        columns = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
+    q, r = torch.linalg.qr(columns)
+    # What lies in a shift of all categories alone is no direction.
+    return q[:, r.diagonal().abs() > 1e-9 * columns.norm(dim=0)]
+
+
+def check_weights(decoder: Any) -> None:
+    """Raise where a start would be set on weights that are drawn anew, or constrained."""
+    if weights_are_drawn(decoder):
+        raise ValueError(
+            f"Expected decoder whose weights are parameters for a start from data, got a {type(decoder).__name__} with "
+            "a prior or a constraint on some: call initialize before these are set"
+        )
+
+
+def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
+    """The moments of the data, checked; those of the indicators of categories."""
+    categories, data_shape = _categories(likelihood, place.event_shape)
+    moments = Moments()
+    for batch in batches_of(x, data_shape, place.event_shape.numel()):
+        if len(batch) > 0:
+            batch = batch.byte() if batch.dtype == torch.bool else batch
+            check_support(likelihood, batch, "x")
+            moments.add(F.one_hot(batch.long(), categories) if categories else batch)
+    if moments.total == 0:
+        raise ValueError("Expected x with at least one datum, got none")
+    return moments
+
+
+def _categories(likelihood: Any, event_shape: torch.Size) -> tuple[int, torch.Size]:
+    """The number of categories, 0 without, and the shape of a datum."""
+    for name in ("natural_parameters", "information_product"):
+        if isinstance(likelihood, type) or not callable(getattr(likelihood, name, None)):
+            raise TypeError(f"Expected likelihood to be an object with the method {name}, got {likelihood!r}")
+    own = getattr(likelihood, "num_categories", None)
+    if own is None or not getattr(likelihood, "integer_data", False):
+        return 0, event_shape
+    if own != event_shape[-1]:
+        raise ValueError(
+            f"Expected likelihood with num_categories = {event_shape[-1]}, the last entry of the decoder's "
+            f"event_shape, got {own}"
+        )
+    return int(own), event_shape[:-1]
+
+
+def _natural_parameters(likelihood: Any, moments: Moments, place: Place) -> Tensor:
+    """The natural parameters of the mean of the data, moved inside of the range of means where a likelihood can."""
+    average = moments.mean.to(place.like.device).reshape(place.event_shape)
+    interior = getattr(likelihood, "_interior_mean", None)
+    offset = likelihood.natural_parameters(average if interior is None else interior(average, moments.total))
+    if not isinstance(offset, Tensor) or offset.shape != place.event_shape:
+        got = tuple(offset.shape) if isinstance(offset, Tensor) else type(offset).__name__
+        raise ValueError(
+            f"Expected likelihood whose natural_parameters have the shape {tuple(place.event_shape)} of the mean, got "
+            f"{got}"
+        )
+    if not offset.isfinite().all():
+        raise ValueError(
+            "Expected likelihood with finite natural_parameters for the mean of x, got NaN or infinity: move means "
+            "at the limit of their range inside of it"
+        )
+    return offset
 
 
 def normal_scale(likelihood: Any) -> float | None:
@@ -99,10 +189,25 @@ def completed(directions: Tensor, num_directions: int, num_categories: int) -> T
     if directions.shape[1] == num_directions:
         return directions
     others = torch.randn(features, num_directions - directions.shape[1]).to(directions)
-    if num_categories:
-        others = others.reshape(-1, num_categories, others.shape[-1])
-        others = (others - others.mean(1, keepdim=True)).reshape(features, -1)
     # Twice, because what is left of a draw may be little.
     for _ in range(2):
-        others = torch.linalg.qr(others - directions @ (directions.mT @ others)).Q
+        others = others - directions @ (directions.mT @ others)
+        if num_categories:
+            sets = others.unflatten(0, (-1, num_categories))
+            others = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
+        others = torch.linalg.qr(others).Q
     return torch.cat([directions, others], dim=1)
+
+
+@torch.no_grad()
+def zero_last_layer(network: nn.Module) -> None:
+    """Let a network return 0 at the start, if it is an MLPDecoder or a sequence of layers that ends with a linear one.
+
+    What other networks return at their start is not known from outside, and is left as it is.
+    """
+    layers = getattr(network, "network", network)
+    last = layers[-1] if isinstance(layers, nn.Sequential) and len(layers) > 0 else None
+    if isinstance(last, nn.Linear | nn.modules.conv._ConvNd):
+        for parameter in last._parameters.values():
+            if parameter is not None:
+                parameter.zero_()

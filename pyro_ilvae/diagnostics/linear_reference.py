@@ -69,7 +69,7 @@ def linear_reference(
     Args:
         x: a data sample of shape (N, \*event_shape), N >= 2.
         noise_scale: the standard deviation :math:`\sigma > 0` of the decoder's noise, in units of x: a number, or a
-            tensor of one number such as ``likelihood.scale``.
+            tensor of one number such as ``likelihood.scale``. With a scale for each entry, pass ``x / scale`` and 1.
         latent_dim: the number of principal directions, at most D, the number of entries of a datum; all D if None.
         inverse_lipschitz: a constant :math:`L \ge 0` in units of x (z has none), to get its divergence.
         nats: a divergence :math:`\kappa \ge 0` per dimension, to get its constant, in place of ``inverse_lipschitz``.

@@ -15,6 +15,7 @@ from pyro_ilvae.diagnostics._engine.decoding import (
     check_likelihood,
     check_unconditional,
     distribution_of,
+    one_draw,
     parameters_of,
     prior_draws,
     split,
@@ -70,9 +71,9 @@ def separation(
     .. math:: \mathrm{KL}(p(x \mid z) \| p(x \mid z')) = \frac{\|f(z) - f(z')\|^2}{2 \sigma^2}
         \ge \frac{L^2 \|z - z'\|^2}{2 \sigma^2}
 
-    for Normal noise with one scale :math:`\sigma` around f(z), and L the constant that the decoder carries. The
-    divergence of other likelihoods is measured without a guarantee, because a guarantee would depend on their
-    curvature, which may vanish.
+    for Normal noise with one scale :math:`\sigma` around f(z), and L the constant that the decoder carries. If each
+    entry has a scale of its own, the guarantee has the largest of them. The divergence of other likelihoods is measured
+    without a guarantee, because a guarantee would depend on their curvature, which may vanish.
 
     The mean over independent pairs, the *spread*, is 0 if and only if p(x | z) does not depend on z, up to values of z
     that have no probability. This is latent non-identifiability [1]. The spread is the sum of the mutual information of
@@ -128,10 +129,11 @@ def separation(
         """The divergences of pairs of shape (P, 2, K), of shape (P,), and the noise scale of each if there is one."""
         # One call, so that weights with a prior are the same for both.
         eta, other_eta = parameters_of(decoder, pairs.transpose(0, 1).flatten(0, 1)).chunk(2)
-        p, q = (without_event(distribution_of(likelihood, parameters)) for parameters in (eta, other_eta))
-        divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
+        with one_draw(likelihood):
+            p, q = (without_event(distribution_of(likelihood, parameters)) for parameters in (eta, other_eta))
+            divergence, estimator = _divergence(likelihood, p, q, eta, other_eta, num_samples)
+            noise = _noise_scale(likelihood, p, q, eta, other_eta)
         estimators.add(estimator)
-        noise = _noise_scale(likelihood, p, q, eta, other_eta)
         return divergence.reshape(len(eta), -1).sum(1), None if noise is None else noise.expand(len(eta))
 
     with torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
@@ -190,10 +192,11 @@ def _in_double(distribution: Any) -> Any:
 
 
 def _noise_scale(likelihood: Callable[[Tensor], Any], p: Any, q: Any, eta: Tensor, other: Tensor) -> Tensor | None:
-    """The one scale of Normal noise around the natural parameters, if that is what the likelihood is."""
+    """The largest scale of Normal noise around the natural parameters, if that is what the likelihood is."""
     known: Tensor | float | None = getattr(likelihood, "noise_scale", None)
     if known is not None:
-        return torch.as_tensor(known, dtype=torch.float64, device=eta.device)
+        # A divergence is at least that of equal scales, all as large as the largest.
+        return torch.as_tensor(known, dtype=torch.float64, device=eta.device).max()
     if not (isinstance(p, torch.distributions.Normal) and isinstance(q, torch.distributions.Normal)):
         return None
     scale = p.scale.flatten()[0]

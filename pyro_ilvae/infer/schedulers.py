@@ -21,6 +21,11 @@ class _Scheduler:
         if not hasattr(decoder, name):
             hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
             raise ValueError(f"Expected a decoder with an attribute {name} to set, got {type(decoder).__name__}{hint}")
+        if getattr(decoder, name) is None:
+            raise ValueError(
+                f"Expected decoder whose inverse_lipschitz was given in {name}, got a {type(decoder).__name__} with a "
+                "number"
+            )
         if not isinstance(schedule, Schedule):
             raise ValueError(
                 f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number"

@@ -50,6 +50,7 @@ class Autoencoder(PyroModule):
         self.decoder = unused(decoder)
         self.encoder = unused(encoder)
         self.likelihood = unused(likelihood)
+        _check_nats(decoder, likelihood)
         if hasattr(likelihood, "_event_dim"):
             likelihood._event_dim = len(self.event_shape)
         self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
@@ -83,7 +84,7 @@ class Autoencoder(PyroModule):
         self._initialize(self._batches(x, None), seed)
 
     def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
-        self.decoder.initialize(batches, self.likelihood, seed=seed)
+        self.decoder.initialize(batches, self.likelihood, seed=seed)  # type: ignore[operator]
 
     @pyro_method
     def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
@@ -262,7 +263,8 @@ class DenseAutoencoder(Autoencoder):
     def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
         """The mean of x, or a draw of x, for each row of ``z``."""
         parts = []
-        with evaluation_mode(self):
+        # In one context, so that a constant in nats follows the draw of a scale with a prior that the likelihood has.
+        with evaluation_mode(self), self._pyro_context:
             for batch in batches(z, batch_size):
                 eta = self.decoder(batch)
                 parts.append(mean_of_data(self.likelihood, eta) if mean else self.likelihood(eta).sample())
@@ -309,6 +311,18 @@ def check_roles(decoder: Any, encoder: Any, likelihood: Any) -> None:
         kind = getattr(part, "_kind", name)  # Modules of users need not say what they are.
         if kind != name:
             raise TypeError(f"Expected {name} to be such as {example}, got a {type(part).__name__}, which is a {kind}")
+
+
+def _check_nats(decoder: Any, likelihood: Any) -> None:
+    """Raise where a constant in nats follows the noise of another likelihood, which nobody trains."""
+    nats = getattr(decoder, "_nats", None)
+    if nats is None or nats.is_reference or not isinstance(likelihood, nn.Module):
+        return
+    if not any(part is nats.likelihood for part in likelihood.modules()):
+        raise ValueError(
+            "Expected likelihood to be the one of the decoder's inverse_lipschitz, Nats(kappa, likelihood), whose "
+            f"noise L follows, got another {type(likelihood).__name__}"
+        )
 
 
 def agreed(name: str, values: dict[str, Any]) -> Any:

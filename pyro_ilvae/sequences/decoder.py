@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.decoders.frames import check_centered
+from pyro_ilvae.decoders.frame_arguments import check_centered
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import start_from_tokens
 from pyro_ilvae.networks import Module, public_method, unused
@@ -119,9 +119,9 @@ class SequenceDecoder(Module):
         r"""Start where the data are: logits of the tokens' frequencies, and directions of tokens that occur together.
 
         .. math:: b_v = \log p_v - \tfrac1V \sum_w \log p_w, \qquad
-            u = \Big( \tfrac{T}{K} \operatorname{tr}(Q^\top I(b)\, Q) \Big)^{-1/2},
+            u = \big( \operatorname{tr} I(b) / (T \operatorname{tr} I(b)^2) \big)^{1/2},
 
-        with :math:`p_v` the frequency of token v, :math:`Q` of :func:`~pyro_ilvae.principal_token_frame`, T the mean
+        with :math:`p_v` the frequency of token v, Q of :func:`~pyro_ilvae.principal_token_frame`, T the mean
         length and u the noise unit of a whole sequence. Call it before training.
 
         Args:
@@ -130,15 +130,15 @@ class SequenceDecoder(Module):
 
         Raises:
             TypeError: for a decoder without a method ``initialize``.
-            ValueError: for tokens outside the vocabulary, and a sample without a token.
+            ValueError: for tokens outside the vocabulary, a sample without a token, and weights with priors.
         """
-        apply = getattr(self.decoder, "_apply_start", None)
-        if apply is None:
+        decoder: Any = self.decoder
+        if not hasattr(decoder, "_apply_start"):
             raise TypeError(
-                f"Expected decoder with a start from data, such as ProjectedDecoder, got {type(self.decoder).__name__}"
+                f"Expected decoder with a start from data, such as ProjectedDecoder, got {type(decoder).__name__}"
             )
         with seeded(seed):
-            apply(start_from_tokens(x, self.vocab_size, self.latent_dim))
+            decoder._apply_start(start_from_tokens(x, self.latent_dim, decoder._place(), seed))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.

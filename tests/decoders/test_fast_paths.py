@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call, jacrev, vmap
 
 from pyro_ilvae import BrenierMap
-from pyro_ilvae.decoders.frames import make_frame
+from pyro_ilvae.decoders.frame_arguments import make_frame
 
 FRAMES = st.sampled_from(["identity", "random"])
 SMOOTH = [name for name in INVERSE_LIPSCHITZ_DECODERS if "conv" not in name]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyro_ilvae import ICNN
 from pyro_ilvae.decoders.activations import ACTIVATIONS
-from pyro_ilvae.decoders.frames import make_frame
+from pyro_ilvae.decoders.frame_arguments import make_frame
 
 pytestmark = pytest.mark.filterwarnings("ignore:The activation:UserWarning")
 

@@ -8,6 +8,7 @@ from pyro_ilvae import (
     InverseLipschitzDecoder,
     MLPDecoder,
     ProjectedDecoder,
+    likelihoods,
     mlp,
     principal_frame,
 )
@@ -29,6 +30,12 @@ class ConvBackbone(torch.nn.Module):
 
 def frame():
     return principal_frame(torch.randn(50, *EVENT), LATENT)
+
+
+def started(decoder):
+    """The decoder, started from data."""
+    decoder.initialize(torch.randn(50, *EVENT), likelihoods.Normal(0.5))
+    return decoder
 
 
 INVERSE_LIPSCHITZ_DECODERS = {
@@ -53,9 +60,17 @@ INVERSE_LIPSCHITZ_DECODERS = {
     "projected-identity": lambda c=0.7: ProjectedDecoder(
         mlp(LATENT, (16,), 8), latent_dim=LATENT, event_shape=EVENT, inverse_lipschitz=c, frame="identity"
     ),
+    "projected-started": lambda c=0.7: started(
+        ProjectedDecoder(
+            mlp(LATENT, (16,), 8), latent_dim=LATENT, event_shape=EVENT, inverse_lipschitz=c, linear_path=False
+        )
+    ),
 }
 DECODERS = INVERSE_LIPSCHITZ_DECODERS | {
-    "plain": lambda: MLPDecoder(latent_dim=LATENT, event_shape=EVENT, hidden_features=(16,))
+    "plain": lambda: MLPDecoder(latent_dim=LATENT, event_shape=EVENT, hidden_features=(16,)),
+    "plain-linear": lambda: started(
+        MLPDecoder(latent_dim=LATENT, event_shape=EVENT, hidden_features=(16,), linear_path=True)
+    ),
 }
 MAPS = {
     "brenier": lambda c=0.7: BrenierMap(LATENT, c, (16, 12)),

@@ -9,7 +9,7 @@ from helpers.decoders import DECODERS, EVENT, LATENT
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_ilvae import VAE, MixtureVAE, MLPEncoder, SequenceEncoder, SequentialVAE, likelihoods
+from pyro_ilvae import VAE, MixtureVAE, MLPEncoder, Nats, SequenceEncoder, SequentialVAE, likelihoods
 
 NUM_DATA, NUM_COMPONENTS, LENGTH = 12, 3, 6
 X = torch.randn(NUM_DATA, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
@@ -113,10 +113,22 @@ def _sequential(name):
     )
 
 
+def _vae_in_nats():
+    def build(**options):
+        likelihood = options.pop("likelihood", None) or likelihoods.Normal(0.5, "learned")
+        vae = vae_with("projected-mlp", likelihood=likelihood, **options)
+        vae.decoder.inverse_lipschitz = Nats(0.5, likelihood)
+        vae.initialize(X)
+        return vae
+
+    return _vae("projected-mlp")._replace(build=build)
+
+
 # With every decoder, for laws that a decoder could break.
 MODELS = {
     **{f"vae-{name}": _vae(name) for name in DECODERS},
-    **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS},
+    "vae-in-nats": _vae_in_nats(),
+    **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS if "started" not in name},
     **{f"mixture-{form}": _mixture(form) for form in FORMS[1:]},
     **{f"sequential-{name}": _sequential(name) for name in sequence_decoders.DECODERS},
 }

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from helpers.wrong_values import TENSOR
+from helpers.wrong_values import POSITIVE, TENSOR
 from pyro.infer import TraceMeanField_ELBO
 
 import pyro_ilvae as ilvae
@@ -30,9 +30,10 @@ def plain_decoder(**more):
     return ilvae.MLPDecoder(latent_dim=K, event_shape=D, hidden_features=(4,), **more)
 
 
-def projected(**more):
+def projected(inverse_lipschitz=1.0, **more):
     backbone = plain_decoder(**more)
-    return ilvae.ProjectedDecoder(backbone, latent_dim=K, event_shape=D, map_features=(4,), **more)
+    sizes = {"latent_dim": K, "event_shape": D, "map_features": (4,)}
+    return ilvae.ProjectedDecoder(backbone, inverse_lipschitz=inverse_lipschitz, **sizes, **more)
 
 
 def composition(**more):
@@ -100,6 +101,7 @@ CALLS = {
                 "hidden_features": (4,),
                 "activation": "softplus",
                 "input_skips": True,
+                "gain": 2.0,
             },
         )
     ),
@@ -138,12 +140,37 @@ CALLS = {
                 "context_dim": 3,
                 "activation": "softplus",
                 "input_skips": True,
+                "linear_path": True,
             },
         )
     ),
     "MLPDecoder": Call(
-        lambda: (ilvae.MLPDecoder, {"latent_dim": K, "event_shape": D, "hidden_features": (4,), "context_dim": 3})
+        lambda: (
+            ilvae.MLPDecoder,
+            {"latent_dim": K, "event_shape": D, "hidden_features": (4,), "context_dim": 3, "linear_path": True},
+        )
     ),
+    "Nats": Call(
+        lambda: (ilvae.Nats, {"kappa": 0.5, "likelihood": likelihoods.Bernoulli(), "unit": 2.0}),
+        {"likelihood": ["ab", 3, None, likelihoods.Normal, torch.nn.Linear(2, 2), lambda eta: eta]},
+    ),
+    "Nats of noise": Call(lambda: (ilvae.Nats, {"kappa": 0.5, "likelihood": likelihoods.Normal()})),
+    **{
+        f"{make.__name__}.coordinates": Call(
+            lambda make=make: (make().coordinates, {"y": x()}), {"y": [*TENSOR, torch.ones(4, 5), torch.ones(())]}
+        )
+        for make in (projected, composition)
+    },
+    **{
+        f"{make.__name__}.initialize": Call(
+            lambda make=make: (make().initialize, {"x": x(), "likelihood": likelihoods.Normal(0.5), "seed": 0}),
+            {
+                "x": [*TENSOR, torch.tensor(1.0), torch.ones(4, 5), torch.full((N, D), torch.nan), []],
+                "likelihood": ["ab", 3, None, likelihoods.Normal, torch.nn.Linear(2, 2), likelihoods.Bernoulli],
+            },
+        )
+        for make in (plain_decoder, projected, composition)
+    },
     **{
         f"{make.__name__}.{method}": Call(
             lambda make=make, method=method, more=more: (
@@ -227,6 +254,17 @@ CALLS = {
     "SequentialVAE.model without data": Call(lambda: (sequential().model, {"num_data": 2})),
     "VAE.guide without data": Call(lambda: (vae().guide, {"num_data": 2})),
     "VAE.model without data": Call(lambda: (vae().model, {"num_data": 2})),
+    **{
+        f"{make.__name__}.initialize": Call(
+            lambda make=make, data=data: (make().initialize, {"x": data(), "seed": 0}), {"x": wrong}
+        )
+        for make, data, wrong in (
+            (vae, x, [*TENSOR, torch.tensor(1.0), torch.ones(4, 5), torch.full((N, D), torch.nan)]),
+            (mixture, x, [*TENSOR, torch.tensor(1.0), torch.ones(4, 5), torch.full((N, D), torch.nan)]),
+            (sequential, tokens, _TOKENS),
+            (sequence_decoder, tokens, _TOKENS),
+        )
+    },
     "VAE.encode": Call(lambda: (vae().encode, {"x": x(), "batch_size": 2})),
     "VAE.reconstruct": Call(lambda: (vae().reconstruct, {"x": x(), "batch_size": 2})),
     "VAE.sample_prior": Call(
@@ -344,7 +382,17 @@ CALLS = {
         ),
         {"num_steps": [0, -1, 2.5, "a"]},
     ),
-    "likelihoods.Normal": Call(lambda: (likelihoods.Normal, {"scale": 1.0, "estimate": "fixed"})),
+    "likelihoods.Normal": Call(
+        lambda: (likelihoods.Normal, {"scale": torch.full((D,), 0.5), "estimate": "fixed"}),
+        {
+            "scale": [
+                *(value for value in POSITIVE if value != [1.0]),
+                torch.zeros(D),
+                torch.full((D,), math.nan),
+                torch.ones(D, dtype=torch.cfloat),
+            ]
+        },
+    ),
     "likelihoods.NegativeBinomial": Call(
         lambda: (likelihoods.NegativeBinomial, {"total_count": 1.0, "estimate": "fixed"})
     ),
@@ -382,6 +430,19 @@ CALLS = {
             {"decoder": projected(), "schedule": schedules.linear(0.0, 1.0, num_steps=3)},
         ),
         {"decoder": ["ab", 3, None, plain_decoder()]},
+    ),
+    "NatsScheduler": Call(
+        lambda: (
+            ilvae.NatsScheduler,
+            {
+                "decoder": projected(inverse_lipschitz=ilvae.Nats(0.5, likelihoods.Normal())),
+                "schedule": schedules.linear(0.0, 1.0, num_steps=3),
+            },
+        ),
+        {
+            "decoder": ["ab", 3, None, plain_decoder(), projected(), ilvae.ProjectedDecoder],
+            "schedule": [3, "ab", None, ilvae.Schedule, schedules.constant(41.0), schedules.constant(-1.0)],
+        },
     ),
     "JointOptim": Call(
         lambda: (

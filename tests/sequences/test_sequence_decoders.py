@@ -32,7 +32,7 @@ from pyro_ilvae import (
     mlp,
     principal_token_frame,
 )
-from pyro_ilvae.decoders.frames import make_frame
+from pyro_ilvae.decoders.frame_arguments import make_frame
 from pyro_ilvae.diagnostics import lipschitz_audit
 from pyro_ilvae.distributions import TokenSequence
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -124,6 +125,12 @@ def check_likelihood(likelihood: object) -> None:
     # The class of a distribution is one.
     if not (isinstance(likelihood, type) and issubclass(likelihood, torch.distributions.Distribution)):
         _checks.function("likelihood", likelihood, "a function from natural parameters to a distribution")
+
+
+def one_draw(likelihood: object) -> AbstractContextManager[Any]:
+    """A context in which all methods of the likelihood see the same draw of a parameter with a prior."""
+    context: AbstractContextManager[Any] = getattr(likelihood, "_pyro_context", nullcontext())
+    return context
 
 
 def distribution_of(likelihood: Callable[[Tensor], Any], eta: Tensor) -> Any:

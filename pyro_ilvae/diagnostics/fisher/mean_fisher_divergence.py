@@ -19,6 +19,7 @@ from pyro_ilvae.diagnostics._engine.decoding import (
     distribution_of,
     jacobian,
     num_features,
+    one_draw,
     prior_draws,
     split,
 )
@@ -80,9 +81,10 @@ def mean_fisher_divergence(
     .. math:: \text{floor} = K L^2 \, E_{p(z)} \lambda_{\min}(I(f(z))),
 
     and each latent coordinate has at least one K-th of the floor, for any K <= D: no coordinate is collapsed on the
-    model's own data. For Normal noise the floor is :math:`K L^2 / \sigma^2`. The inequality holds at each z and both
-    sides are means over the same draws, so that the floor is at most the total up to rounding, however few draws there
-    are. The floor is 0 for categories, since a shift of all their logits has no information.
+    model's own data. For Normal noise the floor is :math:`K L^2 / \sigma^2`, with the largest scale if there are
+    several. The inequality holds at each z and both sides are means over the same draws, so that the floor is at most
+    the total up to rounding, however few draws there are. The floor is 0 for categories, since a shift of all their
+    logits has no information.
 
     Args:
         decoder: a module or function :math:`f` of z alone, from (N, K) to natural parameters (N, \*event_shape), that
@@ -134,9 +136,10 @@ def mean_fisher_divergence(
         if not known:
             return _sampled_squares(likelihood, eta, slopes), None
         tangents = slopes.movedim(-1, 0).reshape(-1, *eta.shape)
-        products = likelihood.information_product(eta, tangents)  # type: ignore[attr-defined]
-        parts = (tangents * products).reshape(*tangents.shape[:2], -1).sum(-1).T
-        return parts, likelihood.smallest_information(eta).reshape(len(eta), -1).amin(-1)  # type: ignore[attr-defined]
+        with one_draw(likelihood):
+            products = likelihood.information_product(eta, tangents)  # type: ignore[attr-defined]
+            smallest = likelihood.smallest_information(eta).reshape(len(eta), -1).amin(-1)  # type: ignore[attr-defined]
+        return (tangents * products).reshape(*tangents.shape[:2], -1).sum(-1).T, smallest
 
     # Outside of inference mode, which has no derivatives.
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(decoder, likelihood), seeded(seed):
