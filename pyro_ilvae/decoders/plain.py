@@ -100,8 +100,8 @@ class MLPDecoder(ConditionalDecoder):
 
         the natural parameters of the mean of the data, from which what the other weights add on average is taken off,
         and, with a linear path, the leading directions of the data times the noise unit (see
-        :meth:`ProjectedDecoder.initialize`), 0 where there are none, and nothing beside them. The other weights keep
-        their values. Call it before training.
+        :meth:`ProjectedDecoder.initialize`), 0 where there are none, and nothing beside them unless there is a context.
+        The other weights keep their values. Call it before training.
 
         Args:
             x: a data sample, or an iterable of batches, as for :meth:`ProjectedDecoder.initialize`.
@@ -133,6 +133,7 @@ class MLPDecoder(ConditionalDecoder):
             # The data may vary in fewer directions than z.
             found = start.directions[:, : start.num_found]
             self.linear_path.weight.zero_()[:, : start.num_found].copy_(start.unit * found)
-            zero_last_layer(self.network)
+            if not self.conditional:
+                zero_last_layer(self.network)
         # What a network returns at its start is not centered.
         self.network[-1].bias += start.offset - self._mean_over_prior()  # type: ignore[operator]

@@ -133,7 +133,9 @@ class ProjectedDecoder(FramedDecoder):
 
     def _start(self, start: Start) -> None:
         self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
-        zero_last_layer(self.backbone)
+        # A backbone that reads a context has more to say than z has, and learns it later if it starts at 0.
+        if not self.conditional:
+            zero_last_layer(self.backbone)
 
     @property
     def _dtype(self) -> torch.dtype | None:
