@@ -116,8 +116,8 @@ class FramedDecoder(ConditionalDecoder):
         principal directions of the data. Where data vary in fewer than K directions, the others are drawn at random. A
         frame that was given as a matrix or as "identity" stays. The map starts with half a noise unit beside L z, and a
         backbone that is an :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer with 0, unless there is a
-        context. The constant does not change, but for nats relative to a likelihood without Normal noise, whose noise unit becomes the one of the
-        data. Call it before training.
+        context. The constant does not change, but for nats relative to a likelihood without Normal noise, whose noise
+        unit becomes the one of the data. Call it before training.
 
         Args:
             x: a data sample of shape (N, \*data shape), or an iterable of batches, as for
