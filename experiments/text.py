@@ -104,10 +104,10 @@ RECIPES: dict[str, tuple[str, Callable[[int], nn.Module], dict[str, Any]]] = {
     "LIDSVAE": ("composition", partial(composition, 0.0), {}),
     "composition, L = 2": ("composition", partial(composition, 2.0), {}),
 }
-RECIPES |= {f"projected, L = {L:g}": ("projected", partial(projected_decoder, L), {}) for L in (1, 2, 2.5, 2.75, 3, 4, 6)}
-RECIPES |= {
-    f"projected, kappa = {kappa}": ("projected, in nats", partial(projected_in_nats, kappa), {}) for kappa in (0.25, 0.5)
-}
+for L in (1, 2, 2.5, 2.75, 3, 4, 6):
+    RECIPES[f"projected, L = {L}"] = ("projected", partial(projected_decoder, L), {})
+for kappa in (0.25, 0.5):
+    RECIPES[f"projected, kappa = {kappa}"] = ("projected, in nats", partial(projected_in_nats, kappa), {})
 
 
 def percent_above(best: float, run: Run) -> float:
@@ -193,8 +193,9 @@ def language_models(corpus: str, epochs: int) -> list[Run]:
 
 
 def fits(corpus: str) -> dict[str, list[Run]]:
-    """The fits by recipe, in the order of the recipes, as far as they are there."""
-    rows: dict[str, list[Run]] = {recipe: [] for recipe in RECIPES}
+    """The fits by recipe, in the order of the recipes, the language model first, as far as they are there."""
+    rows: dict[str, list[Run]] = {"language model": language_models(corpus, EPOCHS[corpus])}
+    rows |= {recipe: [] for recipe in RECIPES}
     for (name, recipe, _, _), run in FITS.items():
         if name == corpus:
             rows[recipe].append(run)
@@ -203,12 +204,13 @@ def fits(corpus: str) -> dict[str, list[Run]]:
 
 budget_columns = {name: median_and_range(name, 3) for name in ("validation", "perplexity")}
 for corpus in CORPORA:
-    models, rows = language_models(corpus, EPOCHS[corpus]), fits(corpus)
     budgets = {f"{epochs} epochs": language_models(corpus, epochs) for epochs in BUDGETS[corpus]}
     print_table(f"{corpus}, no z", {name: runs for name, runs in budgets.items() if runs}, budget_columns)
-    best = min(run["perplexity"] for runs in [models, *rows.values()] for run in runs)
-    above = {"above the best (%)": median_and_range(partial(percent_above, best), 1)}
-    print_table(corpus, {"language model": models, **rows}, COLUMNS | above | {"L": median_and_range("constant", 2)})
+    rows = fits(corpus)
+    best = min(run["perplexity"] for runs in rows.values() for run in runs)
+    columns = COLUMNS | {"above the best (%)": median_and_range(partial(percent_above, best), 1)}
+    columns |= {"L": median_and_range("constant", 2), "seeds": lambda runs: str(len(runs))}
+    print_table(corpus, rows, columns)
 
 # What information costs. Each point is a fit: to the right the mutual information of x and z, upwards the perplexity,
 # where less is better. The green part is at least 3 nats for at most 2 percent above the best of all fits, the language
@@ -217,9 +219,14 @@ OFFSET = {"textcoords": "offset points", "fontsize": "small"}
 FAMILIES = list(dict.fromkeys(family for family, *_ in RECIPES.values()))
 figure, axes = plt.subplots(1, len(CORPORA), figsize=(5 * len(CORPORA) + 2, 4.4), layout="constrained", squeeze=False)
 for ax, corpus in zip(axes[0], CORPORA, strict=True):
-    models, rows = language_models(corpus, EPOCHS[corpus]), fits(corpus)
+    rows = fits(corpus)
+    best = min(run["perplexity"] for runs in rows.values() for run in runs)
     everything = []
     for recipe, runs in rows.items():
+        if recipe not in RECIPES:
+            height = np.median([run["perplexity"] for run in runs])
+            ax.axhline(height, color="black", linestyle="--", linewidth=1, label="language model without z")
+            continue
         family = RECIPES[recipe][0]
         i = FAMILIES.index(family)
         points = [(run["information"], run["perplexity"]) for run in runs]
@@ -227,8 +234,6 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
         ax.scatter(*zip(*points, strict=True), color=f"C{i}", marker="osD^vP"[i], label=family, alpha=0.8)
         if family.startswith("projected"):
             ax.annotate(recipe.split(", ")[1], np.median(points, axis=0), xytext=(-6, 6), ha="right", **OFFSET)
-    lowest = min(run["perplexity"] for run in models)
-    best = min([lowest, *(perplexity for _, perplexity in everything)])
     beyond = [point for point in everything if point[1] > 1.08 * best]
     if not SMOKE:
         ax.set_ylim(0.995 * best, 1.08 * best)
@@ -237,9 +242,8 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
             place = np.clip(place, *(fraction * max(everything)[0] for fraction in (0.12, 0.88)))
             note = f"{len(beyond)} fits at {height:.1f}"
             ax.annotate(note, (place, 1.08 * best), xytext=(0, -12), ha="center", **OFFSET)
-    ax.axhline(np.median([run["perplexity"] for run in models]), color="black", linestyle="--", linewidth=1, label="no z")
     ax.set_xlim(-0.15, max(4.0, 1.05 * max(everything)[0]))
-    ax.fill_between([3, ax.get_xlim()[1]], 0, 1.02 * best, color="C2", alpha=0.15, label="3 nats within 2 %")
+    ax.fill_between([3, ax.get_xlim()[1]], 0, 1.02 * best, color="C2", alpha=0.15, label="3 nats for at most 2 %")
     ax.set(title=corpus, xlabel="mutual information of x and z (nats)", ylabel="held-out perplexity per token")
 entries = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
 figure.legend(entries.values(), entries.keys(), fontsize="small", loc="outside right upper")
