@@ -44,13 +44,11 @@ train, test = digits.train, digits.test
 # %% [markdown]
 # ## The decoders
 #
-# `InverseLipschitzDecoder` is the decoder of Kinoshita et al. (2023). `ProjectedDecoder` gives the same guarantee to
-# any network; here that network is the plain decoder's own. With Normal noise of scale sigma, the constant
-# L = sigma sqrt(exp(2 k) - 1) guarantees k nats of information to each dimension: `Nats(k, likelihood)` keeps L there
-# while sigma is learned.
-#
-# All decoders start where the data are, by `vae.initialize(train)`. The plain decoder with a linear path has the same
-# start as the projected one, and no guarantee: it is the baseline that shows what the guarantee costs.
+# `InverseLipschitzDecoder` is the decoder of Kinoshita et al. (2023). `ProjectedDecoder` gives its guarantee to any
+# network, here to the plain decoder's own. With Normal noise of scale sigma, L = sigma sqrt(exp(2 k) - 1) guarantees k
+# nats to each dimension: `Nats(k, likelihood)` keeps L there while sigma is learned. `vae.initialize(train)` starts a
+# decoder where the data are. The plain decoder with a linear path shares the projected decoder's start and not its
+# guarantee, so it is the baseline that shows what the guarantee costs.
 
 # %%
 SIZES = {"latent_dim": 16, "event_shape": (8, 8)}
@@ -117,10 +115,9 @@ fits = dict(zip(jobs, tqdm(runs, total=len(jobs), desc="fits", mininterval=1.0),
 # %% [markdown]
 # ## The table
 #
-# All numbers are in nats. ELBO and importance-weighted log likelihood are for held-out images, and higher is better.
-# Then come the smallest KL of a dimension and the KL of all 16 of them, the number of dimensions with less than 0.1
-# nats, and the seconds of training, with a fit on every core at once. The last two columns say how many nats about z an
-# image of the model's own holds at least: by L and the noise alone, and by the Jacobian of the fitted decoder.
+# In nats: ELBO and importance-weighted log likelihood of held-out images (higher is better), the smallest KL of a
+# dimension and the KL of all 16. The last columns say how many nats about z an image of the model's own holds at least,
+# by L and the noise alone and by the Jacobian of the fitted decoder. The fits run on all cores at once.
 
 # %%
 print(f"{'model':<22}seed    ELBO  IW log-lik.  KL min  KL sum  KL < 0.1  seconds  guaranteed  by Jacobian")
