@@ -13,8 +13,7 @@
 #
 # A variational autoencoder may ignore part of its latent variable: the posterior of these dimensions is the prior, and
 # they carry no information. This tutorial fits one model to one data set with one budget and changes only the decoder:
-# plain networks, LIDVAE (inverse Lipschitz constant L = 0), and decoders that guarantee a number of nats to each
-# dimension. The more nats are asked for, the more every latent dimension has to say.
+# plain networks, LIDVAE (constant L = 0), and decoders that guarantee a number of nats to each dimension.
 #
 # The data are scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, which need no download.
 
