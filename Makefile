@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
 TUTORIALS := quickstart diagnostics mixtures images text
-EXPERIMENTS := annealing diagnostics_against_nuts toy_sweep fashion_mnist text known_languages
+EXPERIMENTS := annealing diagnostics_against_nuts nats toy_sweep fashion_mnist text known_languages
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format bench tutorials experiments clean

@@ -1,6 +1,6 @@
 """What the experiments with sequences share: decoders, training, measures and the columns of their tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyro
@@ -15,11 +15,11 @@ from pyro_ilvae import (
     InverseLipschitzScheduler,
     JointOptim,
     MLPDecoder,
+    Nats,
     ProjectedDecoder,
     SequenceDecoder,
     SequentialVAE,
     diagnostics,
-    principal_token_frame,
     schedules,
 )
 from pyro_ilvae.distributions import TokenSequence
@@ -39,21 +39,40 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-# The decoders. The frame of the projected decoder holds the leading principal directions of token counts: a step of z
-# then moves the logits of tokens that occur together.
-def plain(vocab_size: int, latent_dim: int, width: int) -> MLPDecoder:
-    return MLPDecoder(latent_dim=latent_dim, event_shape=vocab_size, context_dim=width, hidden_features=(width,))
+def plain(vocab_size: int, latent_dim: int, width: int, linear_path: bool = False) -> MLPDecoder:
+    return MLPDecoder(
+        latent_dim=latent_dim,
+        event_shape=vocab_size,
+        context_dim=width,
+        hidden_features=(width,),
+        linear_path=linear_path,
+    )
 
 
-def projected(x: Tensor, vocab_size: int, latent_dim: int, width: int, constant: float) -> ProjectedDecoder:
+# The frame is a random one until the model is initialized from data. It then holds the leading principal directions of
+# token counts: a step of z moves the logits of tokens that occur together.
+def projected(vocab_size: int, latent_dim: int, width: int, constant: float | Nats) -> ProjectedDecoder:
     return ProjectedDecoder(
         plain(vocab_size, latent_dim, width),
         latent_dim=latent_dim,
         event_shape=vocab_size,
         context_dim=width,
         inverse_lipschitz=constant,
-        frame=principal_token_frame(x, vocab_size=vocab_size, latent_dim=latent_dim),
+        frame="centered",
     )
+
+
+# Batches of sequences of equal length hold less padding, but the language model then needs far more epochs: after four,
+# its perplexity on names is 7.70 where random batches have 7.39 (a GRU of 128).
+def batches(x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """All sequences in random order, a batch at a time, without columns that hold only padding."""
+    for batch in x[torch.randperm(len(x))].split(batch_size):
+        yield batch[:, (batch >= 0).any(0)]
+
+
+def cosine(step: int, num_steps: int) -> float:
+    """The learning rate, which falls to 0 along half a cosine."""
+    return float(LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / num_steps)))
 
 
 def with_free_nats(vae: SequentialVAE, free_nats: float) -> Callable[[Tensor], Tensor]:
@@ -96,14 +115,14 @@ def train(
     svi = SVI(model, vae.guide, optimizer, AnnealedELBO(TraceMeanField_ELBO(), beta=weight))
     step = 0
     for _ in range(epochs):
-        for batch in x[torch.randperm(len(x))].split(batch_size):
+        for batch in batches(x, batch_size):
             svi.step(batch)
             weight.step()
             if scheduler is not None:
                 scheduler.step()
             step += 1
             for group in optimizer.optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / num_steps))
+                group["lr"] = cosine(step, num_steps)
 
 
 def measure(vae: SequentialVAE, test: Tensor) -> Run:
@@ -113,6 +132,7 @@ def measure(vae: SequentialVAE, test: Tensor) -> Run:
     smallest dimension, active units, the mutual information of x and z, and the fraction of the tokens that a greedy
     search from the posterior mean gets back, each in its place.
     """
+    test = test[(test >= 0).sum(1).argsort(stable=True)]  # little of a batch is then padding
     pair = (vae.model, vae.guide)
     evidence = diagnostics.evidence(*pair, test, num_samples=NUM_SAMPLES, batch_size=50, seed=0)
     kl = diagnostics.kl_per_dimension(*pair, test, batch_size=200).values.mean(0)

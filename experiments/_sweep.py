@@ -6,6 +6,9 @@ Two environment variables say how much is fitted:
 - ``PYRO_ILVAE_SMOKE=1``: every line in seconds, for tests. The numbers mean nothing.
 - neither: one or two seeds of some settings, in minutes.
 
+Two more say how: ``PYRO_ILVAE_JOBS`` is the number of processes, without it one for each core, and with
+``PYRO_ILVAE_KEPT=1`` no fit is made: tables and pictures show those that are there.
+
 Pictures are in ``experiments/output``. The result of each fit is in a folder there, in a JSON file whose name says the
 settings. A fit whose file exists is not made again, so a sweep goes on where it was stopped. Delete the folder after
 changing a recipe.
@@ -29,6 +32,9 @@ Column = Callable[[Sequence[Run]], str]  # from the fits of one row, a fit for e
 
 SMOKE = bool(os.environ.get("PYRO_ILVAE_SMOKE"))
 FULL = bool(os.environ.get("PYRO_ILVAE_FULL")) and not SMOKE
+KEPT = bool(os.environ.get("PYRO_ILVAE_KEPT")) and not SMOKE
+# In smoke mode tests run in parallel already.
+NUM_JOBS = 1 if SMOKE or KEPT else int(os.environ.get("PYRO_ILVAE_JOBS") or -1)
 OUTPUT = Path("experiments/output/smoke" if SMOKE else "experiments/output")
 
 
@@ -59,8 +65,9 @@ class Sweep:
 
     def run(self, fit: Callable[..., Run], jobs: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], Run]:
         """What ``fit(*job)`` returns for each job, in the order of the jobs."""
-        # In smoke mode tests run in parallel already.
-        parallel = Parallel(n_jobs=1 if SMOKE else -1, return_as="generator")
+        if KEPT:
+            jobs = [job for job in jobs if self.file(fit.__name__, *job, suffix=".json").exists()]
+        parallel = Parallel(n_jobs=NUM_JOBS, return_as="generator")
         runs = parallel(delayed(self._kept)(fit, *job) for job in jobs)
         results = {}
         with tqdm(total=len(jobs), desc=fit.__name__, mininterval=1.0) as bar:

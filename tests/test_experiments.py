@@ -14,6 +14,7 @@ pytest.importorskip("tqdm")
 FILE = Path(__file__).parent.parent / "experiments" / "_sweep.py"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="this distribution has no experiments")
 VARIABLES = ("PYRO_ILVAE_SMOKE", "PYRO_ILVAE_FULL")
+OTHERS = ("PYRO_ILVAE_JOBS", "PYRO_ILVAE_KEPT")
 
 
 def load():
@@ -28,7 +29,7 @@ def load():
 def sweeps(monkeypatch, tmp_path):
     """The module in a folder of its own, without processes of its own."""
     monkeypatch.chdir(tmp_path)
-    for name in VARIABLES:
+    for name in VARIABLES + OTHERS:
         monkeypatch.delenv(name, raising=False)
     with joblib.parallel_config("sequential"):
         yield load()
@@ -94,6 +95,28 @@ def test_a_result_half_written_is_none(sweeps, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sweep.run(fit, JOBS[:1])
     assert sweep.run(fit, JOBS[:1])[JOBS[0]]["value"] == 0.5
+
+
+def test_only_kept_results_are_shown(sweeps, monkeypatch):
+    fit = Fit()
+    made = sweeps.Sweep("test", "epochs1").run(fit, JOBS[1:3])
+    monkeypatch.setenv("PYRO_ILVAE_KEPT", "1")
+    assert load().Sweep("test", "epochs1").run(fit, JOBS) == made
+    assert load().Sweep("test", "epochs2").run(fit, JOBS) == {}
+    assert fit.made == JOBS[1:3]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, -1), ("", -1), ("1", 1), ("3", 3)])
+def test_the_environment_says_how_many_processes(sweeps, monkeypatch, value, expected):
+    if value is not None:
+        monkeypatch.setenv("PYRO_ILVAE_JOBS", value)
+    module, asked = load(), []
+    parallel = module.Parallel
+    monkeypatch.setattr(module, "Parallel", lambda n_jobs, **other: asked.append(n_jobs) or parallel(1, **other))
+    module.Sweep("test", "epochs1").run(Fit(), JOBS)
+    assert asked == [expected]
+    monkeypatch.setenv("PYRO_ILVAE_SMOKE", "1")
+    assert load().NUM_JOBS == 1
 
 
 def test_smoke_mode_begins_anew_and_apart(sweeps, monkeypatch):

@@ -44,15 +44,15 @@ print(train[0].tolist(), "is", data.vocabulary.decode(train[:1]))
 #
 # A `SequenceDecoder` has two parts. Its history, here a GRU, reads the letters before a position; its decoder maps z to
 # the logits of the letter there, with the state of the history as its context. Any decoder with a `context_dim` will
-# do: `MLPDecoder` alone is the ordinary decoder, and `ProjectedDecoder` makes it inverse Lipschitz. The frame
-# holds directions along which letters occur together, so a step of z moves their logits together.
+# do: `MLPDecoder` alone is the ordinary decoder, and `ProjectedDecoder` makes it inverse Lipschitz. `initialize`
+# starts the model where the data are: the logits at the frequencies of the letters, and the frame at directions along
+# which letters occur together, so a step of z moves their logits together.
 
 # %%
 pyro.set_rng_seed(0)
 SIZES = {"latent_dim": 8, "event_shape": vocab_size, "context_dim": 128}
 plain = ilvae.MLPDecoder(**SIZES, hidden_features=(128,))
-frame = ilvae.principal_token_frame(train, vocab_size=vocab_size, latent_dim=8)
-projected = ilvae.ProjectedDecoder(plain, **SIZES, inverse_lipschitz=4.0, frame=frame)
+projected = ilvae.ProjectedDecoder(plain, **SIZES, inverse_lipschitz=4.0, frame="centered")
 vae = ilvae.SequentialVAE(
     ilvae.SequenceDecoder("gru", projected),
     ilvae.SequenceEncoder(vocab_size=vocab_size, latent_dim=8, hidden_features=64),
@@ -60,6 +60,7 @@ vae = ilvae.SequentialVAE(
     end_token=data.vocabulary.end,
     max_length=20,
 )
+vae.initialize(train)
 
 # %% [markdown]
 # ## The fit

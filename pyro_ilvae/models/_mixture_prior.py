@@ -61,8 +61,8 @@ class MixturePrior(DenseAutoencoder):
         .. math:: d^2 = \tfrac1K \operatorname{E} \|P f(z) - \operatorname{E} P f(z)\|^2, \qquad z \sim N(0, I),
 
         with P as in :meth:`~pyro_ilvae.ProjectedDecoder.coordinates`, or without P for a decoder that has no such
-        method. Decoded components are then no wider than the data, however large L is. Around scales that are fixed at
-        1, locations have r = 1. Weights stay, and so do components with a prior. A decoder of another
+        method. Components are then no wider than the data once they are decoded, however large L is. Around scales that
+        are fixed at 1, locations have r = 1. Weights stay, and so do components with a prior. A decoder of another
         class starts by its own method ``initialize``, and the components as those of a new model. Call it before
         training; :meth:`initialize_components` places components at clusters once the encoder is trained.
 
