@@ -26,7 +26,8 @@ from pyro_ilvae.diagnostics._engine.latent_priors import (
     Spread,
     check_prior,
     draws_by_component,
-    shared_prior,
+    own_prior,
+    prior_of_site,
     spread_of,
 )
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -158,10 +159,10 @@ def guaranteed_information(
             counts = _counts(spread.weights, num_samples)
             drawn = draws_by_component(prior, spread.numbers, counts)
             z = prior_draws(decoder, len(drawn), None, sampler=lambda _: drawn)
-            channel = channel_of(decoder, likelihood, z)
+            channel = channel_of(decoder, likelihood, z, samples_per_pass)
             log_det = _log_determinants(decoder, channel, z, samples_per_pass)
             mixed = spread.log_powers is None or len(counts) > 1
-            surprise = -prior.log_prob(drawn).double() if mixed else None
+            surprise = -prior.log_prob(drawn).double().to(z.device) if mixed else None
         except UnavailableError as reason:
             numbers = dict.fromkeys(GuaranteedInformation._fields, math.nan)
             return GuaranteedInformation(**numbers | {"per_coordinate": None, "reason": str(reason)})  # type: ignore
@@ -178,7 +179,7 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
             raise ValueError("Expected likelihood=None for a model, which has a likelihood, got another one")
         decoder, likelihood = own.values()
         if prior is None:
-            prior = _own_prior(model_or_decoder)
+            prior = own_prior(model_or_decoder)
             if prior is None:
                 raise ValueError("Expected prior=..., or a model with the attribute prior, a distribution, got neither")
             _check_fixed(prior, part_of(model_or_decoder, "prior"))
@@ -195,12 +196,6 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
         prior = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     check_prior(prior, latent_dim)
     return decoder, likelihood, prior
-
-
-def _own_prior(model: Any) -> Any:
-    """The attribute ``prior`` of a model, if that is a distribution; None otherwise."""
-    prior = part_of(model, "prior")
-    return prior if isinstance(prior, torch.distributions.Distribution) else None
 
 
 def _check_fixed(prior: Any, again: Any) -> None:
@@ -320,14 +315,10 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     if found is None or found.site != site or certified_constant(found.decoder) is None:
         return {}
     check_likelihood_of_model(call.batch, found)
-    prior = shared_prior(call.batch, site, found.trace)
-    prior = _own_prior(call.model) if prior is None else prior
-    if prior is None:
-        raise UnavailableError("Expected a prior that is Normal and the same for all data, or a model with a prior")
     result = guaranteed_information(
         found.decoder,
         found.likelihood,
-        prior=prior,
+        prior=prior_of_site(call.batch, site, found.trace),
         num_samples=call.options["num_samples"],
         seed=call.options["seed"],
     )
