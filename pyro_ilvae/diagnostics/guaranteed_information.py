@@ -97,9 +97,9 @@ def guaranteed_information(
     :math:`h(P x) - h(P x \mid z) = I(P x; z) \le I(x; z)`, and the right-hand side the bound. With L = 0, m is one to
     one where its Jacobian is not singular, and a singular one makes the bound 0.
 
-    A mixture with components y has :math:`I(x; z) = I(x; y) + I(x; z \mid y)`, so the average of the components' bounds,
-    by their weights, is a bound too. The floor is this average, in closed form. ``by_jacobian`` is the larger of this
-    average and the bound by the entropy of the whole mixture, which is sampled.
+    A mixture with components y has :math:`I(x; z) = I(x; y) + I(x; z \mid y)`, so the average of the components'
+    bounds, by their weights, is a bound too. The floor is this average, in closed form. ``by_jacobian`` is the larger
+    of this average and the bound by the entropy of the whole mixture, which is sampled.
 
     For a projected decoder :math:`\partial m_j / \partial z_j \ge L` for each j, since :math:`\nabla m` is symmetric
     with eigenvalues of at least L. Given all other coordinates, the same proof in one dimension says

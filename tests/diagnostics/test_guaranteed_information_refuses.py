@@ -17,6 +17,7 @@ from pyro_ilvae import (
     Nats,
     ProjectedDecoder,
     likelihoods,
+    mlp,
 )
 from pyro_ilvae.diagnostics import collapse_summary, guaranteed_information
 from pyro_ilvae.diagnostics._engine.decoding import jacobian
@@ -218,3 +219,18 @@ def test_the_jacobian_of_a_projected_decoder_needs_no_backbone(context_dim):
     result = guaranteed_information(given, likelihood, num_samples=100)
     assert result.nats_per_dimension == pytest.approx(0.5, rel=1e-5)
     assert sum(rows) < 2 * 100
+
+
+class Squeezed(ProjectedDecoder):
+    """A decoder that breaks the constant it inherits."""
+
+    def forward(self, z, context=None):
+        return super().forward(0.1 * z, context)
+
+
+def test_a_class_that_overrides_forward_is_looked_at_itself():
+    decoder = Squeezed(mlp(K, (8,), D), latent_dim=K, event_shape=D, inverse_lipschitz=5.0)
+    assert (
+        "keeps the constant that it carries, got a Jacobian of Squeezed"
+        in guaranteed_information(decoder, NORMAL).reason
+    )

@@ -70,12 +70,21 @@ def channel_of(
     rows = scale * _matrix(coordinates, eta)
     own, of_coordinates = (getattr(decoder, name, None) for name in ("channel_constant", "coordinate_constant"))
     direct: Callable[[Tensor], Tensor] | None = getattr(decoder, "_channel", None)
+    if direct is not None and not _same_up_to_shift(direct, lambda at: coordinates(decoder(at)), z[:_ROWS]):
+        direct = None  # of a class that overrides the decoder's other methods
     return Channel(
         direct or (lambda at: coordinates(decoder(at))),
         rows @ rows.mT,
         constant if own is None else float(own),
         None if of_coordinates is None else float(of_coordinates),
     )
+
+
+def _same_up_to_shift(one: Callable[[Tensor], Tensor], two: Callable[[Tensor], Tensor], z: Tensor) -> bool:
+    """Whether two maps move alike between points; of a single point that is not known."""
+    moves = [value - value[:1] for value in (one(z).double(), two(z).double())]
+    rounding = torch.finfo(z.dtype).eps ** 0.5 * two(z).abs().max()
+    return len(z) > 1 and bool(((moves[0] - moves[1]).abs() <= rounding).all())
 
 
 def _matrix(coordinates: Callable[[Tensor], Tensor], eta: Tensor) -> Tensor:
