@@ -16,6 +16,9 @@ from pyro_ilvae import (
     MLPEncoder,
     Nats,
     ProjectedDecoder,
+    SequenceDecoder,
+    SequenceEncoder,
+    SequentialVAE,
     likelihoods,
     mlp,
 )
@@ -99,6 +102,15 @@ def test_names_the_distribution_that_is_no_such_noise(noise, message):
     assert message in reason
     assert "Normal noise in each of the (6,) entries" in reason
     assert "noise unit" not in reason
+
+
+def test_of_a_language_model_the_noise_is_the_reason_and_not_its_history():
+    sizes = {"latent_dim": K, "event_shape": 9, "context_dim": 16}
+    decoder = ProjectedDecoder(MLPDecoder(**sizes, hidden_features=(8,)), **sizes, frame="centered")
+    model = SequentialVAE(SequenceDecoder("gru", decoder), SequenceEncoder(vocab_size=9, latent_dim=K))
+    reason = guaranteed_information(model).reason
+    assert "Normal noise, got Categorical" in reason
+    assert "given" not in reason
 
 
 def test_noise_of_half_precision_is_normal():

@@ -38,6 +38,11 @@ def channel_of(
 ) -> Channel:
     """The channel of a decoder and a likelihood, of which ``z`` are some points; raises where there is none."""
     kind, latent_dim = type(decoder).__name__, z.shape[1]
+    shape = getattr(decoder, "event_shape", None)
+    if getattr(decoder, "conditional", False) and shape is not None:
+        # The first reason to give, because a context that is given would not help where noise is not Normal.
+        eta = z.new_zeros(1, *shape)
+        _scale(likelihood, distribution_of(likelihood, eta), eta)
     check_unconditional(decoder)
     constant = certified_constant(decoder)
     if constant is None:
