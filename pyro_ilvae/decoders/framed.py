@@ -173,5 +173,7 @@ class FramedDecoder(ConditionalDecoder):
         if self._nats is not None and self._nats.is_reference:
             self.inverse_lipschitz = self._nats.with_unit(start.unit)
         self._start(start)
+        if start.offset is None:
+            return
         # What a network returns at its start is not centered.
         self.offset.add_(start.offset - self._mean_over_prior())

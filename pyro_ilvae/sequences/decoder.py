@@ -120,13 +120,14 @@ class SequenceDecoder(Module):
 
     @torch.no_grad()
     def initialize(self, x: Any, *, seed: int | None = None) -> None:
-        r"""Start where the data are: logits of the tokens' frequencies, and directions of tokens that occur together.
+        r"""Start where the data are: directions of tokens that occur together, and the noise unit of a whole sequence.
 
-        .. math:: b_v = \log p_v - \tfrac1V \sum_w \log p_w, \qquad
-            u = \big( \operatorname{tr} I(b) / (T \operatorname{tr} I(b)^2) \big)^{1/2},
+        .. math:: u = \big( \operatorname{tr} I(b) / (T \operatorname{tr} I(b)^2) \big)^{1/2}, \qquad
+            b_v = \log p_v - \tfrac1V \sum_w \log p_w,
 
-        with :math:`p_v` the frequency of token v, Q of :func:`~pyro_ilvae.principal_token_frame`, T the mean
-        length and u the noise unit of a whole sequence. Call it before training.
+        with :math:`p_v` the frequency of token v and T the mean length. The frame becomes that of
+        :func:`~pyro_ilvae.principal_token_frame`, unless it was given, and the map starts with a fifth of a noise unit
+        beside L z. The offset of the logits is left to be learned. Call it before training.
 
         Args:
             x: a sample of tokens, int64 of shape (N, T), padded with -1, or an iterable of batches. It is read once.
