@@ -117,7 +117,7 @@ def composition(constant: float, data: text.TextData) -> nn.Module:
 # Name: family, decoder, and what differs from training with the ELBO.
 RECIPES: dict[str, tuple[str, Callable[[text.TextData], nn.Module], dict[str, Any]]] = {
     "SVAE": ("plain", plain_decoder, {}),
-    "SVAE, linear path": ("plain", plain_with_path, {}),
+    "SVAE, linear path": ("plain, linear path", plain_with_path, {}),
     "SVAE, KL annealed": ("plain, KL weighted", plain_decoder, {"beta": (0.0, 1.0)}),
     "SVAE, 0.4 free nats": ("plain, free bits", plain_decoder, {"free_nats": 0.4}),
     "LIDSVAE": ("composition", partial(composition, 0.0), {}),
@@ -247,7 +247,7 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
         i = FAMILIES.index(family)
         points = [(run["information"], run["perplexity"]) for run in runs]
         everything += points
-        ax.scatter(*zip(*points, strict=True), color=f"C{i}", marker="osD^vP"[i], label=family, alpha=0.8)
+        ax.scatter(*zip(*points, strict=True), color=f"C{i}", marker="osD^vPX"[i], label=family, alpha=0.8)
         if family.startswith("projected"):
             ax.annotate(recipe.split(", ")[1], np.median(points, axis=0), xytext=(-6, 6), ha="right", **OFFSET)
     beyond = [point for point in everything if point[1] > 1.08 * best]
