@@ -142,8 +142,15 @@ class Normal(ExponentialFamily):
 def _log_of(scale: float | Tensor) -> Tensor:
     """The logarithm of a number, or of the numbers of an array, of the default dtype."""
     if getattr(scale, "ndim", 0) == 0 and not isinstance(scale, list | tuple):
-        return torch.tensor(math.log(_checks.positive("scale", scale)))  # type: ignore[arg-type]
+        return _in_range(torch.tensor(math.log(_checks.positive("scale", scale))), scale)  # type: ignore[arg-type]
     scales = _checks.real("scale", scale).detach()
     if scales.numel() == 0 or not ((scales > 0) & scales.isfinite()).all():
         raise ValueError(f"Expected scale to hold finite numbers > 0, got {scales}")
-    return scales.double().log().to(torch.get_default_dtype())
+    return _in_range(scales.double().log().to(torch.get_default_dtype()), scale)
+
+
+def _in_range(log_scale: Tensor, scale: float | Tensor) -> Tensor:
+    """The logarithm of a scale, whose exponential must neither be 0 nor infinite in its dtype."""
+    if not (log_scale.exp().log() - log_scale).isfinite().all():
+        raise ValueError(f"Expected scale within the range of {log_scale.dtype}, got {scale}")
+    return log_scale

@@ -88,7 +88,7 @@ class ContinuousBernoulli(ExponentialFamily):
     def natural_parameters(self, mean: Tensor) -> Tensor:
         r"""The natural parameters with a mean in (0, 1), :math:`1 / (1 - e^{-\eta}) - 1 / \eta = m`, as ``mean``.
 
-        Found by Newton's method in double precision.
+        Found by Newton's method in double precision, and differentiable once.
         """
         mean = as_mean(mean, 0, 1)
         m = mean.detach().double()
@@ -100,7 +100,9 @@ class ContinuousBernoulli(ExponentialFamily):
             size = size + (1 / c - 1 / at.mean) * at.mean.square() / at.variance
             size = torch.minimum(size, 1 / c)
         size = torch.where(c < 1 / 40, 1 / c, size)  # the other term, 1 / (e^a - 1), is below the rounding
-        return torch.copysign(size, m - 0.5).to(mean.dtype)
+        eta = torch.copysign(size, m - 0.5)
+        slope = NaturalContinuousBernoulli(eta, validate_args=False).variance.clamp(min=1e-300)
+        return (eta + (mean.double() - m) / slope).to(mean.dtype)  # the second term is 0, and has the gradient
 
 
 class Categorical(PyroModule):

@@ -134,3 +134,20 @@ def test_averages_of_data_become_means_with_finite_natural_parameters(name, num_
         assert likelihood.natural_parameters(mean).isfinite().all()
         neutral = average if name == "normal" else torch.full_like(average, 1 / 4 if name == "categorical" else 1 / 2)
         torch.testing.assert_close(mean * (num_data + 1), average * num_data + neutral)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_has_the_gradient_of_the_inverse_of_the_mean(name):
+    likelihood = LIKELIHOODS[name]().double()
+    mean = means(name, torch.double)[0, 0].clamp(max=20).requires_grad_()
+    direction = torch.randn(4).double()
+    if name == "categorical":
+        direction = direction - direction.mean()  # the probabilities stay of sum 1
+    eta = likelihood.natural_parameters(mean)
+    weight = torch.randn(4).double()
+    (gradient,) = torch.autograd.grad((eta * weight).sum(), mean)
+    step = 1e-6 * mean.detach().abs().min()
+    with torch.no_grad():
+        ends = [likelihood.natural_parameters(mean + sign * step * direction) for sign in (1, -1)]
+    expected = float(((ends[0] - ends[1]) * weight).sum() / (2 * step))
+    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -273,3 +273,10 @@ def test_measures_and_guarantees_are_of_the_same_draw_of_the_scales(prior):
 def test_a_linear_reference_wants_one_number_and_says_so():
     with pytest.raises(ValueError, match="noise_scale to be a finite number"):
         diagnostics.linear_reference(torch.randn(10, 4), likelihoods.Normal(SCALE).scale)
+
+
+@pytest.mark.parametrize("value", [1e-60, 1e60])
+def test_refuses_a_scale_that_rounds_to_zero_or_infinity(value):
+    for scale in (value, torch.tensor([1.0, value], dtype=torch.float64)):
+        with pytest.raises(ValueError, match="Expected scale within the range of torch"):
+            likelihoods.Normal(scale)

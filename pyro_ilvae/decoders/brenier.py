@@ -34,7 +34,7 @@ def shown(part: Any) -> str:
     """The constant of a map or decoder, and its nats if it was given so, for ``print``."""
     nats: Nats | None = part._nats
     value = "drawn" if nats is not None and nats.is_drawn else f"{part.inverse_lipschitz:g}"
-    return f"inverse_lipschitz={value}" if nats is None else f"inverse_lipschitz={value}, nats={nats.kappa:g}"
+    return f"inverse_lipschitz={value}" if nats is None else f"inverse_lipschitz={value}, nats={part.nats:g}"
 
 
 def following(nats: Nats | None) -> Nats:

@@ -171,8 +171,14 @@ class InverseLipschitzDecoder(FramedDecoder):
 
     @property
     def nats(self) -> float | None:
-        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L."""
-        return self.outer.nats
+        """The nats kappa per dimension by which L was given; it may be set to another number. None for a number L.
+
+        If the constant of the inner map was set by itself afterwards, the nats of the product.
+        """
+        nats, share = self._nats, self.inner.inverse_lipschitz / self.outer._other
+        if nats is None or share == 1:
+            return self.outer.nats
+        return 0.5 * math.log1p((share * nats.ratio) ** 2)
 
     @nats.setter
     def nats(self, value: float) -> None:

@@ -135,6 +135,12 @@ class DecoderGiven(nn.Module):
         method: Callable[[Tensor], Tensor] = self.decoder.coordinates  # type: ignore[assignment]
         return method
 
+    @property
+    def _channel(self) -> Callable[[Tensor], Tensor] | None:
+        """The decoder's own, because a context only shifts it."""
+        own: Callable[[Tensor], Tensor] | None = getattr(self.decoder, "_channel", None)
+        return own
+
     def forward(self, z: Tensor) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K)."""
         return self.decoder(z, self.context)  # type: ignore[no-any-return]

@@ -88,7 +88,7 @@ def check_centered(frame: Frame, vocab_size: int) -> None:
 
 def description(decoder: Any, constant: str) -> str:
     """The sizes and the constant of a decoder with a frame, for ``print``."""
-    kinds = {IdentityFrame: "identity", TrainedFrame: "trained"}
+    kinds: dict[type, str] = {IdentityFrame: "identity", TrainedFrame: "trained"}
     kind = kinds.get(type(decoder.frame), "matrix")
     return (
         f"latent_dim={decoder.latent_dim}, event_shape={tuple(decoder.event_shape)}, {constant}, frame={kind}, "

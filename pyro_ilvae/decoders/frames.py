@@ -79,8 +79,8 @@ class MatrixFrame:
 
     def add(self, y: Tensor, u: Tensor) -> Tensor:
         """y + Q u of shape (..., D), for ``y`` of shape (..., D) and ``u`` of shape (..., K)."""
-        if u.shape[:-1] != y.shape[:-1]:  # a context, or weights drawn from a prior, may have more dimensions
-            return y + u @ self.matrix.mT
+        if u.shape[:-1] != y.shape[:-1] or self.matrix.dim() > 2:
+            return y + self.embed(u)  # a context, or what is drawn from a prior, may have more dimensions
         # One pass over the D-wide result instead of a product and a sum.
         flat = torch.addmm(y.reshape(-1, self.features), u.reshape(-1, self.latent_dim), self.matrix.mT)
         return flat.reshape(y.shape)
@@ -101,11 +101,11 @@ class MatrixFrame:
 
     def embed(self, u: Tensor) -> Tensor:
         """Q u of shape (..., D), for ``u`` of shape (..., K)."""
-        return u @ self.matrix.mT
+        return _product(u, self.matrix.mT)
 
     def coordinates(self, y: Tensor) -> Tensor:
         """Q^T y of shape (..., K), for ``y`` of shape (..., D)."""
-        return y @ self.matrix
+        return _product(y, self.matrix)
 
     def fold(self, weight: Tensor) -> Tensor:
         """The product ``weight`` Q of shape (..., K), for ``weight`` of shape (..., D)."""
@@ -210,10 +210,7 @@ class TrainedFrame(MatrixFrame, PyroModule):
     @property
     def matrix(self) -> Tensor:  # type: ignore[override]
         """Q of shape (D, K); each read computes it."""
-        columns = self.free_matrix
-        if self.num_categories:
-            sets = columns.reshape(*columns.shape[:-2], -1, self.num_categories, self.latent_dim)
-            columns = (sets - sets.mean(-2, keepdim=True)).reshape(columns.shape)
+        columns = self._centered(self.free_matrix)
         with without_autocast(columns.device.type):
             q, r = torch.linalg.qr(columns.to(torch.promote_types(columns.dtype, torch.float32)))
             signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
@@ -223,11 +220,35 @@ class TrainedFrame(MatrixFrame, PyroModule):
         """The frame as it is now, its matrix computed once."""
         return MatrixFrame(self.matrix)
 
+    def _centered(self, columns: Tensor) -> Tensor:
+        """The columns without their mean over each set of categories, if there are any."""
+        if not self.num_categories:
+            return columns
+        sets = columns.reshape(*columns.shape[:-2], -1, self.num_categories, self.latent_dim)
+        return (sets - sets.mean(-2, keepdim=True)).reshape(columns.shape)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        key = f"{prefix}free_matrix"
+        loaded = state_dict.get(key)
+        if isinstance(loaded, Tensor) and loaded.shape == (self.features, self.latent_dim) and not loaded.is_meta:
+            # Columns that depend on each other have no orthonormal factor of their own, and no gradient.
+            largest = loaded.abs().max().double()
+            values = torch.linalg.svdvals(self._centered(loaded.double())) if largest.isfinite() else largest[None]
+            if not (values.min() > torch.finfo(torch.float32).eps * largest and largest.isfinite()):
+                of_sets = f" after their mean over {self.num_categories} categories" if self.num_categories else ""
+                raise ValueError(f"Expected {key} with finite and linearly independent columns{of_sets}, got others")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     @torch.no_grad()
     def turn(self, matrix: Tensor) -> None:
         """Take the columns of another matrix in place of its own."""
         # An optimizer such as Adam moves each entry by a learning rate, and entries of about 1 by a small angle.
         self.free_matrix.copy_(math.sqrt(self.features) * SPEED * matrix)
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x A; the batch dimensions of a matrix drawn from a prior broadcast with the batch dimensions of x."""
+    return x @ matrix if matrix.dim() == 2 else (x.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
 Frame: TypeAlias = IdentityFrame | OrthonormalFrame | TrainedFrame

@@ -98,7 +98,13 @@ class Nats:
         """The same with the noise unit at b = ``offset``, if it needs one and has none."""
         if not self.is_reference or self.unit is not None:
             return self
-        return self.with_unit(noise_unit(self.likelihood, offset))
+        try:
+            return self.with_unit(noise_unit(self.likelihood, offset))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"Expected inverse_lipschitz with a likelihood of natural parameters of shape {tuple(offset.shape)}, "
+                f"got a {type(self.likelihood).__name__}: {error}"
+            ) from error
 
     @property
     def is_drawn(self) -> bool:
@@ -137,8 +143,8 @@ class Nats:
         scale = self.likelihood.noise_scale
         if not isinstance(scale, Tensor):
             return _checks.positive("likelihood.noise_scale", scale), None
-        if scale.numel() == 1:
-            return scale, None
+        if scale.numel() == 1:  # without the dimensions of a datum, which are not those of points
+            return scale.reshape(()), None
         event_dim = self._event_dim()
         if event_dim == 0:  # a draw of one scale for each left dimension
             return scale.unsqueeze(-1), None

@@ -131,6 +131,11 @@ class ProjectedDecoder(FramedDecoder):
         """A lower bound on the slope of each of the :meth:`coordinates` along its own z_j: grad g is symmetric."""
         return self.map.inverse_lipschitz
 
+    def _channel(self, z: Tensor) -> Tensor:
+        """The :meth:`coordinates` of the decoder's value, up to a shift, without its D entries."""
+        inside: Tensor = self.map(z)
+        return inside
+
     def _start(self, start: Start) -> None:
         self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
         if not self.conditional:  # with a context, the backbone has to learn its part from the first step on

@@ -17,6 +17,10 @@ from pyro_ilvae.likelihoods import Categorical, check_support
 __all__ = ["Place", "Start", "check_weights", "start_from_data", "start_from_tokens"]
 
 
+# Of data for whose dtypes PyTorch has few operations.
+_WIDER = {torch.bool: torch.uint8} | dict.fromkeys((torch.uint16, torch.uint32, torch.uint64), torch.int64)
+
+
 class Place(NamedTuple):
     """What a decoder says of itself to those who look for its start."""
 
@@ -62,6 +66,7 @@ def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> 
         directions, num_found = completed(found, place.num_directions, place.num_categories), found.shape[1]
     else:
         directions, num_found = columns_of(place.frame), 0
+    likelihood.information_product(offset, offset)  # which raises for scales of another shape than a datum's
     noise = normal_scale(likelihood)
     unit = noise_unit(likelihood, offset) if noise is None else noise
     columns = directions.double()
@@ -130,7 +135,7 @@ def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
     moments = Moments()
     for batch in batches_of(x, data_shape, place.event_shape.numel()):
         if len(batch) > 0:
-            batch = batch.byte() if batch.dtype == torch.bool else batch
+            batch = batch.to(_WIDER.get(batch.dtype, batch.dtype))
             check_support(likelihood, batch, "x")
             moments.add(F.one_hot(batch.long(), categories) if categories else batch)
     if moments.total == 0:
@@ -205,7 +210,8 @@ def zero_last_layer(network: nn.Module) -> None:
     """
     layers = getattr(network, "network", network)
     last = layers[-1] if isinstance(layers, nn.Sequential) and len(layers) > 0 else None
-    if isinstance(last, nn.Linear | nn.modules.conv._ConvNd):
+    # A weight that is normalized is computed from others, for which 0 is no value.
+    if isinstance(last, nn.Linear | nn.modules.conv._ConvNd) and "weight" in last._parameters:
         for parameter in last._parameters.values():
             if parameter is not None:
                 parameter.zero_()

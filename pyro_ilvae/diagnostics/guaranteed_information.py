@@ -26,7 +26,8 @@ from pyro_ilvae.diagnostics._engine.latent_priors import (
     Spread,
     check_prior,
     draws_by_component,
-    shared_prior,
+    own_prior,
+    prior_of_site,
     spread_of,
 )
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -91,14 +92,14 @@ def guaranteed_information(
     :math:`u \mapsto B^\top g_2(B u)` is one; and for K = D it may be f itself. In each case m is one to one with
     :math:`|\det \nabla m| \ge L^K`. So :math:`h(m(z)) = h(z) + E \log |\det \nabla m(z)| \ge h(z) + K \log L` by the
     change of variables. The entropy power inequality [1, 2, 3] says of the independent m(z) and e that
-    :math:`e^{2 h(m(z) + e) / K} \ge e^{2 h(m(z)) / K} + 2 \pi e\, (\det C)^{1/K}`. Take half of K times the logarithm
-    and subtract :math:`h(e) = \tfrac K2 \log(2 \pi e\, (\det C)^{1/K})`: what is left of the left-hand side is
-    :math:`h(P x) - h(P x \mid z) = I(P x; z)`, which is at most I(x; z). With L = 0, m is one to one where its Jacobian
-    is not singular, and a singular one makes the bound 0.
+    :math:`e^{2 h(m(z) + e) / K} \ge e^{2 h(m(z)) / K} + 2 \pi e\, (\det C)^{1/K}`. Take :math:`\tfrac K2 \log` of both
+    sides and subtract :math:`h(e) = \tfrac K2 \log(2 \pi e\, (\det C)^{1/K})`. The left-hand side becomes
+    :math:`h(P x) - h(P x \mid z) = I(P x; z) \le I(x; z)`, and the right-hand side the bound. With L = 0, m is one to
+    one where its Jacobian is not singular, and a singular one makes the bound 0.
 
-    A mixture with components y has :math:`I(x; z) = I(x; y) + I(x; z \mid y)`, so that the bounds of the components,
-    averaged by their weights, are bounds too. The floor is their average, in closed form. ``by_jacobian`` is the larger
-    of their average and of the bound by the entropy of the whole mixture, which is sampled.
+    A mixture with components y has :math:`I(x; z) = I(x; y) + I(x; z \mid y)`, so the average of the components'
+    bounds, by their weights, is a bound too. The floor is this average, in closed form. ``by_jacobian`` is the larger
+    of this average and the bound by the entropy of the whole mixture, which is sampled.
 
     For a projected decoder :math:`\partial m_j / \partial z_j \ge L` for each j, since :math:`\nabla m` is symmetric
     with eigenvalues of at least L. Given all other coordinates, the same proof in one dimension says
@@ -107,12 +108,12 @@ def guaranteed_information(
     diagonal entry of the precision matrix for any other Normal prior. Mixtures average over components as above.
 
     Args:
-        model_or_decoder: a model with the attributes ``decoder``, ``likelihood`` and ``prior``, such as a
-            :class:`~pyro_ilvae.VAE`, or its method ``model``; or a decoder of z alone. For a decoder with a context,
-            pass ``decoder.given(context)``. For K < D it needs the method ``coordinates``, see
-            :class:`~pyro_ilvae.protocols.Decoder`.
-        likelihood: for a decoder, a function from natural parameters to the distribution of the data. It has to be
-            Normal around them, with one scale :math:`\sigma` or a scale for each entry.
+        model_or_decoder: a model with the attributes ``decoder``, ``likelihood`` and ``prior``, the distribution of the
+            z that the decoder takes, such as a :class:`~pyro_ilvae.VAE`, or its method ``model``, which is not run; or
+            a decoder of z alone. For a decoder with a context, pass ``decoder.given(context)``. For K < D it needs
+            the method ``coordinates``, see :class:`~pyro_ilvae.protocols.Decoder`.
+        likelihood: for a decoder, a function from its value to the distribution of the data. It has to be Normal around
+            this value, with one scale :math:`\sigma` or a scale for each entry, the same for all z.
         prior: the distribution of z, of event shape (K,); if None, the model's, and N(0, I) for a decoder. An entropy
             without a formula is the mean of -log p(z) over the draws.
         num_samples: the number of draws of the prior, of a mixture at least 2 of each component.
@@ -122,8 +123,9 @@ def guaranteed_information(
     Returns:
         The floor from L, noise and prior; the tighter bound by the Jacobian; what is guaranteed for each coordinate, or
         None; and the entropy power of the prior. Where nothing is guaranteed, the numbers are NaN and ``reason`` says
-        why: noise that is not Normal, or whose scale is drawn from a prior; a decoder without a constant, without
-        coordinates, with a context, or that breaks its constant at a draw; a prior without a density.
+        why: noise that is not Normal, differs between draws of z, or has a prior on its scale; a decoder without a
+        constant, without K coordinates (a composition has more with a context), with a context that is not given, or
+        that breaks its constant at a draw; a prior without a density or draws, or with a mask.
 
     Raises:
         ValueError: for a model with a ``likelihood`` beside its own, or without a prior; for a prior of another shape;
@@ -158,10 +160,10 @@ def guaranteed_information(
             counts = _counts(spread.weights, num_samples)
             drawn = draws_by_component(prior, spread.numbers, counts)
             z = prior_draws(decoder, len(drawn), None, sampler=lambda _: drawn)
-            channel = channel_of(decoder, likelihood, z)
+            channel = channel_of(decoder, likelihood, z, samples_per_pass)
             log_det = _log_determinants(decoder, channel, z, samples_per_pass)
             mixed = spread.log_powers is None or len(counts) > 1
-            surprise = -prior.log_prob(drawn).double() if mixed else None
+            surprise = -prior.log_prob(drawn).double().to(z.device) if mixed else None
         except UnavailableError as reason:
             numbers = dict.fromkeys(GuaranteedInformation._fields, math.nan)
             return GuaranteedInformation(**numbers | {"per_coordinate": None, "reason": str(reason)})  # type: ignore
@@ -178,7 +180,7 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
             raise ValueError("Expected likelihood=None for a model, which has a likelihood, got another one")
         decoder, likelihood = own.values()
         if prior is None:
-            prior = _own_prior(model_or_decoder)
+            prior = own_prior(model_or_decoder)
             if prior is None:
                 raise ValueError("Expected prior=..., or a model with the attribute prior, a distribution, got neither")
             _check_fixed(prior, part_of(model_or_decoder, "prior"))
@@ -195,12 +197,6 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
         prior = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     check_prior(prior, latent_dim)
     return decoder, likelihood, prior
-
-
-def _own_prior(model: Any) -> Any:
-    """The attribute ``prior`` of a model, if that is a distribution; None otherwise."""
-    prior = part_of(model, "prior")
-    return prior if isinstance(prior, torch.distributions.Distribution) else None
 
 
 def _check_fixed(prior: Any, again: Any) -> None:
@@ -227,7 +223,7 @@ def _log_determinants(
     least = latent_dim * math.log(channel.constant * slack) if channel.constant else -math.inf
     slope = None if channel.coordinate_constant is None else channel.coordinate_constant * slack
     compute = partial(jacobian, channel.mean)
-    for rows in split(z, decoder(z[:1]).numel() * latent_dim, samples_per_pass, compute):
+    for rows in split(z, latent_dim**2, samples_per_pass, compute):
         slopes = compute(rows).double()
         log_det = torch.linalg.slogdet(slopes)[1]
         if not (log_det >= least).all() or (slope and (slopes.diagonal(dim1=1, dim2=2) < slope).any()):
@@ -320,14 +316,10 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     if found is None or found.site != site or certified_constant(found.decoder) is None:
         return {}
     check_likelihood_of_model(call.batch, found)
-    prior = shared_prior(call.batch, site, found.trace)
-    prior = _own_prior(call.model) if prior is None else prior
-    if prior is None:
-        raise UnavailableError("Expected a prior that is Normal and the same for all data, or a model with a prior")
     result = guaranteed_information(
         found.decoder,
         found.likelihood,
-        prior=prior,
+        prior=prior_of_site(call.batch, site, found.trace),
         num_samples=call.options["num_samples"],
         seed=call.options["seed"],
     )

@@ -15,6 +15,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.likelihoods import mean_of_data, shape_of_datum
 from pyro_ilvae.models._data import as_tensor, in_support, parts, refuse_single_datum
 from pyro_ilvae.models._minibatch import PLATE, check_replayed, checked_index, refuse_other_order
+from pyro_ilvae.models._parts import agreed, check_nats, check_roles
 from pyro_ilvae.networks import unused, warn_of_another
 
 
@@ -50,7 +51,7 @@ class Autoencoder(PyroModule):
         self.decoder = unused(decoder)
         self.encoder = unused(encoder)
         self.likelihood = unused(likelihood)
-        _check_nats(decoder, likelihood)
+        check_nats(decoder, likelihood)
         if hasattr(likelihood, "_event_dim"):
             likelihood._event_dim = len(self.event_shape)
         self.register_buffer("_prior_loc", torch.zeros(self.latent_dim), persistent=False)
@@ -81,6 +82,7 @@ class Autoencoder(PyroModule):
         """
         if not callable(getattr(self.decoder, "initialize", None)):
             raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
+        check_nats(self.decoder, self.likelihood)
         self._initialize(self._batches(x, None), seed)
 
     def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
@@ -285,6 +287,7 @@ class DenseAutoencoder(Autoencoder):
         if split < 1 or eta.shape[split:] != self.event_shape:
             expected = ", ".join(["...", *map(str, self.event_shape)])
             raise ValueError(f"Expected decoder to return shape ({expected}), got {tuple(eta.shape)}")
+        check_nats(self.decoder, self.likelihood)  # either may have been replaced
         distribution = self.likelihood(eta, x)
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(f"Expected likelihood to return a distribution, got a {type(distribution).__name__}")
@@ -299,43 +302,6 @@ def _batch_shape(output: Any) -> tuple[int, ...] | None:
     """The shape of an encoder's first output, without its last dimension; None if it is something else."""
     first = output[0] if isinstance(output, tuple | list) and output else None
     return tuple(first.shape[:-1]) if isinstance(first, Tensor) and first.dim() > 0 else None
-
-
-def check_roles(decoder: Any, encoder: Any, likelihood: Any) -> None:
-    """Raise unless the parts can be called, and none of them is known to be a part of another kind."""
-    given = {"decoder": (decoder, "MLPDecoder(...)"), "encoder": (encoder, "MLPEncoder(...)")}
-    for name, (part, example) in {**given, "likelihood": (likelihood, "likelihoods.Normal()")}.items():
-        _checks.function(name, part, f"a module or a function, such as {example}")
-        if isinstance(part, torch.distributions.Distribution):
-            raise TypeError(f"Expected {name} to be a function that returns a distribution, got a distribution")
-        kind = getattr(part, "_kind", name)  # Modules of users need not say what they are.
-        if kind != name:
-            raise TypeError(f"Expected {name} to be such as {example}, got a {type(part).__name__}, which is a {kind}")
-
-
-def _check_nats(decoder: Any, likelihood: Any) -> None:
-    """Raise where a constant in nats follows the noise of another likelihood, which nobody trains."""
-    nats = getattr(decoder, "_nats", None)
-    if nats is None or nats.is_reference or not isinstance(likelihood, nn.Module):
-        return
-    if not any(part is nats.likelihood for part in likelihood.modules()):
-        raise ValueError(
-            "Expected likelihood to be the one of the decoder's inverse_lipschitz, Nats(kappa, likelihood), whose "
-            f"noise L follows, got another {type(likelihood).__name__}"
-        )
-
-
-def agreed(name: str, values: dict[str, Any]) -> Any:
-    """The value that all sources which are not None agree on."""
-    named = {source: value for source, value in values.items() if value is not None}
-    if not named:
-        raise ValueError(f"Expected {name} as an argument, got None and no part with this attribute")
-    first, *others = named.values()
-    if any(other != first for other in others):
-        raise ValueError(
-            f"Expected one {name}, got " + ", ".join(f"{source} = {value}" for source, value in named.items())
-        )
-    return first
 
 
 def batches(x: Tensor, batch_size: int | None) -> tuple[Tensor, ...]:

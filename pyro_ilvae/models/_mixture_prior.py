@@ -95,7 +95,7 @@ class MixturePrior(DenseAutoencoder):
                     loc /= loc.square().mean().sqrt()
             for name, value in self._start_of_components(loc, reach).items():
                 if name not in self._pyro_samples:
-                    getattr(self, name).copy_(value)
+                    self._set(name, value)
 
     def _reach_of_constant(self) -> float:
         """How far z goes for one unit of what the decoder returns, at most 1, as far as its constant tells."""
@@ -148,12 +148,22 @@ class MixturePrior(DenseAutoencoder):
         loc, scale = self._encoded(x, batch_size)
         sign = 1.0 if self.enumerate_in == "model" else -1.0
         clusters = find_clusters(loc, sign * scale.square(), self.num_components, restarts, seed)
-        self.component_loc.copy_(clusters.loc)
+        self._set("component_loc", clusters.loc)
         if self.scales == "learned":
-            self.component_log_scale.copy_(clusters.scale.log())
+            self._set("component_log_scale", clusters.scale.log())
         if self.weights == "learned":
-            self.component_logits.copy_(clusters.share.log())
+            self._set("component_logits", clusters.share.log())
         return clusters.members
+
+    def _set(self, name: str, value: Tensor) -> None:
+        """Give a parameter of the components a value, also where it is constrained."""
+        if name not in self._pyro_params:
+            getattr(self, name).copy_(value)
+            return
+        constraint, _ = self._pyro_params[name]
+        if not constraint.check(value).all():
+            raise ValueError(f"Expected {name} with a constraint that holds at its start {value}, got {constraint}")
+        setattr(self, name, value.to(self._prior_loc))
 
     def _components(self) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the weights, locations and scales of the components."""

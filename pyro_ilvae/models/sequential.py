@@ -13,8 +13,9 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.distributions import PADDING, TokenSequence
 from pyro_ilvae.likelihoods import Categorical
-from pyro_ilvae.models._autoencoder import Autoencoder, agreed, batches, check_roles
+from pyro_ilvae.models._autoencoder import Autoencoder, batches
 from pyro_ilvae.models._data import as_tokens
+from pyro_ilvae.models._parts import agreed, check_roles
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.generation import ancestral_sample, beam_search
 

@@ -114,6 +114,10 @@ class SequenceDecoder(Module):
     def nats(self, value: float) -> None:
         self.decoder.nats = value  # type: ignore[assignment]
 
+    @property
+    def _nats(self) -> Nats | None:
+        return getattr(self.decoder, "_nats", None)
+
     @torch.no_grad()
     def initialize(self, x: Any, *, seed: int | None = None) -> None:
         r"""Start where the data are: logits of the tokens' frequencies, and directions of tokens that occur together.

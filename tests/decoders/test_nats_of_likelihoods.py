@@ -19,12 +19,18 @@ from pyro_ilvae import (
     BrenierMap,
     BrenierTransform,
     InverseLipschitzDecoder,
+    InverseLipschitzScheduler,
     JointOptim,
+    MLPDecoder,
     MLPEncoder,
     Nats,
     ProjectedDecoder,
+    SequenceDecoder,
+    SequenceEncoder,
+    SequentialVAE,
     likelihoods,
     mlp,
+    schedules,
 )
 
 FEATURES = 8
@@ -318,3 +324,73 @@ def test_reference_unit_is_that_of_the_formula(name, kind):
 def test_a_unit_that_is_given_stays():
     decoder = KINDS["projected"](Nats(0.5, likelihoods.Bernoulli(), unit=3.0))
     assert decoder.inverse_lipschitz == pytest.approx(3 * ratio(0.5))
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_datum_of_one_number_has_one_scale(kind, shape):
+    likelihood = likelihoods.Normal(torch.full(shape, 0.3))
+    sizes = {"latent_dim": 1, "event_shape": shape} | ({"frame": "identity"} if kind == "composition" else {})
+    backbone = [mlp(1, (8,), 1)] if kind == "projected" else []
+    decoder = (ProjectedDecoder if backbone else InverseLipschitzDecoder)(
+        *backbone, **sizes, inverse_lipschitz=Nats(0.5, likelihood)
+    )
+    for batch in ((), (5,), (4, 5)):
+        assert decoder(torch.randn(*batch, 1)).shape == (*batch, *shape)
+    assert decoder.inverse_lipschitz == pytest.approx(0.3 * ratio(0.5))
+
+
+# The likelihood of the model.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_likelihood_that_was_replaced_is_not_followed_silently(kind):
+    x = torch.randn(5, *EVENT)
+    likelihood = likelihoods.Normal(0.3, "learned")
+    vae = vae_with(kind, likelihood)
+    vae.model(x)
+    vae.likelihood = likelihoods.Normal(5.0, "learned")
+    for function in (vae.model, vae.initialize):
+        with pytest.raises(ValueError, match="likelihood to be the one of the decoder's inverse_lipschitz"):
+            function(x)
+    vae.decoder.inverse_lipschitz = Nats(0.5, vae.likelihood)
+    vae.model(x)
+    assert vae.decoder.inverse_lipschitz == pytest.approx(5 * ratio(0.5))
+    vae.decoder.inverse_lipschitz = Nats(0.5, likelihoods.Bernoulli())
+    with pytest.raises(ValueError, match="likelihood to be a Bernoulli, as in the decoder's inverse_lipschitz"):
+        vae.model(x)
+
+
+def test_a_model_of_sequences_takes_nats_of_categories_only():
+    sizes = {"latent_dim": 2, "event_shape": 10, "context_dim": 8}
+
+    def model_with(likelihood):
+        backbone = MLPDecoder(**sizes, hidden_features=(8,))
+        decoder = ProjectedDecoder(backbone, **sizes, frame="centered", inverse_lipschitz=Nats(0.5, likelihood))
+        encoder = SequenceEncoder(vocab_size=10, latent_dim=2, hidden_features=8)
+        return SequentialVAE(SequenceDecoder("gru", decoder), encoder)
+
+    assert model_with(likelihoods.Categorical(10)).decoder.nats == 0.5
+    for other in (likelihoods.Normal(0.1), likelihoods.Bernoulli()):
+        with pytest.raises(ValueError, match="inverse_lipschitz, Nats"):
+            model_with(other)
+
+
+def test_nats_tell_of_an_inner_constant_that_was_set_by_itself():
+    likelihood = likelihoods.Normal(0.3)
+    decoder = KINDS["composition"](Nats(0.5, likelihood))
+    assert decoder.nats == 0.5
+    InverseLipschitzScheduler(decoder.inner, schedules.constant(0.01))
+    assert decoder.nats == pytest.approx(0.5 * math.log1p((decoder.inverse_lipschitz / 0.3) ** 2))
+    assert f"nats={decoder.nats:g}" in repr(decoder)
+    other = KINDS["composition"](Nats(2.0, likelihood))
+    other.load_state_dict(decoder.state_dict())
+    assert other.nats == decoder.nats < 0.01
+    decoder.nats = 0.5
+    assert decoder.inverse_lipschitz == pytest.approx(0.3 * ratio(decoder.nats))
+    assert decoder.nats == 0.5
+
+
+def test_a_likelihood_of_other_natural_parameters_is_named():
+    with pytest.raises(ValueError, match=r"inverse_lipschitz with a likelihood of natural parameters of shape.*Cat"):
+        KINDS["projected"](Nats(0.5, likelihoods.Categorical(EVENT[-1] + 1)))

@@ -356,3 +356,35 @@ def test_as_many_latent_as_data_dimensions(likelihood_name):
             mean = decoder(torch.randn(20_000, decoder.latent_dim)).mean(0)
         expected = likelihood.natural_parameters(smoothed_mean(likelihood_name, x)).detach().float()
         torch.testing.assert_close(mean, expected, rtol=0, atol=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_a_normalized_last_layer_is_left_alone(norm):
+    layers = [torch.nn.Linear(LATENT, 8), torch.nn.Softplus()]
+    for module in (torch.nn.utils, torch.nn.utils.parametrizations):
+        last = getattr(module, norm)(torch.nn.Linear(8, FEATURES))
+        decoder = DECODERS["projected"](backbone=torch.nn.Sequential(*layers, last))
+        decoder.initialize(factors(), likelihoods.Normal(0.3), seed=0)
+        assert decoder(torch.randn(5, LATENT)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.int64, torch.float16])
+def test_counts_of_any_dtype(dtype):
+    likelihood, x = of_kind("poisson")
+    starts = []
+    for data in (x, x.to(dtype), x.to(dtype).numpy()):
+        decoder = DECODERS["plain-linear"]()
+        for parameter in decoder.parameters():
+            torch.nn.init.zeros_(parameter)
+        decoder.initialize(data, likelihood, seed=0)
+        starts.append(decoder(torch.ones(1, LATENT)))
+    for start in starts[1:]:
+        torch.testing.assert_close(start, starts[0])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("shape", [(FEATURES + 1,), EVENT[::-1]])
+def test_refuses_scales_of_another_shape_than_the_data(name, shape):
+    with pytest.raises(ValueError, match="Expected scale of the shape of a datum"):
+        DECODERS[name]().initialize(factors(), likelihoods.Normal(torch.ones(shape)))

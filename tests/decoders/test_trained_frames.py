@@ -4,10 +4,13 @@ import copy
 import pickle
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import perturb
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro import poutine
+from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
+from pyro.nn import PyroSample
 
 from pyro_ilvae import (
     VAE,
@@ -129,3 +132,37 @@ def test_a_decoder_of_sequences_keeps_its_trained_frame_centered():
     assert decoder.frame.matrix.sum(0).abs().max() < 1e-5
     with pytest.raises(ValueError, match="sum to up to"):
         SequenceDecoder("gru", ProjectedDecoder(MLPDecoder(**sizes, hidden_features=(8,)), **sizes, train_frame=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_of_a_frame_with_a_prior_stand_side_by_side(kind):
+    decoder = KINDS[kind](frame="centered")
+    prior = dist.Normal(0, 1).expand([FEATURES, LATENT]).to_event(2)
+    decoder.frame.free_matrix = PyroSample(prior)
+    vae = VAE(decoder, MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(8,)), likelihoods.Normal(0.3))
+    with pyro.plate("draws", 3, dim=-2):
+        nodes = poutine.trace(vae.model).get_trace(num_data=5).nodes
+    z, free = nodes["z"]["value"], nodes["decoder.frame.free_matrix"]["value"]
+    assert (z.shape, free.shape) == ((3, 5, LATENT), (3, 1, FEATURES, LATENT))
+    mean = nodes["x"]["fn"].base_dist.mean
+    for i in range(3):
+        one = copy.deepcopy(decoder)
+        del one.frame.free_matrix
+        one.frame.free_matrix = torch.nn.Parameter(free[i, 0])
+        torch.testing.assert_close(one(z[i]), mean[i])
+    assert Predictive(vae.model, num_samples=4, parallel=True)(num_data=2)["x"].shape == (4, 2, *EVENT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refuses_a_state_without_a_frame(kind):
+    decoder = KINDS[kind](frame="centered")
+    state = decoder.state_dict()
+    free = state["frame.free_matrix"].clone()
+    equal, shifts = free[:, :1].expand(-1, LATENT), torch.ones_like(free) * torch.arange(1.0, 1 + LATENT)
+    shifted = torch.cat([free[:, 1:], shifts[:, :1]], dim=1)
+    for wrong in (0 * free, free / 0, equal, shifts, shifted, torch.full_like(free, float("nan"))):
+        with pytest.raises(ValueError, match="free_matrix with finite and linearly independent columns after"):
+            decoder.load_state_dict(state | {"frame.free_matrix": wrong})
+    assert torch.equal(decoder.frame.free_matrix, free)
+    decoder.load_state_dict(state | {"frame.free_matrix": 1e-3 * free + 1})
+    assert decoder.frame.matrix.reshape(*EVENT, LATENT).sum(1).abs().max() < 1e-3

@@ -124,6 +124,7 @@ CALLS = {
                 "context_features": 1,
                 "activation": "softplus",
                 "input_skips": True,
+                "train_frame": True,
             },
         )
     ),
@@ -141,6 +142,7 @@ CALLS = {
                 "activation": "softplus",
                 "input_skips": True,
                 "linear_path": True,
+                "train_frame": True,
             },
         )
     ),

@@ -189,6 +189,7 @@ BY_NAME = {
     "tolerance": POSITIVE,
     "too_long": CHOICE,
     "total_count": POSITIVE,
+    "train_frame": FLAG,
     "unit": POSITIVE,
     "validation": [3.5, Other()],
     "value": [NAN, INF, "a"],

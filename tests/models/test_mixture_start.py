@@ -9,7 +9,7 @@ import torch
 from helpers.decoders import DECODERS, EVENT, INVERSE_LIPSCHITZ_DECODERS, LATENT
 from helpers.models import FORMS, X, mixture_with
 from pyro.infer import SVI, TraceEnum_ELBO
-from pyro.nn import PyroSample
+from pyro.nn import PyroParam, PyroSample
 from torch import nn
 
 from pyro_ilvae import InverseLipschitzDecoder, MixtureVAE, MLPDecoder, MLPEncoder, Nats, likelihoods
@@ -232,3 +232,19 @@ def test_refuses_a_decoder_without_a_start():
         mixture.initialize(torch.randn(5, 8))
     with pytest.raises(ValueError, match="Expected data at site 'x' of shape"):
         mixture_of(DECODERS["plain"]()).initialize(X[0])
+
+
+@pytest.mark.parametrize("name", INVERSE_LIPSCHITZ_DECODERS)
+def test_constrained_components_start_as_others_do(name):
+    decoder = INVERSE_LIPSCHITZ_DECODERS[name](25.0)
+    free, constrained, narrow = (mixture_of(copy.deepcopy(decoder), num_components=4) for _ in range(3))
+    interval = dist.constraints.interval(-9.0, 9.0)
+    constrained.component_log_scale = PyroParam(torch.zeros(4, LATENT), constraint=interval)
+    for mixture in (free, constrained):
+        mixture.initialize(data(1.0), seed=0)
+    assert free.component_log_scale.max() < -1
+    for part in COMPONENTS:
+        torch.testing.assert_close(getattr(constrained, part), getattr(free, part), rtol=1e-4, atol=1e-4)
+    narrow.component_log_scale = PyroParam(torch.ones(4, LATENT), constraint=dist.constraints.positive)
+    with pytest.raises(ValueError, match="Expected component_log_scale with a constraint that holds at its start"):
+        narrow.initialize(data(1.0), seed=0)

@@ -1,21 +1,27 @@
 """Priors of the latent variable: how much they spread, in closed form where that is known, and draws by component."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Delta, Normal
+from pyro.distributions import Delta, MaskedDistribution, Normal
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily
 
 from pyro_ilvae import _checks
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae.diagnostics._engine.batch import Batch
+from pyro_ilvae.diagnostics._engine.decoded_sites import part_of
+from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
+from pyro_ilvae.diagnostics._engine.scores import placeholders
 from pyro_ilvae.distributions import innermost, without_event
 
 _MOST_NUMBERS = 10_000_000  # drawn at a time for all components, of which each draw is of one
+_MOST_ASSIGNMENTS = 1000  # of discrete sites that are summed out to compare a prior
 
 
 class Spread(NamedTuple):
@@ -38,6 +44,11 @@ def check_prior(prior: Any, latent_dim: int | None) -> None:
             f" and {tuple(prior.event_shape)}; .to_event(1) makes an event of the last dimension"
         )
     kind = _kind(prior)
+    part = prior
+    while part is not None:
+        if isinstance(part, MaskedDistribution):
+            raise UnavailableError("Expected a prior with a density, got one with a mask")
+        part = getattr(part, "component_distribution", getattr(part, "base_dist", None))
     try:
         support = prior.support
     except NotImplementedError:  # of a transform that does not say
@@ -50,7 +61,58 @@ def check_prior(prior: Any, latent_dim: int | None) -> None:
         raise UnavailableError(f"Expected a prior with a density on R^K, got {type(kind).__name__}")
 
 
-def shared_prior(batch: Batch, site: str, trace: Trace) -> Any:
+def own_prior(model: Any) -> Any:
+    """The attribute ``prior`` of a model, if that is a distribution; None otherwise."""
+    prior = part_of(model, "prior")
+    return prior if isinstance(prior, torch.distributions.Distribution) else None
+
+
+def prior_of_site(batch: Batch, site: str, trace: Trace) -> Any:
+    """The prior of a site: its Normal one that all data share, or the model's own, if the site is drawn from that."""
+    shared = _shared_prior(batch, site, trace)
+    if shared is not None:
+        return shared
+    prior = own_prior(batch.model)
+    if prior is None:
+        raise UnavailableError("Expected a prior that is Normal and the same for all data, or a model with a prior")
+    node: Any = trace.nodes[site]
+    if node["fn"].event_dim == 1:
+        check_prior(prior, node["value"].shape[-1])
+    if not _is_drawn_from(batch, site, node, prior):
+        raise UnavailableError(
+            f"Expected site '{site}' to be drawn from the attribute prior of the model, whatever data and other sites "
+            "are, got another density"
+        )
+    return prior
+
+
+def _is_drawn_from(batch: Batch, site: str, node: Any, prior: Any) -> bool:
+    """Whether the density of a site in the model, with discrete sites summed out, is that of ``prior``."""
+    fns: dict[str, Any] = {name: batch.model_trace.nodes[name]["fn"] for name in batch.latent_sites if name != site}
+    discrete = [name for name, fn in fns.items() if fn.has_enumerate_support]
+    nodes: Any = batch.guide_trace.nodes
+    supports = [fns[name].enumerate_support(expand=False) for name in discrete]
+    if math.prod(map(len, supports)) > _MOST_ASSIGNMENTS:
+        return False
+    try:
+        own = prior.log_prob(batch.data_first(node["value"], node, node["fn"].event_dim)[0])
+        densities = []
+        with seeded(0), torch.no_grad():
+            for values in itertools.product(*supports):
+                # All other sites are drawn from the model, because the site may depend on them.
+                given = {
+                    name: value.expand_as(nodes[name]["value"]) for name, value in zip(discrete, values, strict=True)
+                }
+                given[site] = node["value"]
+                _, joint = batch.traces(1, conditioned=given, guide=placeholders(given))
+                summed = [joint.nodes[name] for name in (site, *discrete, *batch.enumerated_sites)]
+                densities.append(log_density(batch, summed, 1, False)[0])
+    except (RuntimeError, ValueError):  # of values that the model cannot take, or a prior of another shape
+        return False
+    return torch.allclose(torch.stack(densities).logsumexp(0), own.to(densities[0]), rtol=1e-4, atol=1e-4)
+
+
+def _shared_prior(batch: Batch, site: str, trace: Trace) -> Any:
     """The prior of the only latent site, if it is Normal and the same for all data; None otherwise."""
     node: Any = trace.nodes[site]
     normal = without_event(node["fn"])
@@ -89,7 +151,12 @@ def spread_of(prior: Any) -> Spread:
 def draws_by_component(prior: Any, numbers: Tensor, counts: Sequence[int]) -> Tensor:
     """So many draws of each of these components, one component after the other, of shape (sum of counts, K)."""
     if not isinstance(prior, MixtureSameFamily):
-        return prior.sample((sum(counts),))  # type: ignore[no-any-return]
+        try:
+            return prior.sample((sum(counts),))  # type: ignore[no-any-return]
+        except NotImplementedError as error:
+            raise UnavailableError(
+                f"Expected a prior that can be drawn from, got {type(_kind(prior)).__name__}"
+            ) from error
     parts = prior.component_distribution
     which = numbers.repeat_interleave(torch.tensor(counts, device=numbers.device))
     rows = max(1, _MOST_NUMBERS // (parts.batch_shape.numel() * parts.event_shape.numel()))
