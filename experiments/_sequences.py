@@ -15,11 +15,11 @@ from pyro_ilvae import (
     InverseLipschitzScheduler,
     JointOptim,
     MLPDecoder,
-    Nats,
     ProjectedDecoder,
     SequenceDecoder,
     SequentialVAE,
     diagnostics,
+    principal_token_frame,
     schedules,
 )
 from pyro_ilvae.distributions import TokenSequence
@@ -39,26 +39,32 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def plain(vocab_size: int, latent_dim: int, width: int, linear_path: bool = False) -> MLPDecoder:
-    return MLPDecoder(
+# The decoders. The frame of the projected decoder holds the leading principal directions of token counts: a step of z
+# then moves the logits of tokens that occur together. The linear path of a plain decoder starts at the same directions.
+# No decoder starts at the tokens' frequencies: with 5,000 words the language model then learns more slowly. After one
+# epoch of Shakespeare its perplexity is 155 with that start and 121 without.
+def plain(vocab_size: int, latent_dim: int, width: int, linear_path: Tensor | None = None) -> MLPDecoder:
+    decoder = MLPDecoder(
         latent_dim=latent_dim,
         event_shape=vocab_size,
         context_dim=width,
         hidden_features=(width,),
-        linear_path=linear_path,
+        linear_path=linear_path is not None,
     )
+    if linear_path is not None:
+        with torch.no_grad():
+            decoder.linear_path.weight.copy_(linear_path)
+    return decoder
 
 
-# The frame is a random one until the model is initialized from data. It then holds the leading principal directions of
-# token counts: a step of z moves the logits of tokens that occur together.
-def projected(vocab_size: int, latent_dim: int, width: int, constant: float | Nats) -> ProjectedDecoder:
+def projected(x: Tensor, vocab_size: int, latent_dim: int, width: int, constant: float) -> ProjectedDecoder:
     return ProjectedDecoder(
         plain(vocab_size, latent_dim, width),
         latent_dim=latent_dim,
         event_shape=vocab_size,
         context_dim=width,
         inverse_lipschitz=constant,
-        frame="centered",
+        frame=principal_token_frame(x, vocab_size=vocab_size, latent_dim=latent_dim),
     )
 
 

@@ -92,9 +92,8 @@ def fit_synthetic(seed: int) -> Run:
     }
     for recipe, (constant, options) in SYNTHETIC.items():
         pyro.set_rng_seed(seed)
-        decoder = plain(VOCAB, 2, 64) if constant is None else projected(VOCAB, 2, 64, constant)
+        decoder = plain(VOCAB, 2, 64) if constant is None else projected(x, VOCAB, 2, 64, constant)
         vae = sequential_vae(SequenceDecoder("lstm", decoder), 64, data_size=len(x))
-        vae.initialize(x)
         train(vae, x, epochs=1 if SMOKE else 20, batch_size=128, **options)
         results[recipe] = {**measure(vae, test), "explained": explained(test_z, vae.encode(test)[0])}
     return results
