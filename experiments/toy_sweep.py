@@ -171,7 +171,7 @@ def measured(model: VAE | MixtureVAE, x: Tensor, labels: Tensor) -> Run:
         "trusted": float((fisher.pareto_k < 0.7).float().mean()),
         "elbo": float(evidence.elbo.mean()),
         "log_likelihood": float(evidence.log_likelihood.mean()),
-        "noise": float(model.likelihood.noise_scale),  # type: ignore[attr-defined]
+        "noise": model.likelihood.noise_scale.item(),  # type: ignore[attr-defined]
         "constant": getattr(model.decoder, "inverse_lipschitz", None),
     }
 
