@@ -12,6 +12,7 @@ from pyro_ilvae.decoders.arguments import dtype_of, without_autocast
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, shown
 from pyro_ilvae.decoders.frame_arguments import description
 from pyro_ilvae.decoders.framed import FramedDecoder
+from pyro_ilvae.decoders.frames import MatrixFrame
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start, zero_last_layer
 from pyro_ilvae.networks import Linear, unused
@@ -156,10 +157,11 @@ class ProjectedDecoder(FramedDecoder):
         frame = self.frame.fixed()
         # With K = D nothing lies outside of the frame, and rounding of the backbone would be all that is left of it.
         outside = self._outside(z, context) if self.latent_dim < frame.features else None
-        if outside is not None and self.linear_path is not None:
-            outside = outside + self.linear_path(z)
         inside = self.map(z)
         with without_autocast(z.device.type):
+            if outside is not None and self.linear_path is not None:
+                # One pass over the D-wide result instead of a product and a sum.
+                outside = MatrixFrame(self.linear_path.weight).add(outside, z)
             if context is not None:
                 inside = inside + self.from_context(context)
             eta: Tensor = frame.embed(inside) if outside is None else frame.replace(outside, inside)
