@@ -12,11 +12,15 @@ Two more say how: ``PYRO_ILVAE_JOBS`` is the number of processes, without it one
 Pictures are in ``experiments/output``. The result of each fit is in a folder there, in a JSON file whose name says the
 settings. A fit whose file exists is not made again, so a sweep goes on where it was stopped. Delete the folder after
 changing a recipe.
+
+``python experiments/_sweep.py NAME`` adds the results of a full sweep to ``experiments/results/NAME.json``, which is a
+part of the repository: a full sweep takes from there what it finds. Delete what a changed recipe has outdated.
 """
 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +40,7 @@ KEPT = bool(os.environ.get("PYRO_ILVAE_KEPT")) and not SMOKE
 # In smoke mode tests run in parallel already.
 NUM_JOBS = 1 if SMOKE or KEPT else int(os.environ.get("PYRO_ILVAE_JOBS") or -1)
 OUTPUT = Path("experiments/output/smoke" if SMOKE else "experiments/output")
+RESULTS = Path(__file__).parent / "results"
 
 
 def chosen(*, smoke: T, short: T, full: T) -> T:
@@ -57,6 +62,7 @@ class Sweep:
         if SMOKE:
             shutil.rmtree(self.folder, ignore_errors=True)  # a kept result would leave lines untested
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.recorded = recorded(name) if FULL else {}
 
     def file(self, *words: object, suffix: str) -> Path:
         """The file of a fit."""
@@ -66,7 +72,8 @@ class Sweep:
     def run(self, fit: Callable[..., Run], jobs: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], Run]:
         """What ``fit(*job)`` returns for each job, in the order of the jobs."""
         if KEPT:
-            jobs = [job for job in jobs if self.file(fit.__name__, *job, suffix=".json").exists()]
+            files = {job: self.file(fit.__name__, *job, suffix=".json") for job in jobs}
+            jobs = [job for job, file in files.items() if file.exists() or file.stem in self.recorded]
         parallel = Parallel(n_jobs=NUM_JOBS, return_as="generator")
         runs = parallel(delayed(self._kept)(fit, *job) for job in jobs)
         results = {}
@@ -81,12 +88,41 @@ class Sweep:
         """The result from its file, if the fit was made before."""
         torch.set_num_threads(1)  # there is a process for each core
         file = self.file(fit.__name__, *job, suffix=".json")
+        if file.stem in self.recorded and not file.exists():
+            return self.recorded[file.stem]
         if not file.exists():
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps(fit(*job)))
             partial.rename(file)  # at once, so that a stop in between leaves no half of a result
         result: Run = json.loads(file.read_text())
         return result
+
+
+def recorded(name: str) -> dict[str, Run]:
+    """The results of an experiment that are a part of the repository, by the names of their files."""
+    file = RESULTS / f"{name}.json"
+    results: dict[str, Run] = json.loads(file.read_text()) if file.exists() else {}
+    return results
+
+
+def record(name: str) -> None:
+    """Add the results in the folder of an experiment to those that are a part of the repository."""
+    results = recorded(name)
+    for file in (OUTPUT / name).glob("*.json"):
+        results[file.stem] = json.loads(file.read_text())
+    RESULTS.mkdir(exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(_rounded(run))}" for key, run in sorted(results.items())]
+    (RESULTS / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(f"{len(results)} results of {name}")
+
+
+def _rounded(value: Any) -> Any:
+    """The value with six digits of each number, which is more than any of them is good for."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def median_and_range(measure: str | Callable[[Run], float], digits: int) -> Column:
@@ -117,3 +153,8 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
         if not kept or cost < kept[-1][1]:
             kept.append((gain, cost))
     return kept[::-1]
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        record(argument)
