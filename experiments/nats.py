@@ -163,13 +163,8 @@ def draw_likelihoods(ax: Axes, panel: Panel) -> None:
         for run in runs(panel, row):
             face = color if run["smallest_kl"] >= ACTIVE else "white"
             ax.plot(i, run["log_likelihood"], "o", markeredgecolor=color, markerfacecolor=face)
-    ax.set_xticks(
-        range(len(shown)),
-        [label(row).replace(" frame", "") for row in shown],
-        rotation=60,
-        ha="right",
-        rotation_mode="anchor",
-    )
+    names = [label(row).replace(" frame", "") for row in shown]
+    ax.set_xticks(range(len(shown)), names, rotation=60, ha="right", rotation_mode="anchor")
     ax.axvline(sum(GROUPS[row] == "projected" for row in shown) - 0.5, color="black", linewidth=0.5)
     ax.set(title=", ".join(panel), xlim=(-0.5, len(shown) - 0.5))
 
