@@ -24,6 +24,7 @@ from pyro_ilvae import (
 )
 from pyro_ilvae.diagnostics import collapse_summary, guaranteed_information
 from pyro_ilvae.diagnostics._engine.decoding import jacobian
+from pyro_ilvae.distributions import IsotropicNormal
 
 N, K, D = 30, 2, 6
 NORMAL = likelihoods.Normal(0.5)
@@ -246,3 +247,16 @@ def test_a_class_that_overrides_forward_is_looked_at_itself():
         "keeps the constant that it carries, got a Jacobian of Squeezed"
         in guaranteed_information(decoder, NORMAL).reason
     )
+
+
+def test_noise_of_one_scale_may_come_in_any_form():
+    decoder = projected()
+    forms = [
+        likelihoods.Normal(0.5),
+        lambda eta: dist.Normal(eta, 0.5),
+        lambda eta: dist.Normal(eta, 0.5).to_event(1),
+        lambda eta: IsotropicNormal(eta, torch.tensor(0.5)),
+        likelihoods.Normal(torch.full((D,), 0.5)),
+    ]
+    floors = [guaranteed_information(decoder, form, num_samples=5).floor for form in forms]
+    assert floors == pytest.approx([math.log(1 + 0.7**2 / 0.25)] * len(forms), rel=1e-5)
