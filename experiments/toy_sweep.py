@@ -12,8 +12,8 @@ the data, and the start from data, ``initialize(x)``. Each L is given as the con
 nats per dimension relative to the learned noise.
 
 The fits of all seeds are trained side by side by ``torch.func.vmap``, which takes a fraction of the time. Pyro's
-handlers cannot run under it, so the two losses are written out here: that of ``TraceMeanField_ELBO`` for the VAE and
-that of ``TraceEnum_ELBO`` for the mixture. Everything that is measured is measured by the library.
+handlers cannot run under it, so the two losses are written out here: ``TraceMeanField_ELBO`` for the VAE and
+``TraceEnum_ELBO`` for the mixture. The library makes all measures.
 
 ``PYRO_ILVAE_FULL=1 python experiments/toy_sweep.py`` makes all 1,320 fits (6 spreads, 22 models, 10 seeds) in a few
 hours. Without the variable 132 fits (3 spreads, 2 seeds) take some minutes. ``PYRO_ILVAE_SMOKE=1`` takes seconds, for

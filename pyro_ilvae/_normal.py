@@ -34,8 +34,8 @@ class Normal(ExponentialFamily):
               that evaluation does not depend on how the data are batched.
 
     Raises:
-        ValueError: for scales that are not positive, for natural parameters whose shape does not end in that of
-            ``scale``, and for another ``estimate``.
+        ValueError: for scales that are not positive, for natural parameters whose shape does not end in the
+            shape of ``scale``, and for another ``estimate``.
         TypeError: for a scale that is neither a number nor a tensor nor an array.
 
     References:
@@ -103,7 +103,7 @@ class Normal(ExponentialFamily):
         return IsotropicNormal(eta, scale)
 
     def _scale_beside(self, eta: Tensor) -> Tensor:
-        """The scale that is used without data, with dimensions that broadcast with those of ``eta``."""
+        """The scale that is used without data, of a shape that broadcasts with ``eta``."""
         log_scale = self._beside("log_scale", eta)
         if log_scale.dim() == 0:
             return log_scale.exp()

@@ -12,6 +12,7 @@ from pyro_ilvae.decoders.frames import (
     MatrixFrame,
     OrthonormalFrame,
     TrainedFrame,
+    centered,
     deviation,
     orthonormalize,
 )
@@ -105,9 +106,8 @@ def _centered(event_shape: torch.Size, latent_dim: int) -> Tensor:
             f"so many directions are left when the shift of all {event_shape[-1]} categories is taken out"
         )
     # In double precision, because draws that are almost equal leave little but rounding when their mean is taken off.
-    directions = torch.randn(*event_shape, latent_dim).double()
-    directions = directions - directions.mean(-2, keepdim=True)
-    return torch.linalg.qr(directions.reshape(event_shape.numel(), latent_dim)).Q
+    directions = torch.randn(event_shape.numel(), latent_dim).double()
+    return torch.linalg.qr(centered(directions, event_shape[-1])).Q
 
 
 def _orthonormal(matrix: Tensor, features: int, latent_dim: int) -> Tensor:

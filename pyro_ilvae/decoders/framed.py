@@ -47,7 +47,7 @@ class FramedDecoder(ConditionalDecoder):
         frame = frame_argument(frame)
         trained = _checks.boolean("train_frame", trained)
         self.frame = make_frame(frame, self.event_shape, num_directions, trained=trained)
-        # A frame that the user chose stays; random directions give way to those of the data.
+        # A frame that the user chose stays; random directions give way to the directions of the data.
         self._own_frame = isinstance(frame, Tensor) or frame == "identity"
 
     def _with_unit(self, value: Any) -> Any:
@@ -112,14 +112,13 @@ class FramedDecoder(ConditionalDecoder):
 
         with :math:`\eta(\bar x)` the natural parameters of the mean of the data, :math:`I` the Fisher information and
         :math:`u` the noise unit, for Normal noise its scale. The columns of :math:`Q` are the leading principal
-        directions of the data, for counts those of the data in units of their noise, taken to log rates. Where data
+        directions of the data, for counts of the data in units of their noise, taken to log rates. Where data
         vary in fewer than K directions, the others are drawn at random. A frame that was given as a matrix or as
         "identity" stays.
 
         The map starts with half a noise unit beside L z. Without a context, a backbone that is an
-        :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer starts with 0. The constant does not change, but for
-        nats relative to a likelihood without Normal noise, whose noise unit becomes the one of the data. Call it before
-        training.
+        :class:`~pyro_ilvae.MLPDecoder` or ends with a linear layer starts with 0. The constant does not change, unless
+        it is in nats relative to a likelihood without Normal noise: its noise unit becomes u. Call it before training.
 
         Args:
             x: a data sample of shape (N, \*data shape), or an iterable of batches, as for
@@ -130,7 +129,7 @@ class FramedDecoder(ConditionalDecoder):
 
         Raises:
             ValueError: for data outside of the likelihood's support or of another shape, for a likelihood of another
-                class than that of nats, and for weights with priors, which are set afterwards.
+                class than the one in ``Nats``, and for weights with priors: set priors after the start.
             TypeError: for a likelihood without these methods.
 
         Example:
@@ -168,7 +167,7 @@ class FramedDecoder(ConditionalDecoder):
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:
         if not self._own_frame and not isinstance(self.frame, IdentityFrame):
-            # The last columns are those of z; columns for a context stand before them.
+            # The last columns are for z, the columns before them for a context.
             self.frame.turn(start.directions.roll(self.frame.latent_dim - self.latent_dim, dims=1))
         if self._nats is not None and self._nats.is_reference:
             self.inverse_lipschitz = self._nats.with_unit(start.unit)

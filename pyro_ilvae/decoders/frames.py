@@ -210,7 +210,7 @@ class TrainedFrame(MatrixFrame, PyroModule):
     @property
     def matrix(self) -> Tensor:  # type: ignore[override]
         """Q of shape (D, K); each read computes it."""
-        columns = self._centered(self.free_matrix)
+        columns = centered(self.free_matrix, self.num_categories)
         with without_autocast(columns.device.type):
             q, r = torch.linalg.qr(columns.to(torch.promote_types(columns.dtype, torch.float32)))
             signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
@@ -220,20 +220,17 @@ class TrainedFrame(MatrixFrame, PyroModule):
         """The frame as it is now, its matrix computed once."""
         return MatrixFrame(self.matrix)
 
-    def _centered(self, columns: Tensor) -> Tensor:
-        """The columns without their mean over each set of categories, if there are any."""
-        if not self.num_categories:
-            return columns
-        sets = columns.reshape(*columns.shape[:-2], -1, self.num_categories, self.latent_dim)
-        return (sets - sets.mean(-2, keepdim=True)).reshape(columns.shape)
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         key = f"{prefix}free_matrix"
         loaded = state_dict.get(key)
         if isinstance(loaded, Tensor) and loaded.shape == (self.features, self.latent_dim) and not loaded.is_meta:
             # Columns that depend on each other have no orthonormal factor of their own, and no gradient.
             largest = loaded.abs().max().double()
-            values = torch.linalg.svdvals(self._centered(loaded.double())) if largest.isfinite() else largest[None]
+            values = (
+                torch.linalg.svdvals(centered(loaded.double(), self.num_categories))
+                if largest.isfinite()
+                else largest[None]
+            )
             if not (values.min() > torch.finfo(torch.float32).eps * largest and largest.isfinite()):
                 of_sets = f" after their mean over {self.num_categories} categories" if self.num_categories else ""
                 raise ValueError(f"Expected {key} with finite and linearly independent columns{of_sets}, got others")
@@ -259,6 +256,14 @@ def columns_of(frame: Frame) -> Tensor:
     return torch.eye(frame.features, frame.latent_dim) if isinstance(frame, IdentityFrame) else frame.matrix
 
 
+def centered(columns: Tensor, num_categories: int) -> Tensor:
+    """The columns of shape (..., D, K) without their mean over each set of categories, if there are any."""
+    if not num_categories:
+        return columns
+    sets = columns.unflatten(-2, (-1, num_categories))
+    return (sets - sets.mean(-2, keepdim=True)).flatten(-3, -2)
+
+
 def _sums(matrix: Tensor, num_categories: int) -> Tensor:
     """The sums of the columns over each set of categories, in double precision."""
     return matrix.double().reshape(-1, num_categories, matrix.shape[-1]).sum(1)
@@ -277,9 +282,5 @@ def orthonormalize(matrix: Tensor, num_categories: int = 0) -> Tensor:
 
     With categories, they are orthogonal to a shift of all categories too.
     """
-    columns = matrix.double()
-    if num_categories:
-        mean = _sums(columns, num_categories) / num_categories
-        columns = columns - mean.repeat_interleave(num_categories, 0)
-    q, r = torch.linalg.qr(columns)
+    q, r = torch.linalg.qr(centered(matrix.double(), num_categories))
     return (q * torch.sign(r.diagonal())).to(matrix.dtype)

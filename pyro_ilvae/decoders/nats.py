@@ -26,8 +26,8 @@ class Nats:
     follows :math:`\sigma` at every step, with its gradient, so that the same nats are guaranteed while :math:`\sigma`
     is learned. For a scale :math:`\sigma_d` for each entry of a datum, the decoder is :math:`b + S \tilde f(z)` with
     :math:`S = \operatorname{diag}(\sigma_d)`: the constant of :math:`\tilde f` is :math:`\sqrt{e^{2 \kappa} - 1}`, and
-    the constant of the decoder that times the smallest :math:`\sigma_d`. An optimal scale is followed in its running
-    average, and a scale with a prior in each draw of it: the likelihood has to be the one of the model.
+    the constant of the decoder that times the smallest :math:`\sigma_d`. L follows the running
+    average of an optimal scale, and each draw of a scale with a prior. The model must have this very likelihood.
 
     For a likelihood without Normal noise no such bound is known, and :math:`\kappa` is a *reference*: a noise unit
     takes the place of :math:`\sigma`,

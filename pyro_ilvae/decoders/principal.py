@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.decoders.arguments import dense
+from pyro_ilvae.decoders.frames import centered
 
 __all__ = ["principal_frame", "principal_token_frame"]
 
@@ -100,9 +101,7 @@ class Moments:
         rows, mean = torch.cat(self._rows), self.mean
         if scales is not None:
             rows, mean = rows / scales.to(rows), mean / scales.to(mean)
-        if num_categories:
-            sets = rows.unflatten(-1, (-1, num_categories))
-            rows = (sets - sets.mean(-1, keepdim=True)).flatten(-2)
+        rows = centered(rows.mT, num_categories).mT
         _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
         eps = torch.finfo(torch.float64).eps
         # The mean is rounded, which gives equal data a variation of that size.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.decoders.frames import Frame, columns_of
+from pyro_ilvae.decoders.frames import Frame, centered, columns_of
 from pyro_ilvae.decoders.inversion import weights_are_drawn
 from pyro_ilvae.decoders.nats import information_diagonal, noise_unit
 from pyro_ilvae.decoders.principal import Moments, TokenCounts, batches_of
@@ -22,7 +22,7 @@ _WIDER = {torch.bool: torch.uint8} | dict.fromkeys((torch.uint16, torch.uint32, 
 
 
 class Place(NamedTuple):
-    """What a decoder says of itself to those who look for its start."""
+    """What a start from data has to know about a decoder."""
 
     event_shape: torch.Size  #: of its natural parameters, with D entries
     num_directions: int  #: K, or more with a context
@@ -36,7 +36,7 @@ class Start(NamedTuple):
     """What a decoder takes from data."""
 
     offset: Tensor | None  #: the natural parameters b of the mean of the data, of shape (D,); None to leave it
-    directions: Tensor  #: orthonormal columns: the leading directions of the data, or those of a frame that stays
+    directions: Tensor  #: orthonormal columns: the leading directions of the data, or the columns of a frame that stays
     num_found: int  #: how many of the columns come from the data, which may vary in few directions
     unit: float  #: the noise unit u of the likelihood at b, in these directions
     spread: float  #: the root mean square of the data's coordinates in these directions, in natural parameters
@@ -45,7 +45,7 @@ class Start(NamedTuple):
     @property
     def extent(self) -> float:
         """How far the data reach, in natural parameters: their spread, and at most 1 for data that do not vary."""
-        # The noise unit of data that do not vary is as large as their mean is certain.
+        # Where data do not vary, the information at their mean may be near 0, and the noise unit very large.
         return self.spread if self.spread > 0 else min(self.unit, 1.0)
 
     @property
@@ -112,10 +112,7 @@ def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place)
     information = information_diagonal(likelihood, offset).flatten().sqrt()
     noise = likelihood(offset).variance.double().flatten().sqrt()
     columns = moments.directions(place.num_directions, noise)
-    columns = columns / information.to(columns)[:, None]
-    if place.num_categories:
-        sets = columns.unflatten(0, (-1, place.num_categories))
-        columns = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
+    columns = centered(columns / information.to(columns)[:, None], place.num_categories)
     q, r = torch.linalg.qr(columns)
     # What lies in a shift of all categories alone is no direction.
     return (q * r.diagonal().sign())[:, r.diagonal().abs() > 1e-9 * columns.norm(dim=0)]
@@ -195,10 +192,7 @@ def completed(directions: Tensor, num_directions: int, num_categories: int) -> T
     others = torch.randn(features, num_directions - directions.shape[1]).to(directions)
     # Twice, because what is left of a draw may be little.
     for _ in range(2):
-        others = others - directions @ (directions.mT @ others)
-        if num_categories:
-            sets = others.unflatten(0, (-1, num_categories))
-            others = (sets - sets.mean(1, keepdim=True)).flatten(0, 1)
+        others = centered(others - directions @ (directions.mT @ others), num_categories)
         others = torch.linalg.qr(others).Q
     return torch.cat([directions, others], dim=1)
 
