@@ -1,9 +1,9 @@
 """What the experiments with images share: the data, the decoders, one budget for all of them, and the measures.
 
 The budget: a tenth of the training images is set apart for validation, and their log likelihood, importance-weighted,
-is measured after every 5 epochs. Adam takes steps of 128 images. When three measurements in a row are not the best,
-training goes on from the best state at 0.3 of the learning rate, and ends there the third time. Every decoder has this
-budget and starts from the data.
+is measured after every 5 epochs. Adam takes steps of 128 images. When three measurements in a row are not the best, or
+at the latest at an epoch that the data set has for it, training goes on from the best state at 0.3 of the learning
+rate, and ends there the third time. Every decoder has this budget and starts from the data.
 """
 
 import copy
@@ -11,7 +11,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pyro
@@ -38,7 +38,7 @@ from pyro_ilvae import (
 )
 
 LATENT_DIM, BATCH_SIZE = 16, 128
-EVERY, PATIENCE, NUM_RATES = 5, 3, 3  # epochs between measurements, measurements without a best, learning rates
+EVERY, PATIENCE = 5, 3  # epochs between measurements, measurements without a best
 NUM_SAMPLES = chosen(smoke=5, short=100, full=100)
 NUM_OWN, NUM_WEIGHTS = chosen(smoke=(100, 10), short=(500, 50), full=(500, 50))
 NUM_JACOBIANS = chosen(smoke=20, short=1000, full=1000)
@@ -145,25 +145,25 @@ def build(decoder: str, likelihood: str, shape: Shape, hidden: Shape, data_size:
     return VAE(DECODERS[decoder](LATENT_DIM, shape, hidden, noise), encoder, noise, data_size=data_size)
 
 
-def train(vae: VAE, data: Images, most_epochs: int, learning_rate: float) -> Run:
-    """Fit ``vae`` within the budget and leave it in its best state."""
+def train(vae: VAE, data: Images, ends: Sequence[int], learning_rate: float) -> Run:
+    """Fit ``vae`` within the budget, each learning rate until its end at the latest, and leave it in its best state."""
     optimizer = JointOptim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
     svi = SVI(vae.model, vae.guide, optimizer, TraceMeanField_ELBO())
     best, best_epoch, state, waited, num_rates = -math.inf, 0, vae.state_dict(), 0, 1
     began = time.perf_counter()
-    for epoch in range(1, most_epochs + 1):
+    for epoch in range(1, ends[-1] + 1):
         for batch in data.train[torch.randperm(len(data.train))].split(BATCH_SIZE):
             svi.step(batch)
-        if epoch % EVERY and epoch < most_epochs:
+        if epoch % EVERY and epoch not in ends:
             continue
         bounds = diagnostics.evidence(vae.model, vae.guide, data.validation, num_samples=20, seed=0)
         value = float(bounds.log_likelihood.mean())
         if value > best:
             best, best_epoch, state, waited = value, epoch, copy.deepcopy(vae.state_dict()), 0
-            continue
-        waited += 1
-        if waited == PATIENCE:
-            if num_rates == NUM_RATES:
+        else:
+            waited += 1
+        if waited == PATIENCE or epoch >= ends[num_rates - 1]:
+            if num_rates == len(ends):
                 break
             num_rates, waited = num_rates + 1, 0
             vae.load_state_dict(state)
