@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 import torch
 from pyro.distributions import TransformModule, constraints
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae._recording import is_recording
 from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
@@ -82,6 +83,10 @@ class BrenierMap(Module):
         True
     """
 
+    # What a graph reads from ``_factor`` instead.
+    _tensors_when_recorded = frozenset({"_inverse_lipschitz", "_nats", "_other"})
+    _factor: Tensor
+
     def __init__(
         self,
         features: int,
@@ -95,6 +100,7 @@ class BrenierMap(Module):
         super().__init__()
         self.features = _checks.positive_int("features", features)
         self.gain = _checks.positive("gain", gain)
+        self.register_buffer("_factor", torch.tensor(0.0), persistent=False)
         self.inverse_lipschitz = inverse_lipschitz
         self.icnn = ICNN(features, hidden_features, activation, input_skips)
 
@@ -131,12 +137,32 @@ class BrenierMap(Module):
                 now = torch.as_tensor(value.constant()).detach().max()
                 constant("inverse_lipschitz", float(now) / other)
             self._nats: Nats | None = value
-            return
-        # A Python float stays exact when the module's dtype changes.
-        self._inverse_lipschitz, self._nats = constant("inverse_lipschitz", value), None
+        else:
+            # A Python float stays exact when the module's dtype changes.
+            self._inverse_lipschitz, self._nats = constant("inverse_lipschitz", value), None
+        self._fill_factor()
+
+    def _fill_factor(self) -> None:
+        """Put L, or its ratio to the noise scale that it follows, into a tensor for recorded graphs."""
+        if self._nats is None:
+            factor = self._inverse_lipschitz
+        else:
+            factor = self._nats.ratio / self._other * (self._nats.scale() if self._nats.is_reference else 1.0)
+        with torch.no_grad():
+            self._factor.fill_(factor)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self._factor.dtype in (torch.float16, torch.bfloat16):
+            self._factor = self._factor.float()
+        if not self._factor.is_meta:
+            self._fill_factor()  # the old dtype may have been a shorter one
+        return self
 
     @property
     def _constant(self) -> float | Tensor:
+        if is_recording():
+            return self._factor if self._nats is None or self._nats.is_reference else self._factor * self._nats.scale()
         return self._inverse_lipschitz if self._nats is None else self._nats.constant() / self._other
 
     def _times_constant(self, z: Tensor) -> Tensor:

@@ -126,7 +126,11 @@ class Nats:
 
         A tensor that broadcasts with points of shape (..., K), if it depends on one.
         """
-        return self.ratio * self._scale()[0]
+        return self.ratio * self.scale()
+
+    def scale(self) -> float | Tensor:
+        """The scale that the constant is relative to: the noise scale, a geometric mean of several, or a unit."""
+        return self._scale()[0]
 
     def weights(self) -> Tensor | None:
         """The scales of the entries over their geometric mean, of shape (..., D); None for a single scale."""

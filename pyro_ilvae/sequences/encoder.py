@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_ilvae import _checks
+from pyro_ilvae._recording import is_recording
 from pyro_ilvae.encoders import location_and_scale
 from pyro_ilvae.networks import Module, mlp
 from pyro_ilvae.sequences._tokens import tokens_of
@@ -70,10 +71,33 @@ class SequenceEncoder(Module):
         lengths = (flat >= 0).sum(-1)
         if not len(lengths) or not lengths.all():
             raise ValueError(f"Expected x with at least one token in each row, got {int((lengths == 0).sum())} without")
-        packed = pack_padded_sequence(
-            self.embedding(flat.clamp(min=0)), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        _, last = self.recurrent(packed)
-        # The last layer's two directions.
-        summary = torch.cat([last[-2], last[-1]], dim=-1).reshape(*x.shape[:-1], -1)
-        return location_and_scale(self.network(summary))
+        embedded = self.embedding(flat.clamp(min=0))
+        if is_recording():
+            summary = self._summary_of_padded(embedded, lengths)
+        else:
+            packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            _, last = self.recurrent(packed)
+            # The last layer's two directions.
+            summary = torch.cat([last[-2], last[-1]], dim=-1)
+        return location_and_scale(self.network(summary.reshape(*x.shape[:-1], -1)))
+
+    def _summary_of_padded(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """The same from padded sequences, by operations that are the same for all lengths."""
+        recurrent = self.recurrent
+        steps = torch.arange(embedded.shape[1], device=lengths.device)
+        # Each sequence from its last token to its first; what lies behind it stays where it is.
+        reverse = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)[..., None]
+        last = (lengths - 1)[:, None, None]
+        value, summaries = embedded, []
+        for layer in range(recurrent.num_layers):
+            outputs, summaries = [], []
+            for suffix in ("", "_reverse"):
+                given = value.gather(1, reverse.expand_as(value)) if suffix else value
+                names = (f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+                weights = [getattr(recurrent, name) for name in names]
+                start = given.new_zeros(1, len(given), recurrent.hidden_size)
+                output, _ = torch.gru(given, start, weights, True, 1, 0.0, self.training, False, True)
+                summaries.append(output.gather(1, last.expand(-1, 1, output.shape[-1])).squeeze(1))
+                outputs.append(output.gather(1, reverse.expand_as(output)) if suffix else output)
+            value = torch.cat(outputs, dim=-1)
+        return torch.cat(summaries, dim=-1)

@@ -1,0 +1,110 @@
+"""How a recorded graph runs: compiled where a compiler is at hand, and otherwise operation by operation."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_ilvae.infer.recording import Recorded
+
+__all__ = ["Graph", "are_close", "restore"]
+
+# Compiled functions by what they compute, so that models of one structure share them.
+_COMPILED: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+_MOST_COMPILED = 64
+
+
+class State(NamedTuple):
+    """What a graph changes when it runs: the random state, and tensors that it writes to, with their values."""
+
+    random: Tensor
+    values: list[tuple[Tensor, Tensor]]
+
+
+class Graph:
+    """A recorded graph with the parameters that it reads.
+
+    Args:
+        recorded: the graph.
+        parameters: the names of the parameters in Pyro's store, by the leaves that an optimizer moves.
+        compiled: whether to compile the graph.
+
+    Attributes:
+        num_runs: the number of steps that it has taken.
+        num_failures: the number of runs in a row in which not all held that was assumed.
+    """
+
+    def __init__(self, recorded: Recorded, parameters: Mapping[Tensor, str], compiled: bool) -> None:
+        self.parameters = dict(parameters)
+        self.num_runs = self.num_failures = 0
+        self._recorded = recorded
+        self._run = _compiled(recorded) if compiled else recorded.graph
+        self.kind = "graph" if self._run is recorded.graph else "compiled graph"
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """The loss, whether all holds that was assumed, and the gradients; None for a gradient that there is not."""
+        arguments = (*inputs, *self.parameters, *self._recorded.constants)
+        with torch.no_grad():
+            try:
+                loss, holds, *gradients = self._run(*arguments)
+            except Exception as error:
+                if self._run is self._recorded.graph:
+                    raise
+                first_line = str(error).strip().partition("\n")[0]
+                warnings.warn(f"GraphSVI runs the graph without compilation, which failed: {first_line}", stacklevel=5)
+                self._run, self.kind = self._recorded.graph, "graph"
+                loss, holds, *gradients = self._run(*arguments)
+        found = iter(gradients)
+        return loss, holds, [next(found) if there else None for there in self._recorded.has_gradient]
+
+    def state(self, inputs: Sequence[Tensor]) -> State:
+        """The present state of what the graph changes."""
+        return State(torch.get_rng_state(), [(inputs[i], inputs[i].clone()) for i in self._recorded.written])
+
+    def is_current(self) -> bool:
+        """Whether Pyro's store still holds the parameters of the graph."""
+        store = pyro.get_param_store()._params
+        return all(store.get(name) is parameter for parameter, name in self.parameters.items())
+
+
+def restore(state: State) -> None:
+    """Return to an earlier state."""
+    torch.set_rng_state(state.random)
+    with torch.no_grad():
+        for tensor, value in state.values:
+            tensor.copy_(value)
+
+
+def are_close(own: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors are equal up to rounding, as sums of many terms round."""
+    if own is None or other is None:
+        return own is other or not bool((own if other is None else other).count_nonzero())  # type: ignore[union-attr]
+    tolerance = 1e-8 if own.dtype == torch.float64 else 1e-3
+    scale = other.double().norm()
+    return bool((own.double() - other.double()).norm() <= tolerance * (scale + 1e-3 * other.numel() ** 0.5))
+
+
+def _compiled(recorded: Recorded) -> Callable[..., Any]:
+    key = recorded.signature
+    if key not in _COMPILED:
+        # Fallback: compiled code then draws from PyTorch's generator in the order of the single operations.
+        function = torch.compile(recorded.graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
+
+        def run(*arguments: Tensor) -> Any:
+            # The compiler switches the checks of distributions off for the whole process.
+            validated = Distribution._validate_args
+            try:
+                return function(*arguments)
+            finally:
+                Distribution.set_default_validate_args(validated)
+
+        _COMPILED[key] = run
+        while len(_COMPILED) > _MOST_COMPILED:
+            _COMPILED.popitem(last=False)
+    _COMPILED.move_to_end(key)
+    return _COMPILED[key]

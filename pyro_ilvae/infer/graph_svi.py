@@ -1,0 +1,264 @@
+"""SVI whose step is recorded once, as one graph of tensor operations, and then runs without Pyro's handlers."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI, TraceGraph_ELBO
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_ilvae import _checks
+from pyro_ilvae.infer.annealing import AnnealMessenger, current_beta
+from pyro_ilvae.infer.elbo import AnnealedELBO
+from pyro_ilvae.infer.graph_runs import Graph, are_close, restore
+from pyro_ilvae.infer.loss_module import unconstrained
+from pyro_ilvae.infer.program_state import ProgramState, kind_of
+from pyro_ilvae.infer.recording import other_draws_of_python, preserved, record
+from pyro_ilvae.infer.value_reads import NotRecordableError
+
+__all__ = ["GraphSVI"]
+
+# Recordings in a row of which none ran a second time, after which something must be changing in each step.
+_MANY_RECORDINGS = 4
+# Steps in a row in which a value that decided something was another one than while recording.
+_MANY_FAILURES = 3
+
+
+class GraphSVI(SVI):
+    r"""``pyro.infer.SVI`` whose step runs as one graph of tensor operations, without Pyro's handlers.
+
+    The first step is a step of ``SVI``. The next one is recorded: loss, gradients, and a check that they are finite.
+    Later steps run the graph, with the same draws from the random state, and so the same parameters up to rounding.
+    Data, parameters, buffers, beta, and the constants and nats of decoders enter as tensors, so that they may change
+    between steps. A batch of another shape, or a changed setting of a module, is recorded anew; the graphs are kept.
+
+    What a graph cannot repeat is found while recording: decisions by values of tensors and shapes that depend on
+    them, attributes that a model changes, draws from NumPy. Then all steps are steps of ``SVI``, and a warning names
+    the place. The first graph steps are compared with ``SVI``. Where PyTorch, Pyro or this package look at values, as
+    in checks of arguments, the graph has the same check, and a step that does not pass it is a step of ``SVI``, which
+    raises its error. A loss or gradient that is not finite raises :class:`NonFiniteLossError`.
+
+    Python code of a model that leaves no trace in tensors or attributes, such as ``print``, runs while recording and
+    not later.
+
+    Args:
+        model: the model, any function with Pyro's primitives.
+        guide: the guide.
+        optim: a Pyro optimizer; :class:`JointOptim` takes the least time.
+        loss: a Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO, or one of them as :class:`AnnealedELBO`. With another
+            objective all steps are steps of ``SVI``, with a warning.
+        compile: whether ``torch.compile`` fuses the graph, which takes up to a minute once for each structure of a
+            model and shape of a batch. Otherwise it runs operation by operation.
+        num_compared: the number of steps of each graph whose loss and gradients are compared with those of ``SVI``.
+        num_graphs: the number of graphs that are kept.
+
+    Raises:
+        ValueError: for an objective in which a step has no meaning, and as ``SVI``.
+        TypeError: for a model or guide that cannot be called.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_ilvae import JointOptim
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> optimizer = JointOptim(torch.optim.Adam, {"lr": 0.1})
+        >>> svi = GraphSVI(model, AutoNormal(model), optimizer, Trace_ELBO(), compile=False)
+        >>> losses = [svi.step(torch.tensor([2.0, 3.0, 4.0])) for _ in range(10)]
+        >>> svi.runs, losses[-1].shape
+        ('graph', torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: Any,
+        loss: ELBO,
+        *,
+        compile: bool = True,
+        num_compared: int = 2,
+        num_graphs: int = 8,
+    ) -> None:
+        self.elbo = loss if isinstance(loss, AnnealedELBO) else AnnealedELBO(loss)
+        super().__init__(_checks.function("model", model), _checks.function("guide", guide), optim, loss=self.elbo)
+        self.compile = _checks.boolean("compile", compile)
+        self.num_compared = _checks.positive_int("num_compared", num_compared, at_least=0)
+        self.num_graphs = _checks.positive_int("num_graphs", num_graphs)
+        self._runs = "SVI"
+        self._reason: str | None = None
+        self._num_steps = 0
+        self._state: ProgramState | None = None
+        self._graphs: OrderedDict[Any, Graph] = OrderedDict()
+        self._num_recordings = 0
+        self._settings: tuple[Any, ...] = ()
+        objective = self.elbo.elbo
+        if isinstance(objective, TraceGraph_ELBO) or not hasattr(objective, "differentiable_loss"):
+            self._give_up(f"the objective {type(objective).__name__} has no differentiable loss")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.elbo!r}, {self.optim!r}) that runs as {self.runs}"
+
+    @property
+    def runs(self) -> str:
+        """What the last step was: "SVI", "graph" or "compiled graph"."""
+        return self._runs
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a step of the optimizer.
+
+        Args:
+            *args: the arguments of model and guide.
+            **kwargs: their named arguments.
+
+        Returns:
+            the negative objective, annealed if it has a beta, in nats: a tensor of shape ().
+
+        Raises:
+            NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values.
+        """
+        self._num_steps += 1
+        if self._reason is not None or self._num_steps == 1:
+            return self._step_of_svi(*args, **kwargs)
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        try:
+            graph = self._graph(leaves, structure)
+        except NotRecordableError as error:
+            self._give_up(str(error))
+            return self._step_of_svi(*args, **kwargs)
+        return self._step_of_graph(graph, leaves, args, kwargs)
+
+    def _step_of_svi(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._runs = "SVI"
+        return torch.tensor(super().step(*args, **kwargs))
+
+    def _step_of_graph(self, graph: Graph, leaves: list[Any], args: Any, kwargs: Any) -> Tensor:
+        assert self._state is not None
+        self.elbo._step_watch.count(*args, **kwargs)
+        inputs = self._inputs(leaves)
+        before = graph.state(inputs)
+        loss, holds, gradients = graph(inputs)
+        if not holds:
+            # A value is not finite, which SVI reports, or a value that decided something is another one now.
+            restore(before)
+            graph.num_failures += 1
+            if graph.num_failures >= _MANY_FAILURES:
+                self._forget(graph)
+            return self._step_of_svi(*args, **kwargs)
+        graph.num_failures = 0
+        if graph.num_runs < self.num_compared:
+            after = graph.state(inputs)
+            restore(before)
+            difference = self._difference(graph, loss, gradients, args, kwargs)
+            if difference is not None:
+                restore(before)
+                self._give_up(difference)
+                return self._step_of_svi(*args, **kwargs)
+            restore(after)
+        graph.num_runs += 1
+        if graph.num_runs > 1:
+            self._num_recordings = 0
+        for parameter, gradient in zip(graph.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optim(set(graph.parameters))
+        for parameter in graph.parameters:
+            parameter.grad = None
+        self._runs = graph.kind
+        return loss
+
+    def _inputs(self, leaves: list[Any]) -> list[Tensor]:
+        """The tensors that may differ between steps, without the parameters."""
+        assert self._state is not None
+        data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return [*data, *self._betas().values(), *self._state.tensors()]
+
+    def _betas(self) -> dict[str, Tensor]:
+        named = self.elbo.beta if isinstance(self.elbo.beta, Mapping) else {"beta": self.elbo.beta}
+        return {name: torch.as_tensor(current_beta(beta)) for name, beta in named.items()}
+
+    def _graph(self, leaves: list[Any], structure: Any) -> Graph:
+        """The graph for these arguments, recorded if there is none."""
+        if self._state is None:
+            self._state = ProgramState(self.model, self.guide, self.elbo.elbo)
+        settings = self._state.settings()
+        betas = [float(beta) for beta in self._betas().values()]
+        key = (
+            structure,
+            tuple(map(kind_of, leaves)),
+            settings,
+            tuple(betas.index(beta) for beta in betas),  # sites that are summed out together need equal weights
+            torch.is_autocast_enabled(),
+            *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
+        )
+        graph = self._graphs.get(key)
+        if graph is None or not graph.is_current():
+            self._count_recording(settings)
+            graph = self._graphs[key] = self._recorded(leaves, structure)
+            while len(self._graphs) > self.num_graphs:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return graph
+
+    def _count_recording(self, settings: tuple[Any, ...]) -> None:
+        assert self._state is not None
+        changed = self._state.changed(self._settings)
+        self._settings = settings
+        self._num_recordings += 1
+        if self._num_recordings > _MANY_RECORDINGS:
+            names = f": {', '.join(changed[:3])}" if changed else ""
+            raise NotRecordableError(f"the model or guide reads what changes in each step{names}")
+
+    def _forget(self, graph: Graph) -> None:
+        self._graphs = OrderedDict((key, other) for key, other in self._graphs.items() if other is not graph)
+
+    def _recorded(self, leaves: list[Any], structure: Any) -> Graph:
+        """A graph of loss and gradients for arguments of this kind."""
+        assert self._state is not None
+        args, kwargs = pytree.tree_unflatten(leaves, structure)
+        betas = self._betas()
+        inputs = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *betas.values(), *self._state.tensors()]
+        objective: Any = self.elbo.elbo
+        with preserved(inputs), torch.no_grad(), poutine.trace(param_only=True) as capture:
+            objective.loss(self.model, self.guide, *args, **kwargs)
+        names = {unconstrained(node["value"]): name for name, node in capture.trace.nodes.items()}
+        settings = self._state.settings()
+
+        def loss() -> Tensor:
+            with AnnealMessenger(betas if isinstance(self.elbo.beta, Mapping) else betas["beta"]):
+                value: Tensor = objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            return value
+
+        recorded = record(loss, inputs, list(names))
+        with preserved(inputs), other_draws_of_python():
+            if not recorded.computes_the_same_as(record(loss, inputs, list(names))):
+                raise NotRecordableError("the model or guide computes something else each time that it runs")
+        if changed := self._state.changed(settings):
+            raise NotRecordableError(f"the model or guide changes {', '.join(changed[:3])} each time that it runs")
+        return Graph(recorded, names, self.compile)
+
+    def _difference(
+        self, graph: Graph, loss: Tensor, gradients: list[Tensor | None], args: Any, kwargs: Any
+    ) -> str | None:
+        """How a graph step differs from one of ``SVI`` with the same draws, in words; None if it does not."""
+        with torch.enable_grad():
+            expected = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            expected_gradients = torch.autograd.grad(expected, list(graph.parameters), allow_unused=True)
+        if not are_close(loss, expected.detach()):
+            return f"a graph of the model and guide has a loss of {float(loss):g}, where SVI has {float(expected):g}"
+        for name, own, other in zip(graph.parameters.values(), gradients, expected_gradients, strict=True):
+            if not are_close(own, other):
+                return f"a graph of the model and guide has another gradient of '{name}' than SVI"
+        return None
+
+    def _give_up(self, reason: str) -> None:
+        self._reason = reason
+        self._graphs.clear()
+        warnings.warn(f"GraphSVI takes all steps as SVI, because {reason}", stacklevel=4)

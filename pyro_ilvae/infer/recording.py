@@ -1,0 +1,205 @@
+"""One graph of tensor operations for the loss of a model and guide and its gradients."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
+from pyro_ilvae._recording import recording
+from pyro_ilvae.infer.value_reads import Guard, NotRecordableError, ValueReads, is_of_user, place_of
+
+__all__ = ["Recorded", "other_draws_of_python", "preserved", "record"]
+
+# Operations whose result has a shape that depends on values.
+_DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+
+
+class Recorded:
+    """A graph from inputs to a loss, gradients and whether all that was assumed holds.
+
+    Attributes:
+        graph: a module whose arguments are the inputs and the constants, and whose results are the loss, of shape (), a
+            boolean of shape () that says whether loss and gradients are finite and every guard holds, and the gradients
+            of the inputs that have one.
+        constants: the tensors that were made or met while recording and are no inputs.
+        has_gradient: for each parameter, whether the loss depends on it.
+        written: the positions of inputs that the graph writes to, such as running averages.
+        signature: what graphs that compute the same have in common.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, constants: list[Tensor], has_gradient: list[bool], written: list[int]
+    ) -> None:
+        self.graph = graph
+        self.constants = constants
+        self.has_gradient = has_gradient
+        self.written = written
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """The operations as text, and the kinds of the tensors that enter."""
+        return str(self.graph.code), *(_kind(node) for node in self.graph.graph.nodes if node.op == "placeholder")
+
+    def computes_the_same_as(self, other: "Recorded") -> bool:
+        """Whether another graph has the same operations and constants."""
+        return self.signature == other.signature and all(
+            first is second or (first.dtype == second.dtype and torch.equal(first, second))
+            for first, second in zip(self.constants, other.constants, strict=True)
+        )
+
+
+def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Recorded:
+    """Record a loss and its gradients.
+
+    The random state, and the values of inputs, are afterwards as before.
+
+    Args:
+        loss: computes the loss from the very tensors ``inputs`` and ``parameters``.
+        inputs: the tensors whose values may differ when the graph runs.
+        parameters: the tensors with respect to which the gradients are taken.
+
+    Returns:
+        The graph as a function of ``(*inputs, *parameters)``.
+
+    Raises:
+        NotRecordableError: for what a graph cannot repeat.
+    """
+    has_gradient: list[bool] = []
+
+    def traced(*_: Tensor) -> list[Tensor]:
+        with ValueReads() as reads:
+            value = loss()
+        gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
+        has_gradient[:] = [gradient is not None for gradient in gradients]
+        found = [gradient for gradient in gradients if gradient is not None]
+        return [value.detach(), _holds(value, found, reads.guards), *found]
+
+    tensors = [*inputs, *parameters]
+    try:
+        with preserved(inputs), recording(), torch.enable_grad(), _without_mkldnn():
+            graph = make_fx(traced)(*tensors)
+    except NotRecordableError:
+        raise
+    except Exception as error:
+        if "value out of a tracing tensor" in str(error):
+            raise NotRecordableError(
+                f"an operation depends on the values of a tensor {_place_of_user(error)}"
+            ) from error
+        first_line = str(error).strip().partition("\n")[0]
+        raise NotRecordableError(f"of a {type(error).__name__} {_place_of_user(error)}: {first_line}") from error
+    constants = _lift_constants(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return Recorded(graph, constants, has_gradient, _check_operations(graph, len(inputs)))
+
+
+@contextmanager
+def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """A context after which the random state and the values of tensors are as before."""
+    random_state = pyro.util.get_rng_state()
+    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        pyro.util.set_rng_state(random_state)
+        with torch.no_grad():
+            for tensor, version, value in values:
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+@contextmanager
+def other_draws_of_python() -> Iterator[None]:
+    """A context, inside :func:`preserved`, in which the generators of Python and NumPy have moved on."""
+    random.random()
+    np.random.random()
+    yield
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Without the library whose LSTM is one operation that has no derivative in a graph."""
+    # The public context manager sets another flag too, which warns on some machines.
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+def _holds(loss: Tensor, gradients: Sequence[Tensor], guards: Sequence[Guard]) -> Tensor:
+    """Whether loss and gradients are finite and each guarded value is the one that was seen."""
+    conditions = [loss.detach().isfinite().all()]
+    conditions += [gradient.isfinite().all() for gradient in gradients]
+    for value, expected in guards:
+        conditions.append((value.reshape(()) == expected).to(loss.device))
+    return torch.stack(conditions).all()
+
+
+def _lift_constants(graph: fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that the graph holds its last inputs."""
+    nodes = list(graph.graph.nodes)
+    first = next(node for node in nodes if node.op != "placeholder")
+    by_tensor: dict[int, fx.Node] = {}
+    constants: list[Tensor] = []
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in by_tensor:
+            with graph.graph.inserting_before(first):
+                by_tensor[id(tensor)] = graph.graph.placeholder(f"constant_{len(constants)}")
+                by_tensor[id(tensor)].meta["tensor_meta"] = _extract_tensor_metadata(tensor)
+            constants.append(tensor)
+        node.replace_all_uses_with(by_tensor[id(tensor)])
+        graph.graph.erase_node(node)
+    return constants
+
+
+def _check_operations(graph: fx.GraphModule, num_inputs: int) -> list[int]:
+    """Raise for operations that a graph cannot repeat, and return the positions of the inputs that are written to."""
+    # Which input each node is, or is a view of.
+    owners = {node: i for i, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder")}
+    written = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if _has_dynamic_shape(node):
+            raise NotRecordableError(f"the shape of a result depends on values ({node.target})")
+        for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+            if argument.alias_info is not None and isinstance(given, fx.Node) and given in owners:
+                owners[node] = owners[given]
+                if argument.alias_info.is_write:
+                    written.add(owners[given])
+    return sorted(position for position in written if position < num_inputs)
+
+
+def _has_dynamic_shape(node: fx.Node) -> bool:
+    if node.target is torch.ops.aten.index.Tensor:
+        kinds = [_kind(index) for index in node.args[1] if index is not None]  # type: ignore[union-attr,arg-type]
+        return any(kind is not None and kind[1] in (torch.bool, torch.uint8) for kind in kinds)
+    return any(tag in node.target.tags for tag in _DYNAMIC)  # type: ignore[union-attr]
+
+
+def _kind(node: fx.Node) -> Any:
+    """Shape and dtype of a node's value, as far as they are known."""
+    value = node.meta.get("tensor_meta")
+    return None if value is None else (value.shape, value.dtype, value.stride)
+
+
+def _place_of_user(error: BaseException) -> str:
+    """The innermost place of the user's own code in a traceback."""
+    found, trace = "in an operation of PyTorch", error.__traceback__
+    while trace is not None:
+        if is_of_user(trace.tb_frame):
+            found = place_of(trace.tb_frame)
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,168 @@
+"""A step as one graph takes the same steps as SVI, for each model, objective and kind of guide."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.models import MODELS, ONE_OF_EACH
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_ilvae import AnnealedELBO, JointOptim, schedules
+from pyro_ilvae.infer.graph_svi import GraphSVI
+
+X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+
+
+def trained(kind, build, objective, batches, *, num_steps=12, between=None, **options):
+    """What is left after some steps: the SVI, its losses and the parameters."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    model, guide = build()
+    pyro.set_rng_seed(1)
+    beta = schedules.linear(0.0, 1.0, num_steps=6)
+    # Not Adam, which makes a gradient that is 0 up to rounding as large as the others.
+    svi = kind(model, guide, JointOptim(torch.optim.SGD, {"lr": 1e-4}), objective(beta), **options)
+    losses = []
+    for step in range(num_steps):
+        losses.append(float(svi.step(*batches[step % len(batches)])))
+        beta.step()
+        if between is not None:
+            between(step, model)
+    return svi, losses, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+
+def check_same_steps(build, objective, batches, *, runs="graph", **settings):
+    """Raise unless a graph and SVI take the same steps; return the SVI of the graph."""
+    _, losses, parameters = trained(SVI, build, objective, batches, **settings)
+    svi, own_losses, own_parameters = trained(GraphSVI, build, objective, batches, compile=False, **settings)
+    assert svi.runs == runs, svi._reason
+    assert own_losses == pytest.approx(losses, rel=1e-4)
+    assert own_parameters.keys() == parameters.keys()
+    for name, value in parameters.items():
+        torch.testing.assert_close(own_parameters[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    return svi
+
+
+def plain(kind):
+    return lambda beta: kind()
+
+
+def annealed(kind):
+    return lambda beta: AnnealedELBO(kind(), beta)
+
+
+# A graph is recorded in seconds, so not every decoder has its turn in the fast tests.
+NAMES = [
+    pytest.param(name, marks=() if model in ONE_OF_EACH.values() else pytest.mark.slow)
+    for name, model in MODELS.items()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_takes_the_steps_of_svi(name):
+    model = MODELS[name]
+    half = len(model.x) // 2
+
+    def build():
+        module = model.build(data_size=len(model.x))
+        return module.model, module.guide
+
+    for i, objective in enumerate(model.objectives):
+        batches = [(model.x[:half],), (model.x[half:],)] + [(model.x[: half - 1],)] * (i == 0)
+        svi = check_same_steps(build, (annealed, plain)[i](objective), batches)
+        assert len(svi._graphs) == 1 + (i == 0)  # one for each shape
+
+
+def regression(x):
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal((x[:, :2] * weight).sum(-1), scale), obs=x[:, 2])
+
+
+def subsampled(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x), subsample_size=5) as index:
+        pyro.sample("x", dist.Normal(loc, 1.0).expand([3]).to_event(1), obs=x[index])
+
+
+def with_parameters(x):
+    scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+    shares = pyro.param("shares", torch.full((3,), 1 / 3), constraint=constraints.simplex)
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z * shares, scale).to_event(1), obs=x)
+
+
+def counts(x):
+    """A site without a pathwise derivative."""
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        number = pyro.sample("number", dist.Poisson(rate))
+        pyro.sample("x", dist.Normal(number[:, None], 1.0).expand([len(x), 3]).to_event(1), obs=x)
+
+
+def guide_of_counts(x):
+    a = pyro.param("a", torch.tensor(2.0), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("rate", dist.Gamma(a, 1.0))
+        pyro.sample("number", dist.Poisson(a))
+
+
+class Network(PyroModule):
+    """Drawn weights, and layers with a state and with draws of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](2, 4)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([4, 2]).to_event(2))
+        self.layers = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 1))
+
+    def forward(self, x):
+        mean = self.layers(self.linear(x[:, :2])).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[:, 2])
+
+
+def clusters(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[..., y], 1.0), obs=x[:, 0])
+
+
+def with_guide(model, kind, **options):
+    def build():
+        built = model() if isinstance(model, type) else model
+        return built, kind(pyro.poutine.block(built, hide=["y"]), **options)
+
+    return build
+
+
+PROGRAMS = {
+    "AutoNormal": (with_guide(regression, AutoNormal), plain(Trace_ELBO)),
+    "AutoNormal, mean field": (with_guide(regression, AutoNormal), annealed(TraceMeanField_ELBO)),
+    "AutoDelta": (with_guide(regression, AutoDelta), plain(Trace_ELBO)),
+    "AutoMultivariateNormal": (with_guide(regression, AutoMultivariateNormal), annealed(Trace_ELBO)),
+    "low rank": (with_guide(regression, AutoLowRankMultivariateNormal, rank=1), plain(Trace_ELBO)),
+    "subsample": (with_guide(subsampled, AutoNormal), annealed(Trace_ELBO)),
+    "parameters": (with_guide(with_parameters, AutoNormal), annealed(Trace_ELBO)),
+    "particles": (with_guide(regression, AutoNormal), lambda beta: Trace_ELBO(num_particles=3)),
+    "vectorized": (
+        with_guide(regression, AutoNormal),
+        lambda beta: AnnealedELBO(Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1), beta),
+    ),
+    "score function": (lambda: (counts, guide_of_counts), plain(Trace_ELBO)),
+    "network": (with_guide(Network, AutoNormal), annealed(Trace_ELBO)),
+    "enumeration": (with_guide(clusters, AutoDelta), plain(TraceEnum_ELBO)),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_any_model_of_pyro_takes_the_steps_of_svi(name):
+    build, objective = PROGRAMS[name]
+    check_same_steps(build, objective, [(X,)])

@@ -1,0 +1,208 @@
+"""What changes between the steps of a graph, and what a graph cannot repeat."""
+
+import re
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.models import X, vae_with
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+from pyro_ilvae import AnnealedELBO, InverseLipschitzScheduler, JointOptim, NonFiniteLossError, likelihoods, schedules
+from pyro_ilvae.infer.graph_svi import GraphSVI
+
+DATA = torch.randn(20, generator=torch.Generator().manual_seed(0))
+TENSOR = torch.tensor(1.0)
+NUMBER = 1.0
+
+
+def graph_svi(model, guide, objective=None, **options):
+    optim = JointOptim(torch.optim.SGD, {"lr": 1e-3})
+    return GraphSVI(model, guide, optim, objective or Trace_ELBO(), **{"compile": False} | options)
+
+
+def model_with(scale):
+    """A model whose scale is what a function returns."""
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale(x)), obs=x)
+
+    return model
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.number = 1.0
+        self.register_buffer("tensor", torch.tensor(1.0))
+        self.plain = torch.tensor(1.0)
+        self.options = {"power": 1.0}
+
+    def forward(self, x):
+        scale = self.number * self.tensor * self.plain * NUMBER * TENSOR
+        return scale ** self.options["power"] * (1.0 if self.training else 2.0)
+
+
+def set_global(name, value):
+    globals()[name] = value
+
+
+CHANGES = {
+    "a number": lambda scale: setattr(scale, "number", 3.0),
+    "a buffer in place": lambda scale: scale.tensor.fill_(3.0),
+    "a buffer": lambda scale: setattr(scale, "tensor", torch.tensor(3.0)),
+    "a tensor": lambda scale: setattr(scale, "plain", torch.tensor(3.0)),
+    "an entry of a dictionary": lambda scale: scale.options.update(power=3.0),
+    "a dictionary": lambda scale: setattr(scale, "options", {"power": 3.0}),
+    "the mode": lambda scale: scale.eval(),
+    "a global number": lambda scale: set_global("NUMBER", 3.0),
+    "a global tensor": lambda scale: set_global("TENSOR", torch.tensor(3.0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_take_effect_at_the_next_step(change, monkeypatch):
+    monkeypatch.setitem(globals(), "NUMBER", 1.0)
+    monkeypatch.setitem(globals(), "TENSOR", torch.tensor(1.0))
+    scale = Scale()
+    model = model_with(scale)
+    svi = graph_svi(model, AutoNormal(model))
+    for _ in range(4):
+        svi.step(DATA)
+    assert svi.runs == "graph"
+    scale.options["power"] = 2.0
+    CHANGES[change](scale)
+    state = torch.get_rng_state()
+    loss = svi.step(DATA)
+    assert svi.runs == "graph"
+    torch.set_rng_state(state)
+    pyro.get_param_store()  # the parameters have moved a little
+    assert float(loss) == pytest.approx(svi.evaluate_loss(DATA), rel=0.02)
+
+
+def test_tensors_change_without_a_new_graph():
+    likelihood = likelihoods.Normal(0.5, "learned")
+    vae = vae_with("projected-mlp", likelihood=likelihood, data_size=len(X))
+    scheduler = InverseLipschitzScheduler(vae.decoder, schedules.linear(0.5, 3.0, num_steps=8))
+    beta = schedules.linear(0.0, 1.0, num_steps=8)
+    svi = graph_svi(vae.model, vae.guide, AnnealedELBO(TraceMeanField_ELBO(), beta))
+    for _ in range(10):
+        state = torch.get_rng_state()
+        plain = AnnealedELBO(TraceMeanField_ELBO(), beta.value)
+        expected = plain.differentiable_loss(vae.model, vae.guide, X).item()
+        torch.set_rng_state(state)
+        assert float(svi.step(X)) == pytest.approx(expected, rel=1e-4)
+        scheduler.step()
+        beta.step()
+    assert len(svi._graphs) == 1
+
+
+def test_a_new_model_under_the_same_names_is_recorded_anew():
+    svi = None
+    for _ in range(2):
+        pyro.clear_param_store()
+        vae = vae_with(data_size=len(X))
+        if svi is None:
+            svi = graph_svi(vae.model, vae.guide)
+        svi.model, svi.guide = vae.model, vae.guide
+        before = [parameter.detach().clone() for parameter in vae.parameters()]
+        for _ in range(4):
+            svi.step(X)
+        moved = [not torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True)]
+        assert all(moved)
+
+
+def by_value(x):
+    return 1.0 if x.mean() > 0 else 2.0
+
+
+def by_number(x):
+    return float(x.std())
+
+
+def by_array(x):
+    return float(np.std(x.numpy()))
+
+
+def by_numpy(x):
+    return 1.0 + np.random.rand()
+
+
+def by_mask(x):
+    return x[x > 0].std()
+
+
+COUNTER = {"calls": 0}
+
+
+def by_counter(x):
+    COUNTER["calls"] += 1
+    return 1.0 + 1.0 / COUNTER["calls"]
+
+
+@pytest.mark.parametrize("scale", [by_value, by_number, by_array, by_numpy, by_mask, by_counter])
+def test_what_a_graph_cannot_repeat_is_a_step_of_svi(scale):
+    losses = []
+    for kind in (SVI, GraphSVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        COUNTER["calls"] = 0
+        model = model_with(scale)
+        options = {"compile": False} if kind is GraphSVI else {}
+        svi = kind(model, AutoNormal(model), JointOptim(torch.optim.SGD, {"lr": 1e-3}), Trace_ELBO(), **options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            losses.append([float(svi.step(DATA)) for _ in range(5)])
+    assert svi.runs == "SVI"
+    (message,) = [str(warning.message) for warning in caught if "GraphSVI" in str(warning.message)]
+    if scale is not by_counter:  # which recording counts on
+        assert losses[1] == pytest.approx(losses[0])
+    if scale in (by_value, by_number, by_array):
+        assert re.search(rf"in {scale.__name__}, test_graph_svi_changes.py, line \d+", message), message
+
+
+@pytest.mark.parametrize("objective", [TraceGraph_ELBO(), RenyiELBO(num_particles=2)])
+def test_objectives_without_a_graph_are_named(objective):
+    model = model_with(lambda x: 1.0)
+    with pytest.warns(UserWarning, match=type(objective).__name__):
+        svi = graph_svi(model, AutoNormal(model), objective)
+    assert float(svi.step(DATA)) > 0
+    assert svi.runs == "SVI"
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_site():
+    beta = schedules.linear(0.1, 1.0, num_steps=8)
+    vae = vae_with(data_size=len(X))
+    svi = graph_svi(vae.model, vae.guide, AnnealedELBO(TraceMeanField_ELBO(), beta))
+    for _ in range(4):
+        svi.step(X)
+        beta.step()
+    assert svi.runs == "graph"
+    with torch.no_grad():
+        vae.likelihood.log_scale.fill_(torch.nan)
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    with pytest.raises(NonFiniteLossError, match="at step 4, at site 'x'") as caught:
+        svi.step(X)
+    assert (caught.value.step, caught.value.site) == (4, "x")
+    for old, new in zip(before, vae.parameters(), strict=True):
+        assert torch.equal(old.nan_to_num(), new.nan_to_num())
+
+
+def test_the_checks_of_data_hold_in_a_graph():
+    vae = vae_with(likelihood=likelihoods.Bernoulli(), data_size=len(X))
+    svi = graph_svi(vae.model, vae.guide, TraceMeanField_ELBO())
+    binary = (X > 0).float()
+    for _ in range(4):
+        svi.step(binary)
+    assert svi.runs == "graph"
+    with pytest.raises(ValueError, match="x"):
+        svi.step(binary + 0.5)
+    svi.step(binary)
+    assert svi.runs == "graph"
