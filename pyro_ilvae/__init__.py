@@ -11,6 +11,7 @@ from pyro_ilvae.decoders.projected import ProjectedDecoder
 from pyro_ilvae.encoders import ConvEncoder, MLPEncoder
 from pyro_ilvae.infer import (
     AnnealedELBO,
+    GraphSVI,
     InverseLipschitzScheduler,
     JointOptim,
     NatsScheduler,
@@ -35,6 +36,7 @@ __all__ = [
     "BrenierMap",
     "BrenierTransform",
     "ConvEncoder",
+    "GraphSVI",
     "InverseLipschitzDecoder",
     "InverseLipschitzScheduler",
     "JointOptim",

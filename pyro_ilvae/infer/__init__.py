@@ -3,6 +3,7 @@
 from pyro_ilvae.infer import schedules
 from pyro_ilvae.infer.annealing import AnnealMessenger, anneal
 from pyro_ilvae.infer.elbo import AnnealedELBO, NonFiniteLossError
+from pyro_ilvae.infer.graph_svi import GraphSVI
 from pyro_ilvae.infer.optim import JointOptim
 from pyro_ilvae.infer.schedulers import InverseLipschitzScheduler, NatsScheduler
 from pyro_ilvae.infer.schedules import Schedule
@@ -10,6 +11,7 @@ from pyro_ilvae.infer.schedules import Schedule
 __all__ = [
     "AnnealMessenger",
     "AnnealedELBO",
+    "GraphSVI",
     "InverseLipschitzScheduler",
     "JointOptim",
     "NatsScheduler",
