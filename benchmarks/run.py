@@ -11,6 +11,7 @@ import time
 import warnings
 
 import decoders
+import graphs
 import growth
 import importing
 import inverse
@@ -22,7 +23,7 @@ import timing
 import torch
 import training
 
-MODULES = (decoders, training, mixture, sequential, inverse, measures, importing, growth)
+MODULES = (decoders, training, graphs, mixture, sequential, inverse, measures, importing, growth)
 ROWS = {name: row for module in MODULES for name, row in module.ROWS.items()}
 
 

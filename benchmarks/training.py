@@ -31,8 +31,11 @@ def build(latent_dim: int, features: int, kind: str) -> VAE:
             mlp(latent_dim, (width, width), features), latent_dim=latent_dim, event_shape=features
         )
     encoder = MLPEncoder(event_shape=features, latent_dim=latent_dim, hidden_features=(width, width))
-    vae = VAE(decoder, encoder, likelihoods.Normal(0.3, estimate="learned"), data_size=DATA_SIZE)
-    # As a part of a whole, under a number of its own, so that the param store keeps the models apart.
+    return under_a_name(VAE(decoder, encoder, likelihoods.Normal(0.3, estimate="learned"), data_size=DATA_SIZE))
+
+
+def under_a_name(vae: VAE) -> VAE:
+    """The model as a part of a whole, under a number of its own, so that the param store keeps models apart."""
     setattr(models, f"vae_{next(count)}", vae)
     return vae
 

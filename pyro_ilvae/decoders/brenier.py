@@ -145,7 +145,7 @@ class BrenierMap(Module):
     def _fill_factor(self) -> None:
         """Put L, or its ratio to the noise scale that it follows, into a tensor for recorded graphs."""
         if self._nats is None:
-            factor = self._inverse_lipschitz
+            factor: float | Tensor = self._inverse_lipschitz
         else:
             factor = self._nats.ratio / self._other * (self._nats.scale() if self._nats.is_reference else 1.0)
         with torch.no_grad():

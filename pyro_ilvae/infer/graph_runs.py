@@ -2,7 +2,8 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ilvae.infer.recording import Recorded
+from pyro_ilvae.infer.recording import Recorded, random_states_of_gpus
 
 __all__ = ["Graph", "are_close", "restore"]
 
@@ -20,9 +21,10 @@ _MOST_COMPILED = 64
 
 
 class State(NamedTuple):
-    """What a graph changes when it runs: the random state, and tensors that it writes to, with their values."""
+    """What a graph changes when it runs: random states, and tensors that it writes to, with their values."""
 
-    random: Tensor
+    of_cpu: Tensor
+    of_gpus: list[Tensor]
     values: list[tuple[Tensor, Tensor]]
 
 
@@ -64,7 +66,8 @@ class Graph:
 
     def state(self, inputs: Sequence[Tensor]) -> State:
         """The present state of what the graph changes."""
-        return State(torch.get_rng_state(), [(inputs[i], inputs[i].clone()) for i in self._recorded.written])
+        written = [(inputs[i], inputs[i].clone()) for i in self._recorded.written]
+        return State(torch.get_rng_state(), random_states_of_gpus(), written)
 
     def is_current(self) -> bool:
         """Whether Pyro's store still holds the parameters of the graph."""
@@ -74,7 +77,9 @@ class Graph:
 
 def restore(state: State) -> None:
     """Return to an earlier state."""
-    torch.set_rng_state(state.random)
+    torch.set_rng_state(state.of_cpu)
+    if state.of_gpus:
+        torch.cuda.set_rng_state_all(state.of_gpus)
     with torch.no_grad():
         for tensor, value in state.values:
             tensor.copy_(value)
@@ -92,19 +97,38 @@ def are_close(own: Tensor | None, other: Tensor | None) -> bool:
 def _compiled(recorded: Recorded) -> Callable[..., Any]:
     key = recorded.signature
     if key not in _COMPILED:
-        # Fallback: compiled code then draws from PyTorch's generator in the order of the single operations.
-        function = torch.compile(recorded.graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
-
-        def run(*arguments: Tensor) -> Any:
-            # The compiler switches the checks of distributions off for the whole process.
-            validated = Distribution._validate_args
-            try:
-                return function(*arguments)
-            finally:
-                Distribution.set_default_validate_args(validated)
-
-        _COMPILED[key] = run
+        _COMPILED[key] = _Compiled(recorded.graph)
         while len(_COMPILED) > _MOST_COMPILED:
             _COMPILED.popitem(last=False)
     _COMPILED.move_to_end(key)
     return _COMPILED[key]
+
+
+class _Compiled:
+    """A graph that is compiled when it runs for the first time."""
+
+    def __init__(self, graph: Callable[..., Any]) -> None:
+        with _quiet_compiler():
+            # Fallback: compiled code then draws from PyTorch's generator in the order of the single operations.
+            self._function = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
+        self._has_run = False
+
+    def __call__(self, *arguments: Tensor) -> Any:
+        if self._has_run:
+            return self._function(*arguments)
+        with _quiet_compiler():
+            results = self._function(*arguments)
+        self._has_run = True
+        return results
+
+
+@contextmanager
+def _quiet_compiler() -> Iterator[None]:
+    """A context for the compiler, which warns of its own parts and leaves distributions unchecked."""
+    validated = Distribution._validate_args
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch\.")
+            yield
+    finally:
+        Distribution.set_default_validate_args(validated)

@@ -88,7 +88,10 @@ class GraphSVI(SVI):
         num_compared: int = 2,
         num_graphs: int = 8,
     ) -> None:
-        self.elbo = loss if isinstance(loss, AnnealedELBO) else AnnealedELBO(loss)
+        try:
+            self.elbo = loss if isinstance(loss, AnnealedELBO) else AnnealedELBO(loss)
+        except ValueError as error:
+            raise ValueError(f"Expected loss to be an objective for graphs: {error}") from error
         super().__init__(_checks.function("model", model), _checks.function("guide", guide), optim, loss=self.elbo)
         self.compile = _checks.boolean("compile", compile)
         self.num_compared = _checks.positive_int("num_compared", num_compared, at_least=0)

@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from pyro_ilvae._recording import recording
 from pyro_ilvae.infer.value_reads import Guard, NotRecordableError, ValueReads, is_of_user, place_of
 
-__all__ = ["Recorded", "other_draws_of_python", "preserved", "record"]
+__all__ = ["Recorded", "other_draws_of_python", "preserved", "random_states_of_gpus", "record"]
 
 # Operations whose result has a shape that depends on values.
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
@@ -100,15 +100,22 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
     return Recorded(graph, constants, has_gradient, _check_operations(graph, len(inputs)))
 
 
+def random_states_of_gpus() -> list[Tensor]:
+    """The random state of each GPU that is in use."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
 @contextmanager
 def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
     """A context after which the random state and the values of tensors are as before."""
-    random_state = pyro.util.get_rng_state()
+    of_cpu, of_gpus = pyro.util.get_rng_state(), random_states_of_gpus()
     values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     finally:
-        pyro.util.set_rng_state(random_state)
+        pyro.util.set_rng_state(of_cpu)
+        if of_gpus:
+            torch.cuda.set_rng_state_all(of_gpus)
         with torch.no_grad():
             for tensor, version, value in values:
                 if tensor._version != version:

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
-import pyro_ilvae
-
 __all__ = ["Guard", "NotRecordableError", "ValueReads", "is_of_user", "place_of"]
 
-_PACKAGES = {module.__name__: str(Path(str(module.__file__)).parent) for module in (torch, pyro, pyro_ilvae)}
+_PACKAGES = {module.__name__: str(Path(str(module.__file__)).parent) for module in (torch, pyro)}
+_PACKAGES["pyro_ilvae"] = str(Path(__file__).parent.parent)
 _NUMBERS = {Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, torch.is_nonzero}
 _COMPARISONS = {torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
 _ARRAYS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}

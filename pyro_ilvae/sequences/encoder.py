@@ -88,7 +88,7 @@ class SequenceEncoder(Module):
         # Each sequence from its last token to its first; what lies behind it stays where it is.
         reverse = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)[..., None]
         last = (lengths - 1)[:, None, None]
-        value, summaries = embedded, []
+        value, summaries = embedded, list[Tensor]()
         for layer in range(recurrent.num_layers):
             outputs, summaries = [], []
             for suffix in ("", "_reverse"):

@@ -4,9 +4,10 @@ import math
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from helpers.wrong_values import POSITIVE, TENSOR
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_ilvae as ilvae
 from pyro_ilvae import likelihoods, schedules
@@ -452,6 +453,21 @@ CALLS = {
             ilvae.JointOptim,
             {"optim_constructor": torch.optim.Adam, "optim_args": {"lr": 0.1}, "clip_args": {"clip_norm": 1.0}},
         )
+    ),
+    "GraphSVI": Call(
+        lambda: (
+            ilvae.GraphSVI,
+            {
+                "model": vae().model,
+                "guide": vae().guide,
+                "optim": pyro.optim.Adam({"lr": 0.1}),
+                "loss": Trace_ELBO(),
+                "compile": False,
+                "num_compared": 1,
+                "num_graphs": 2,
+            },
+        ),
+        {"loss": [Trace_ELBO, JitTrace_ELBO()]},
     ),
     "Schedule": Call(lambda: (ilvae.Schedule, {"function": lambda step: 1.0}), skip=frozenset({"name"})),
     "schedules.constant": Call(lambda: (schedules.constant, {"value": 1.0})),

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from pyro_ilvae import AnnealedELBO, JointOptim, schedules
 from pyro_ilvae.infer.graph_svi import GraphSVI
 
+X_OF_VAE = ONE_OF_EACH["vae"].x
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -166,3 +167,25 @@ PROGRAMS = {
 def test_any_model_of_pyro_takes_the_steps_of_svi(name):
     build, objective = PROGRAMS[name]
     check_same_steps(build, objective, [(X,)])
+
+
+@pytest.mark.slow
+def test_compiled_graphs_take_the_steps_of_svi_and_are_shared_by_equal_models():
+    def build():
+        module = ONE_OF_EACH["vae"].build(data_size=len(X_OF_VAE))
+        return module.model, module.guide
+
+    batches = [(X_OF_VAE,)]
+    _, losses, parameters = trained(SVI, build, annealed(TraceMeanField_ELBO), batches, num_steps=200)
+    runs = []
+    for _ in range(2):
+        svi, own_losses, own_parameters = trained(
+            GraphSVI, build, annealed(TraceMeanField_ELBO), batches, num_steps=200
+        )
+        assert svi.runs == "compiled graph"
+        assert own_losses == pytest.approx(losses, rel=1e-3)
+        for name, value in parameters.items():
+            torch.testing.assert_close(own_parameters[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        runs += [graph._run for graph in svi._graphs.values()]
+    assert runs[0] is runs[1]
+    assert torch.distributions.Distribution._validate_args
