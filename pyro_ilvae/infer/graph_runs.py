@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_ilvae.infer.program_state import ProgramState
 from pyro_ilvae.infer.recording import Recorded, random_states_of_gpus
 
 __all__ = ["Graph", "are_close", "restore"]
@@ -34,6 +35,7 @@ class Graph:
     Args:
         recorded: the graph.
         parameters: the names of the parameters in Pyro's store, by the leaves that an optimizer moves.
+        state: what the model and the guide hold, which lives as long as the graph.
         compiled: whether to compile the graph.
 
     Attributes:
@@ -41,8 +43,11 @@ class Graph:
         num_failures: the number of runs in a row in which not all held that was assumed.
     """
 
-    def __init__(self, recorded: Recorded, parameters: Mapping[Tensor, str], compiled: bool) -> None:
+    def __init__(
+        self, recorded: Recorded, parameters: Mapping[Tensor, str], state: ProgramState, compiled: bool
+    ) -> None:
         self.parameters = dict(parameters)
+        self._state = state
         self.num_runs = self.num_failures = 0
         self._recorded = recorded
         self._run = _compiled(recorded) if compiled else recorded.graph

@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI, TraceGraph_ELBO
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -17,14 +18,16 @@ from pyro_ilvae.infer.annealing import AnnealMessenger, current_beta
 from pyro_ilvae.infer.elbo import AnnealedELBO
 from pyro_ilvae.infer.graph_runs import Graph, are_close, restore
 from pyro_ilvae.infer.loss_module import unconstrained
-from pyro_ilvae.infer.program_state import ProgramState, kind_of
+from pyro_ilvae.infer.program_state import ProgramState
 from pyro_ilvae.infer.recording import other_draws_of_python, preserved, record
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["GraphSVI"]
 
-# Recordings in a row of which none ran a second time, after which something must be changing in each step.
-_MANY_RECORDINGS = 4
+# Recordings in a row because of other settings, of which none ran a second time: something changes in each step.
+_MANY_IN_VAIN = 4
+# Recordings for each graph that is kept, after which the shapes of arguments come and go too often.
+_MANY_SHAPES = 3
 # Steps in a row in which a value that decided something was another one than while recording.
 _MANY_FAILURES = 3
 
@@ -101,7 +104,7 @@ class GraphSVI(SVI):
         self._num_steps = 0
         self._state: ProgramState | None = None
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
-        self._num_recordings = 0
+        self._num_recordings = self._num_in_vain = 0
         self._settings: tuple[Any, ...] = ()
         objective = self.elbo.elbo
         if isinstance(objective, TraceGraph_ELBO) or not hasattr(objective, "differentiable_loss"):
@@ -129,10 +132,12 @@ class GraphSVI(SVI):
             NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values.
         """
         self._num_steps += 1
-        if self._reason is not None or self._num_steps == 1:
+        # Handlers around the step are not a part of the graph.
+        if self._reason is not None or self._num_steps == 1 or _PYRO_STACK:
             return self._step_of_svi(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         try:
+            _check_arguments(leaves)
             graph = self._graph(leaves, structure)
         except NotRecordableError as error:
             self._give_up(str(error))
@@ -168,7 +173,7 @@ class GraphSVI(SVI):
             restore(after)
         graph.num_runs += 1
         if graph.num_runs > 1:
-            self._num_recordings = 0
+            self._num_in_vain = 0
         for parameter, gradient in zip(graph.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optim(set(graph.parameters))
@@ -191,33 +196,46 @@ class GraphSVI(SVI):
         """The graph for these arguments, recorded if there is none."""
         if self._state is None:
             self._state = ProgramState(self.model, self.guide, self.elbo.elbo)
-        settings = self._state.settings()
-        betas = [float(beta) for beta in self._betas().values()]
-        key = (
-            structure,
-            tuple(map(kind_of, leaves)),
-            settings,
-            tuple(betas.index(beta) for beta in betas),  # sites that are summed out together need equal weights
-            torch.is_autocast_enabled(),
-            *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
-        )
+        key = self._key(leaves, structure)
         graph = self._graphs.get(key)
         if graph is None or not graph.is_current():
-            self._count_recording(settings)
+            self._state = ProgramState(self.model, self.guide, self.elbo.elbo)  # a part may have come or gone
+            key = self._key(leaves, structure)
+            self._count_recording(key[1])
             graph = self._graphs[key] = self._recorded(leaves, structure)
             while len(self._graphs) > self.num_graphs:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return graph
 
-    def _count_recording(self, settings: tuple[Any, ...]) -> None:
+    def _key(self, leaves: list[Any], structure: Any) -> tuple[Any, ...]:
+        """What a graph takes as it is: where it differs, another graph is needed."""
         assert self._state is not None
-        changed = self._state.changed(self._settings)
-        self._settings = settings
+        inputs = self._inputs(leaves)
+        betas, ids = [float(beta) for beta in self._betas().values()], [id(value) for value in inputs]
+        return (
+            structure,
+            (*(leaf for leaf in leaves if not isinstance(leaf, Tensor)), *self._state.settings()),
+            tuple((value.shape, value.dtype, value.device) for value in inputs),
+            tuple(map(ids.index, ids)),  # one tensor in two places is one input
+            tuple(map(betas.index, betas)),  # sites that are summed out together need equal weights
+            torch.get_default_dtype(),
+            *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+            *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
+        )
+
+    def _count_recording(self, settings: tuple[Any, ...]) -> None:
+        """Raise if graphs are recorded again and again."""
+        assert self._state is not None
         self._num_recordings += 1
-        if self._num_recordings > _MANY_RECORDINGS:
-            names = f": {', '.join(changed[:3])}" if changed else ""
-            raise NotRecordableError(f"the model or guide reads what changes in each step{names}")
+        changed = self._state.changed(self._settings[-len(self._state.names) :])
+        self._num_in_vain = self._num_in_vain + 1 if settings != self._settings else 0
+        self._settings = settings
+        if self._num_in_vain > _MANY_IN_VAIN:
+            names = ", ".join(changed[:3]) or "an argument that is no tensor"
+            raise NotRecordableError(f"the model or guide reads what changes in each step: {names}")
+        if self._num_recordings > _MANY_SHAPES * self.num_graphs and self._num_steps < 4 * self._num_recordings:
+            raise NotRecordableError(f"the arguments have too many shapes for num_graphs={self.num_graphs}")
 
     def _forget(self, graph: Graph) -> None:
         self._graphs = OrderedDict((key, other) for key, other in self._graphs.items() if other is not graph)
@@ -245,7 +263,7 @@ class GraphSVI(SVI):
                 raise NotRecordableError("the model or guide computes something else each time that it runs")
         if changed := self._state.changed(settings):
             raise NotRecordableError(f"the model or guide changes {', '.join(changed[:3])} each time that it runs")
-        return Graph(recorded, names, self.compile)
+        return Graph(recorded, names, self._state, self.compile)
 
     def _difference(
         self, graph: Graph, loss: Tensor, gradients: list[Tensor | None], args: Any, kwargs: Any
@@ -255,7 +273,7 @@ class GraphSVI(SVI):
             expected = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
             expected_gradients = torch.autograd.grad(expected, list(graph.parameters), allow_unused=True)
         if not are_close(loss, expected.detach()):
-            return f"a graph of the model and guide has a loss of {float(loss):g}, where SVI has {float(expected):g}"
+            return f"a graph of the model and guide has a loss of {float(loss):g}, where SVI has {expected.item():g}"
         for name, own, other in zip(graph.parameters.values(), gradients, expected_gradients, strict=True):
             if not are_close(own, other):
                 return f"a graph of the model and guide has another gradient of '{name}' than SVI"
@@ -265,3 +283,10 @@ class GraphSVI(SVI):
         self._reason = reason
         self._graphs.clear()
         warnings.warn(f"GraphSVI takes all steps as SVI, because {reason}", stacklevel=4)
+
+
+def _check_arguments(leaves: list[Any]) -> None:
+    """Raise for arguments in which tensors may be hidden."""
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor | str | bytes | int | float | complex | torch.dtype | torch.device | None):
+            raise NotRecordableError(f"an argument of type {type(leaf).__name__} is neither a tensor nor a number")

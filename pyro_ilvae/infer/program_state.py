@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["ProgramState", "kind_of"]
+__all__ = ["ProgramState", "setting_of"]
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 # Bookkeeping of nn.Module that says nothing about what it computes.
@@ -57,14 +57,19 @@ class ProgramState:
         for root in roots:
             self._visit(root, getattr(root, "__qualname__", type(root).__name__), 0)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all places."""
+        return [slot.name for slot in (*self._settings, *self._tensors)]
+
     def tensors(self) -> list[Tensor]:
         """The tensors that are no parameters, as they are now."""
         return [value for slot in self._tensors if isinstance(value := slot.value(), Tensor)]
 
     def settings(self) -> tuple[Any, ...]:
         """All settings, to be compared with those of another step."""
-        return tuple(kind_of(slot.value()) for slot in self._settings) + tuple(
-            kind_of(slot.value()) for slot in self._tensors
+        return tuple(setting_of(slot.value()) for slot in self._settings) + tuple(
+            isinstance(slot.value(), Tensor) for slot in self._tensors
         )
 
     def changed(self, before: tuple[Any, ...]) -> list[str]:
@@ -94,7 +99,7 @@ class ProgramState:
         elif isinstance(value, dict) and len(value) <= _LARGEST_COLLECTION:
             for key, part in list(value.items()):
                 self._note(_Slot(value, key, f"{name}[{key!r}]"), part, depth)
-        elif _has_settings(value) and (depth == 0 or not _is_of_library(type(value))):
+        elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType | BuiltinFunctionType | Tensor):
             self._visit_attributes(value, name, depth)
 
     def _visit_module(self, module: nn.Module, name: str, depth: int) -> None:
@@ -120,6 +125,11 @@ class ProgramState:
                 continue
             if not of_library or isinstance(part, _SIMPLE):  # what else a library keeps is its own affair
                 self._note(slot, part, depth)
+        for kind in type(value).__mro__:
+            if not _is_of_library(kind):
+                for method in vars(kind).values():
+                    if isinstance(method, FunctionType):
+                        self._visit(method, method.__qualname__, depth + 1)
 
     def _visit_function(self, function: FunctionType, depth: int) -> None:
         wrapped = getattr(function, "__wrapped__", None)
@@ -150,10 +160,6 @@ def _is_of_library(value: Any) -> bool:
     return str(value.__module__).partition(".")[0] in _LIBRARIES
 
 
-def _has_settings(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, type | ModuleType | BuiltinFunctionType | Tensor)
-
-
 def _names_in(code: Any) -> Iterator[str]:
     """The names that a function looks up, in the functions inside it too."""
     yield from code.co_names
@@ -162,8 +168,6 @@ def _names_in(code: Any) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def kind_of(value: Any) -> Any:
-    """What a graph takes as it is of an argument: the shape, dtype and device of a tensor, and any other value."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
+def setting_of(value: Any) -> Any:
+    """What says whether a value is another one than before: the value itself if it is simple, else which object."""
     return value if isinstance(value, _SIMPLE) else id(value)

@@ -43,11 +43,11 @@ class Scale(nn.Module):
         self.number = 1.0
         self.register_buffer("tensor", torch.tensor(1.0))
         self.plain = torch.tensor(1.0)
-        self.options = {"power": 1.0}
+        self.options = {"factor": 1.0}
 
     def forward(self, x):
         scale = self.number * self.tensor * self.plain * NUMBER * TENSOR
-        return scale ** self.options["power"] * (1.0 if self.training else 2.0)
+        return scale * self.options["factor"] * (1.0 if self.training else 2.0)
 
 
 def set_global(name, value):
@@ -59,8 +59,8 @@ CHANGES = {
     "a buffer in place": lambda scale: scale.tensor.fill_(3.0),
     "a buffer": lambda scale: setattr(scale, "tensor", torch.tensor(3.0)),
     "a tensor": lambda scale: setattr(scale, "plain", torch.tensor(3.0)),
-    "an entry of a dictionary": lambda scale: scale.options.update(power=3.0),
-    "a dictionary": lambda scale: setattr(scale, "options", {"power": 3.0}),
+    "an entry of a dictionary": lambda scale: scale.options.update(factor=3.0),
+    "a dictionary": lambda scale: setattr(scale, "options", {"factor": 3.0}),
     "the mode": lambda scale: scale.eval(),
     "a global number": lambda scale: set_global("NUMBER", 3.0),
     "a global tensor": lambda scale: set_global("TENSOR", torch.tensor(3.0)),
@@ -77,13 +77,12 @@ def test_changes_take_effect_at_the_next_step(change, monkeypatch):
     for _ in range(4):
         svi.step(DATA)
     assert svi.runs == "graph"
-    scale.options["power"] = 2.0
     CHANGES[change](scale)
     state = torch.get_rng_state()
     loss = svi.step(DATA)
     assert svi.runs == "graph"
     torch.set_rng_state(state)
-    pyro.get_param_store()  # the parameters have moved a little
+    # The parameters have moved a little.
     assert float(loss) == pytest.approx(svi.evaluate_loss(DATA), rel=0.02)
 
 
@@ -206,3 +205,77 @@ def test_the_checks_of_data_hold_in_a_graph():
         svi.step(binary + 0.5)
     svi.step(binary)
     assert svi.runs == "graph"
+
+
+def test_a_part_that_is_replaced_is_watched_like_the_first():
+    scale = Scale()
+    owner = nn.Module()
+    owner.scale = scale
+    model = model_with(lambda x: owner.scale(x))
+    svi = graph_svi(model, AutoNormal(model))
+    for _ in range(3):
+        svi.step(DATA)
+    owner.scale = Scale()
+    svi.step(DATA)
+    owner.scale.number = 3.0
+    state = torch.get_rng_state()
+    loss = svi.step(DATA)
+    assert svi.runs == "graph"
+    torch.set_rng_state(state)
+    assert float(loss) == pytest.approx(svi.evaluate_loss(DATA), rel=0.02)
+
+
+def test_one_tensor_in_two_places_is_not_mixed_up_with_two():
+    def model(x, y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(loc, 2.0), obs=y)
+
+    svi = graph_svi(model, AutoNormal(model))
+    other = DATA + 10
+    for _ in range(4):
+        svi.step(DATA, DATA)
+    state = torch.get_rng_state()
+    loss = svi.step(DATA, other)
+    assert svi.runs == "graph"
+    torch.set_rng_state(state)
+    assert float(loss) == pytest.approx(svi.evaluate_loss(DATA, other), rel=0.02)
+
+
+def test_handlers_around_a_step_have_their_effect():
+    model = model_with(lambda x: 1.0)
+    svi = graph_svi(model, AutoNormal(model))
+    for _ in range(4):
+        state = torch.get_rng_state()
+        loss = svi.step(DATA)
+    torch.set_rng_state(state)
+    with pyro.poutine.scale(scale=0.1):
+        assert float(svi.step(DATA)) == pytest.approx(0.1 * float(loss), rel=0.1)
+
+
+class Batch:
+    def __init__(self, x):
+        self.x = x
+
+
+def test_arguments_that_hide_tensors_are_refused():
+    def model(batch):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(batch.x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=batch.x)
+
+    svi = graph_svi(model, AutoNormal(model))
+    svi.step(Batch(DATA))
+    with pytest.warns(UserWarning, match="argument of type Batch"):
+        svi.step(Batch(DATA))
+    assert svi.runs == "SVI"
+
+
+def test_many_shapes_are_told_of():
+    model = model_with(lambda x: 1.0)
+    svi = graph_svi(model, AutoNormal(model), num_graphs=1)
+    batches = [DATA[: 2 + step % 5] for step in range(20)]
+    with pytest.warns(UserWarning, match="shapes"):
+        list(map(svi.step, batches))
+    assert svi.runs == "SVI"
