@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ilvae.infer.program_state import ProgramState
-from pyro_ilvae.infer.recording import Recorded, random_states_of_gpus
+from pyro_ilvae.infer.recording import Recorded, in_layout_of, random_states_of_gpus
 
 __all__ = ["Graph", "are_close", "restore"]
 
@@ -67,7 +67,8 @@ class Graph:
                 self._run, self.kind = self._recorded.graph, "graph"
                 loss, holds, *gradients = self._run(*arguments)
         found = iter(gradients)
-        return loss, holds, [next(found) if there else None for there in self._recorded.has_gradient]
+        there = zip(self.parameters, self._recorded.has_gradient, strict=True)
+        return loss, holds, [in_layout_of(parameter, next(found)) if has else None for parameter, has in there]
 
     def state(self, inputs: Sequence[Tensor]) -> State:
         """The present state of what the graph changes."""

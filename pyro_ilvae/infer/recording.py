@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from pyro_ilvae._recording import recording
 from pyro_ilvae.infer.value_reads import Guard, NotRecordableError, ValueReads, is_of_user, place_of
 
-__all__ = ["Recorded", "other_draws_of_python", "preserved", "random_states_of_gpus", "record"]
+__all__ = ["Recorded", "in_layout_of", "other_draws_of_python", "preserved", "random_states_of_gpus", "record"]
 
 # Operations whose result has a shape that depends on values.
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
@@ -78,7 +78,8 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
             value = loss()
         gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
         has_gradient[:] = [gradient is not None for gradient in gradients]
-        found = [gradient for gradient in gradients if gradient is not None]
+        pairs = zip(gradients, parameters, strict=True)
+        found = [in_layout_of(parameter, gradient) for gradient, parameter in pairs if gradient is not None]
         return [value.detach(), _holds(value, found, reads.guards), *found]
 
     tensors = [*inputs, *parameters]
@@ -98,6 +99,13 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Recorded(graph, constants, has_gradient, _check_operations(graph, len(inputs)))
+
+
+def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient with the strides of its parameter, which fused optimizers take for granted."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def random_states_of_gpus() -> list[Tensor]:

@@ -18,21 +18,23 @@ X_OF_VAE = ONE_OF_EACH["vae"].x
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
 
-def trained(kind, build, objective, batches, *, num_steps=12, between=None, **options):
+# Not Adam for all, which makes a gradient that is 0 up to rounding as large as the others.
+SGD = (torch.optim.SGD, {"lr": 1e-4})
+ADAM = (torch.optim.Adam, {"lr": 1e-2, "fused": True})
+
+
+def trained(kind, build, objective, batches, *, num_steps=12, optim=SGD, **options):
     """What is left after some steps: the SVI, its losses and the parameters."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     model, guide = build()
     pyro.set_rng_seed(1)
     beta = schedules.linear(0.0, 1.0, num_steps=6)
-    # Not Adam, which makes a gradient that is 0 up to rounding as large as the others.
-    svi = kind(model, guide, JointOptim(torch.optim.SGD, {"lr": 1e-4}), objective(beta), **options)
+    svi = kind(model, guide, JointOptim(*optim), objective(beta), **options)
     losses = []
     for step in range(num_steps):
         losses.append(float(svi.step(*batches[step % len(batches)])))
         beta.step()
-        if between is not None:
-            between(step, model)
     return svi, losses, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
 
 
@@ -44,7 +46,7 @@ def check_same_steps(build, objective, batches, *, runs="graph", **settings):
     assert own_losses == pytest.approx(losses, rel=1e-4)
     assert own_parameters.keys() == parameters.keys()
     for name, value in parameters.items():
-        torch.testing.assert_close(own_parameters[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(own_parameters[name], value, rtol=1e-3, atol=1e-4, msg=name)
     return svi
 
 
@@ -74,7 +76,8 @@ def test_every_model_takes_the_steps_of_svi(name):
 
     for i, objective in enumerate(model.objectives):
         batches = [(model.x[:half],), (model.x[half:],)] + [(model.x[: half - 1],)] * (i == 0)
-        svi = check_same_steps(build, (annealed, plain)[i](objective), batches)
+        optim = SGD if "transformer" in name else ADAM
+        svi = check_same_steps(build, (annealed, plain)[i](objective), batches, optim=optim)
         assert len(svi._graphs) == 1 + (i == 0)  # one for each shape
 
 
