@@ -44,7 +44,8 @@ class ProjectedDecoder(FramedDecoder):
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
         inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder, a number or :class:`~pyro_ilvae.Nats` per
             dimension.
-        map_features: the widths of the hidden layers of :math:`g`.
+        map_features: the widths of the hidden layers of :math:`g`. With many latent dimensions it pays to make them as
+            wide as the backbone: the directions of the frame are where data vary most.
         frame: as for :class:`~pyro_ilvae.InverseLipschitzDecoder`.
         context_dim: the width C of the context; None for a function of z alone.
         activation: as for :class:`~pyro_ilvae.ICNN`.

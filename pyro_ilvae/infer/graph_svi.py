@@ -105,6 +105,7 @@ class GraphSVI(SVI):
         self._state: ProgramState | None = None
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
         self._num_recordings = self._num_in_vain = 0
+        self._numbers: tuple[Any, ...] = ()
         self._settings: tuple[Any, ...] = ()
         objective = self.elbo.elbo
         if isinstance(objective, TraceGraph_ELBO) or not hasattr(objective, "differentiable_loss"):
@@ -199,9 +200,10 @@ class GraphSVI(SVI):
         key = self._key(leaves, structure)
         graph = self._graphs.get(key)
         if graph is None or not graph.is_current():
+            changed = self._state.changed(self._settings)
             self._state = ProgramState(self.model, self.guide, self.elbo.elbo)  # a part may have come or gone
             key = self._key(leaves, structure)
-            self._count_recording(key[1])
+            self._count_recording(changed, key[1], key[2])
             graph = self._graphs[key] = self._recorded(leaves, structure)
             while len(self._graphs) > self.num_graphs:
                 self._graphs.popitem(last=False)
@@ -215,7 +217,8 @@ class GraphSVI(SVI):
         betas, ids = [float(beta) for beta in self._betas().values()], [id(value) for value in inputs]
         return (
             structure,
-            (*(leaf for leaf in leaves if not isinstance(leaf, Tensor)), *self._state.settings()),
+            tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor)),
+            self._state.settings(),
             tuple((value.shape, value.dtype, value.device) for value in inputs),
             tuple(map(ids.index, ids)),  # one tensor in two places is one input
             tuple(map(betas.index, betas)),  # sites that are summed out together need equal weights
@@ -224,13 +227,11 @@ class GraphSVI(SVI):
             *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
         )
 
-    def _count_recording(self, settings: tuple[Any, ...]) -> None:
+    def _count_recording(self, changed: list[str], numbers: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
         """Raise if graphs are recorded again and again."""
-        assert self._state is not None
         self._num_recordings += 1
-        changed = self._state.changed(self._settings[-len(self._state.names) :])
-        self._num_in_vain = self._num_in_vain + 1 if settings != self._settings else 0
-        self._settings = settings
+        self._num_in_vain = self._num_in_vain + 1 if (numbers, settings) != (self._numbers, self._settings) else 0
+        self._numbers, self._settings = numbers, settings
         if self._num_in_vain > _MANY_IN_VAIN:
             names = ", ".join(changed[:3]) or "an argument that is no tensor"
             raise NotRecordableError(f"the model or guide reads what changes in each step: {names}")
