@@ -197,7 +197,9 @@ FULLY = {
 }
 FULLY["names"] += ["SVAE, 0.4 free nats", "SVAE, KL annealed", "LIDSVAE", "composition, L = 2"]
 CHOSEN = {name: FULLY.get(name, SHORT) if FULL else SHORT for name in CORPORA}
-BUDGETS = {name: sorted({epochs // 2, epochs, 2 * epochs}) if FULL else [epochs] for name, epochs in EPOCHS.items()}
+BUDGETS = {name: [epochs] for name, epochs in EPOCHS.items()}
+if FULL:
+    BUDGETS["names"] = [2, 4, 8]
 MODELS = [(corpus, EPOCHS[corpus], seed) for corpus in CORPORA for seed in SEEDS]
 MODELS += [(corpus, epochs, SEEDS[0]) for corpus in CORPORA for epochs in BUDGETS[corpus] if epochs != EPOCHS[corpus]]
 RANKED = [[(corpus, recipe) for recipe in CHOSEN[corpus]] for corpus in CORPORA]

@@ -10,7 +10,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, autoguide, mixture, sequences = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    example, autoguide, graph, mixture, sequences = re.findall(
+        r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL
+    )
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
@@ -18,6 +20,8 @@ def test_examples_run(capsys):
     assert "verdict" in printed
     exec(compile(autoguide, README.name, "exec"), variables)
     assert variables["guide"].prototype_trace.nodes["z"]["fn"].batch_shape == (100,)
+    exec(compile(graph, README.name, "exec"), variables)
+    assert variables["svi"].runs == "graph"
     exec(compile(mixture, README.name, "exec"), variables)
     assert 1 <= variables["usage"].effective_number <= 3
     exec(compile(sequences, README.name, "exec"), variables)
