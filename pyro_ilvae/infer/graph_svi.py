@@ -44,11 +44,12 @@ class GraphSVI(SVI):
     Data, parameters, buffers, beta, and the constants and nats of decoders enter as tensors, so that they may change
     between steps. A batch of another shape, or a changed setting of a module, is recorded anew; the graphs are kept.
 
-    What a graph cannot repeat is found while recording: decisions by values of tensors and shapes that depend on
-    them, attributes that a model changes, draws from NumPy. Then all steps are steps of ``SVI``, and a warning names
-    the place. The first graph steps are compared with ``SVI``. Where PyTorch, Pyro or this package look at values, as
-    in checks of arguments, the graph has the same check, and a step that does not pass it is a step of ``SVI``, which
-    raises its error. A loss or gradient that is not finite raises :class:`NonFiniteLossError`.
+    What a graph cannot repeat is found while recording: decisions by values of tensors and shapes that depend on them,
+    attributes that a model changes, draws from other generators, hooks of parameters. Then all steps are steps of
+    ``SVI``, and a warning names the place. The first graph steps are compared with ``SVI``. Where PyTorch, Pyro or
+    this package look at values, as in checks of arguments, the graph has the same check, and a step that does not pass
+    it is a step of ``SVI``, which raises its error. A loss or gradient that is not finite raises
+    :class:`NonFiniteLossError`.
 
     Python code of a model that leaves no trace in tensors or attributes, such as ``print``, runs while recording and
     not later.

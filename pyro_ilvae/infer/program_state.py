@@ -285,9 +285,10 @@ def _ids(values: Iterable[Any]) -> tuple[int, ...]:
 
 def _parts(module: nn.Module) -> tuple[Any, ...]:
     """What a module has by name, which of its parameters are trained, and its hooks."""
-    trained = [parameter is not None and parameter.requires_grad for parameter in module._parameters.values()]
-    hooks = [tuple(getattr(module, name)) for name in _HOOKS]
-    return (*module._modules, *module._parameters, *module._buffers, *trained, *hooks)
+    held = module.__dict__  # read in each step, so without the detour by way of nn.Module
+    trained = [parameter is not None and parameter.requires_grad for parameter in held["_parameters"].values()]
+    hooks = [tuple(held[name]) if held[name] else () for name in _HOOKS]
+    return tuple(held["_modules"]), tuple(held["_parameters"]), tuple(held["_buffers"]), tuple(trained), tuple(hooks)
 
 
 def _is_of(packages: set[str], value: Any) -> bool:
