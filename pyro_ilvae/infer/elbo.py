@@ -1,5 +1,6 @@
 """Pyro's ELBO objectives with a weighted KL divergence, and an error for losses that are not finite."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -217,7 +218,11 @@ class AnnealedELBO(ELBO):
                     f"beta={self.beta!r}: give all of these sites the same beta, or enumerate in the guide"
                 ) from error
             # Pyro's validation refuses NaN in a distribution's arguments without naming the site.
-            site = "invalid values" in str(error) and _first_non_finite_site(rng_state, model, guide, *args, **kwargs)
+            site = None
+            if "invalid values" in str(error):
+                # Without validation, a value out of range may raise an error of its own.
+                with contextlib.suppress(IndexError, RuntimeError):
+                    site = _first_non_finite_site(rng_state, model, guide, *args, **kwargs)
             if not site:
                 raise
             raise self._non_finite_loss("invalid arguments of a distribution", site) from error

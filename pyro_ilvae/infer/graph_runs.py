@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from pyro_ilvae.infer.program_state import ProgramState
 from pyro_ilvae.infer.recording import Recorded, in_layout_of, random_states_of_gpus
 
-__all__ = ["Graph", "are_close", "restore"]
+__all__ = ["Graph", "are_close", "has_hooks", "restore"]
 
 # Compiled functions by what they compute, so that models of one structure share them.
 _COMPILED: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
@@ -47,6 +47,7 @@ class Graph:
         self, recorded: Recorded, parameters: Mapping[Tensor, str], state: ProgramState, compiled: bool
     ) -> None:
         self.parameters = dict(parameters)
+        self._kinds = list(map(_kind, parameters))
         self._state = state
         self.num_runs = self.num_failures = 0
         self._recorded = recorded
@@ -76,9 +77,21 @@ class Graph:
         return State(torch.get_rng_state(), random_states_of_gpus(), written)
 
     def is_current(self) -> bool:
-        """Whether Pyro's store still holds the parameters of the graph."""
+        """Whether Pyro's store still holds the parameters of the graph, and they are what they were."""
         store = pyro.get_param_store()._params
-        return all(store.get(name) is parameter for parameter, name in self.parameters.items())
+        return self._kinds == list(map(_kind, self.parameters)) and all(
+            store.get(name) is parameter for parameter, name in self.parameters.items()
+        )
+
+
+def has_hooks(parameter: Tensor) -> bool:
+    """Whether Python code runs when a parameter gets a gradient."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def _kind(parameter: Tensor) -> tuple[Any, ...]:
+    parts = (parameter.shape, parameter.dtype, parameter.device, parameter.stride(), parameter.requires_grad)
+    return *parts, has_hooks(parameter)
 
 
 def restore(state: State) -> None:

@@ -1,14 +1,17 @@
 """SVI whose step is recorded once, as one graph of tensor operations, and then runs without Pyro's handlers."""
 
+import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI, TraceGraph_ELBO
+from pyro.infer.util import zero_grads
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -16,10 +19,11 @@ from torch.utils import _pytree as pytree
 from pyro_ilvae import _checks
 from pyro_ilvae.infer.annealing import AnnealMessenger, current_beta
 from pyro_ilvae.infer.elbo import AnnealedELBO
-from pyro_ilvae.infer.graph_runs import Graph, are_close, restore
+from pyro_ilvae.infer.generators import set_states, states
+from pyro_ilvae.infer.graph_runs import Graph, are_close, has_hooks, restore
 from pyro_ilvae.infer.loss_module import unconstrained
 from pyro_ilvae.infer.program_state import ProgramState
-from pyro_ilvae.infer.recording import other_draws_of_python, preserved, record
+from pyro_ilvae.infer.recording import check_arguments, other_draws_of_python, preserved, record
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["GraphSVI"]
@@ -40,11 +44,12 @@ class GraphSVI(SVI):
     Data, parameters, buffers, beta, and the constants and nats of decoders enter as tensors, so that they may change
     between steps. A batch of another shape, or a changed setting of a module, is recorded anew; the graphs are kept.
 
-    What a graph cannot repeat is found while recording: decisions by values of tensors and shapes that depend on
-    them, attributes that a model changes, draws from NumPy. Then all steps are steps of ``SVI``, and a warning names
-    the place. The first graph steps are compared with ``SVI``. Where PyTorch, Pyro or this package look at values, as
-    in checks of arguments, the graph has the same check, and a step that does not pass it is a step of ``SVI``, which
-    raises its error. A loss or gradient that is not finite raises :class:`NonFiniteLossError`.
+    What a graph cannot repeat is found while recording: decisions by values of tensors and shapes that depend on them,
+    attributes that a model changes, draws from other generators, hooks of parameters. Then all steps are steps of
+    ``SVI``, and a warning names the place. The first graph steps are compared with ``SVI``. Where PyTorch, Pyro or
+    this package look at values, as in checks of arguments, the graph has the same check, and a step that does not pass
+    it is a step of ``SVI``, which raises its error. A loss or gradient that is not finite raises
+    :class:`NonFiniteLossError`.
 
     Python code of a model that leaves no trace in tensors or attributes, such as ``print``, runs while recording and
     not later.
@@ -104,7 +109,7 @@ class GraphSVI(SVI):
         self._num_steps = 0
         self._state: ProgramState | None = None
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
-        self._num_recordings = self._num_in_vain = 0
+        self._num_recordings = self._num_in_vain = self._num_forgotten = 0
         self._numbers: tuple[Any, ...] = ()
         self._settings: tuple[Any, ...] = ()
         objective = self.elbo.elbo
@@ -134,12 +139,14 @@ class GraphSVI(SVI):
         """
         self._num_steps += 1
         # Handlers around the step are not a part of the graph.
-        if self._reason is not None or self._num_steps == 1 or _PYRO_STACK:
+        if self._reason is not None or self._num_steps == 1 or _PYRO_STACK or not torch.is_grad_enabled():
             return self._step_of_svi(*args, **kwargs)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         try:
-            _check_arguments(leaves)
+            check_arguments(leaves)
             graph = self._graph(leaves, structure)
+        except _NewParametersError:
+            return self._step_of_svi(*args, **kwargs)
         except NotRecordableError as error:
             self._give_up(str(error))
             return self._step_of_svi(*args, **kwargs)
@@ -154,13 +161,15 @@ class GraphSVI(SVI):
         self.elbo._step_watch.count(*args, **kwargs)
         inputs = self._inputs(leaves)
         before = graph.state(inputs)
-        loss, holds, gradients = graph(inputs)
+        loss, holds, gradients = self._results(graph, inputs)
         if not holds:
             # A value is not finite, which SVI reports, or a value that decided something is another one now.
             restore(before)
             graph.num_failures += 1
             if graph.num_failures >= _MANY_FAILURES:
                 self._forget(graph)
+                if self._num_forgotten > _MANY_IN_VAIN and self._num_steps < 10 * self._num_forgotten:
+                    self._give_up("values that PyTorch or Pyro decide by are others in each step")
             return self._step_of_svi(*args, **kwargs)
         graph.num_failures = 0
         if graph.num_runs < self.num_compared:
@@ -176,12 +185,20 @@ class GraphSVI(SVI):
         if graph.num_runs > 1:
             self._num_in_vain = 0
         for parameter, gradient in zip(graph.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # As in SVI, gradients are added to what is there, and some optimizers move parameters whose gradient is 0.
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self.optim(set(graph.parameters))
-        for parameter in graph.parameters:
-            parameter.grad = None
+        zero_grads(graph.parameters)
         self._runs = graph.kind
         return loss
+
+    def _results(self, graph: Graph, inputs: list[Tensor]) -> tuple[Tensor, Any, list[Tensor | None]]:
+        """What a graph returns; where an operation raises an error, SVI may have a better one."""
+        try:
+            return graph(inputs)
+        except Exception:
+            return torch.tensor(torch.nan), False, []
 
     def _inputs(self, leaves: list[Any]) -> list[Tensor]:
         """The tensors that may differ between steps, without the parameters."""
@@ -217,9 +234,10 @@ class GraphSVI(SVI):
         betas, ids = [float(beta) for beta in self._betas().values()], [id(value) for value in inputs]
         return (
             structure,
-            tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor)),
+            tuple((type(leaf), leaf) for leaf in leaves if not isinstance(leaf, Tensor)),  # 1 equals True
             self._state.settings(),
-            tuple((value.shape, value.dtype, value.device) for value in inputs),
+            (id(self.model), id(self.guide)),
+            tuple((value.shape, value.dtype, value.device, _strides(value), value.requires_grad) for value in inputs),
             tuple(map(ids.index, ids)),  # one tensor in two places is one input
             tuple(map(betas.index, betas)),  # sites that are summed out together need equal weights
             torch.get_default_dtype(),
@@ -239,6 +257,7 @@ class GraphSVI(SVI):
             raise NotRecordableError(f"the arguments have too many shapes for num_graphs={self.num_graphs}")
 
     def _forget(self, graph: Graph) -> None:
+        self._num_forgotten += 1
         self._graphs = OrderedDict((key, other) for key, other in self._graphs.items() if other is not graph)
 
     def _recorded(self, leaves: list[Any], structure: Any) -> Graph:
@@ -248,31 +267,63 @@ class GraphSVI(SVI):
         betas = self._betas()
         inputs = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *betas.values(), *self._state.tensors()]
         objective: Any = self.elbo.elbo
-        with preserved(inputs), torch.no_grad(), poutine.trace(param_only=True) as capture:
+        state, settings, held = self._state, self._state.settings(), self._state.held()
+        try:
+            names = self._parameters(inputs, args, kwargs)
+
+            def loss() -> Tensor:
+                state.clear_caches()
+                with AnnealMessenger(betas if isinstance(self.elbo.beta, Mapping) else betas["beta"]):
+                    value: Tensor = objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
+                return value
+
+            recorded = record(loss, inputs, list(names))
+            with preserved(inputs), other_draws_of_python():
+                if not recorded.computes_the_same_as(record(loss, inputs, list(names))):
+                    raise NotRecordableError("the model or guide computes something else each time that it runs")
+            changed = state.changed(settings)
+        finally:
+            replaced = state.put_back(held)
+            state.clear_caches()
+        if changed or replaced:
+            what = ", ".join(changed[:3]) or "a tensor that an attribute holds"
+            raise NotRecordableError(f"the model or guide changes {what} each time that it runs")
+        return Graph(recorded, names, state, self.compile)
+
+    def _parameters(self, inputs: list[Tensor], args: Any, kwargs: Any) -> dict[Tensor, str]:
+        """The names of the parameters that a step moves, by a run of model and guide."""
+        assert self._state is not None
+        objective: Any = self.elbo.elbo
+        store = pyro.get_param_store()
+        known = dict(store._params)
+        generators = [random, np.random, *self._state.generators]
+        before = states(generators)
+        with preserved([*inputs, *known.values()]), torch.no_grad(), poutine.trace(param_only=True) as capture:
             objective.loss(self.model, self.guide, *args, **kwargs)
+            drawn = states(generators) != before
+        if drawn:
+            set_states(generators, before)
+            raise NotRecordableError("the model or guide draws numbers from another generator than that of PyTorch")
+        new = [name for name in store.keys() if name not in known]  # noqa: SIM118
+        if new:  # with draws that belong to a step of SVI
+            for name in new:
+                del store[name]
+            raise _NewParametersError
         names = {unconstrained(node["value"]): name for name, node in capture.trace.nodes.items()}
-        settings = self._state.settings()
-
-        def loss() -> Tensor:
-            with AnnealMessenger(betas if isinstance(self.elbo.beta, Mapping) else betas["beta"]):
-                value: Tensor = objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
-            return value
-
-        recorded = record(loss, inputs, list(names))
-        with preserved(inputs), other_draws_of_python():
-            if not recorded.computes_the_same_as(record(loss, inputs, list(names))):
-                raise NotRecordableError("the model or guide computes something else each time that it runs")
-        if changed := self._state.changed(settings):
-            raise NotRecordableError(f"the model or guide changes {', '.join(changed[:3])} each time that it runs")
-        return Graph(recorded, names, self._state, self.compile)
+        if hooked := [name for parameter, name in names.items() if has_hooks(parameter)]:
+            raise NotRecordableError(f"the parameter '{hooked[0]}' has a hook")
+        return names
 
     def _difference(
         self, graph: Graph, loss: Tensor, gradients: list[Tensor | None], args: Any, kwargs: Any
     ) -> str | None:
         """How a graph step differs from one of ``SVI`` with the same draws, in words; None if it does not."""
+        assert self._state is not None
+        self._state.clear_caches()
         with torch.enable_grad():
             expected = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
             expected_gradients = torch.autograd.grad(expected, list(graph.parameters), allow_unused=True)
+        self._state.clear_caches()
         if not are_close(loss, expected.detach()):
             return f"a graph of the model and guide has a loss of {float(loss):g}, where SVI has {expected.item():g}"
         for name, own, other in zip(graph.parameters.values(), gradients, expected_gradients, strict=True):
@@ -286,8 +337,9 @@ class GraphSVI(SVI):
         warnings.warn(f"GraphSVI takes all steps as SVI, because {reason}", stacklevel=4)
 
 
-def _check_arguments(leaves: list[Any]) -> None:
-    """Raise for arguments in which tensors may be hidden."""
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor | str | bytes | int | float | complex | torch.dtype | torch.device | None):
-            raise NotRecordableError(f"an argument of type {type(leaf).__name__} is neither a tensor nor a number")
+class _NewParametersError(Exception):
+    """A step makes new parameters, which only a step of SVI does with the right draws."""
+
+
+def _strides(value: Tensor) -> Any:
+    return value.stride() if value.layout is torch.strided else value.layout

@@ -1,23 +1,37 @@
 """What a model and a guide read besides their arguments: tensors, and settings that a graph takes as they are."""
 
 import functools
-from collections.abc import Callable, Iterator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import ComposeTransform, Transform, TransformedDistribution
+
+from pyro_ilvae.infer.generators import GENERATORS
 
 __all__ = ["ProgramState"]
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 # Bookkeeping of nn.Module and PyroModule that says nothing about what they compute.
 _SKIPPED = {"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "_pyro_context", "_pyro_name"}
-_LIBRARIES = {"torch", "pyro", "numpy", "builtins", "collections"}
+_CLOSED = {"torch", "pyro", "numpy", "builtins", "collections"}
+_LIBRARIES = _CLOSED | sys.stdlib_module_names  # whose functions and classes stay as they are
+# Models of Pyro that hold data as plain attributes.
+_OPEN_LIBRARY = "pyro.contrib."
 # Objects of this package are watched like those of a user, its functions are not.
 _OWN = __name__.partition(".")[0]
-_LARGEST_COLLECTION = 100
-_DEEPEST = 4
+_LARGEST_COLLECTION = 1000
+_LARGEST_ARRAY = 2**16  # in bytes
+_DEEPEST = 8
+# What is read from an attribute or an item that is no longer there.
+_GONE = object()
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _Cell:
@@ -32,6 +46,22 @@ class _Cell:
         except ValueError:  # not assigned yet
             return None
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._cell.cell_contents = value
+
+
+class _Slots:
+    """The attributes of an object that has no dictionary of them."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self._owner, key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self._owner, key, value)
+
 
 class _Places(NamedTuple):
     """Items of one holder, such as attributes of an object, that are read at once."""
@@ -40,10 +70,14 @@ class _Places(NamedTuple):
     names: list[str]
     items: Callable[[Any], Any]
     by_value: bool
+    keys: list[Any]  # none for what is no item, such as a length
 
     def read(self) -> tuple[Any, ...]:
         """What says whether an item is another one than before: its type and value if it is simple, else its id."""
-        values = self.items(self.holder) if len(self.names) > 1 else (self.items(self.holder),)
+        try:
+            values = self.items(self.holder) if len(self.names) > 1 else (self.items(self.holder),)
+        except (KeyError, IndexError, AttributeError):
+            return (_GONE,)
         return (*map(type, values), *values) if self.by_value else tuple(map(id, values))
 
 
@@ -57,21 +91,46 @@ class ProgramState:
     def __init__(self, *roots: Any) -> None:
         self._settings: list[_Places] = []
         self._tensors: list[tuple[Any, Any]] = []
+        self.generators: list[Any] = []
+        self._transforms: list[Transform] = []
         self._seen: dict[int, Any] = {}  # holds the objects, so that no other object takes the place of one
+        self._noted: set[tuple[int, Any]] = set()
+        # Nearest first, because an object that is reached in two ways counts from the shorter one.
+        self._waiting: list[deque[tuple[Any, str]]] = [deque() for _ in range(_DEEPEST + 1)]
         for root in roots:
             self._visit(root, getattr(root, "__qualname__", type(root).__name__), 0)
+        while any(self._waiting):
+            depth = next(i for i, waiting in enumerate(self._waiting) if waiting)
+            self._visit_now(*self._waiting[depth].popleft(), depth)
 
     def tensors(self) -> list[Tensor]:
         """The tensors that are no parameters, as they are now."""
-        found = (holder[key] for holder, key in self._tensors)
+        found = (_item(holder, key) for holder, key in self._tensors)
         return [value for value in found if isinstance(value, Tensor)]
 
     def settings(self) -> tuple[Any, ...]:
         """All settings, to be compared with those of another step."""
-        try:
-            return tuple([places.read() for places in self._settings])
-        except (KeyError, IndexError):  # an attribute or an item is gone
-            return (object(),)
+        return tuple([places.read() for places in self._settings])
+
+    def clear_caches(self) -> None:
+        """Let transforms forget their last result, which belongs to an earlier run with the same data."""
+        for transform in self._transforms:
+            if getattr(transform, "_cached_x_y", None) is not None:
+                transform._cached_x_y = (None, None)
+
+    def held(self) -> list[tuple[Any, Any, Any]]:
+        """All items with their holders and keys, for :meth:`put_back`."""
+        places = [(one.holder, key) for one in self._settings for key in one.keys]
+        return [(holder, key, _item(holder, key)) for holder, key in self._tensors + places]
+
+    def put_back(self, held: list[tuple[Any, Any, Any]]) -> bool:
+        """Give all items the values that they had, and return whether a tensor was another one."""
+        replaced = False
+        for holder, key, value in held:
+            if value is not _GONE and _item(holder, key) is not value:
+                replaced = replaced or isinstance(value, Tensor)
+                holder[key] = value
+        return replaced
 
     def changed(self, before: tuple[Any, ...]) -> list[str]:
         """The names of the settings that differ from those of an earlier step of the same state."""
@@ -83,10 +142,21 @@ class ProgramState:
         return changed
 
     def _visit(self, value: Any, name: str, depth: int) -> None:
-        if id(value) in self._seen or depth > _DEEPEST:
+        if depth <= _DEEPEST and id(value) not in self._seen:
+            self._waiting[depth].append((value, name))
+
+    def _visit_now(self, value: Any, name: str, depth: int) -> None:
+        if id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, nn.Module):
+        if isinstance(value, Transform):
+            self._transforms.append(value)
+        if isinstance(value, ComposeTransform | TransformedDistribution):
+            for part in value.parts if isinstance(value, ComposeTransform) else value.transforms:
+                self._visit(part, name, depth)
+        if isinstance(value, GENERATORS):
+            self.generators.append(value)
+        elif isinstance(value, nn.Module):
             self._visit_module(value, name, depth)
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
@@ -97,14 +167,23 @@ class ProgramState:
         elif isinstance(value, FunctionType):
             self._visit_function(value, depth)
         elif isinstance(value, list | tuple) and len(value) <= _LARGEST_COLLECTION:
+            self._watch(value, f"the length of {name}", len)
             self._note(value, {i: f"{name}[{i}]" for i in range(len(value))}, depth)
         elif isinstance(value, dict) and len(value) <= _LARGEST_COLLECTION:
+            self._watch(value, f"the length of {name}", len)
             self._note(value, {key: f"{name}[{key!r}]" for key in value}, depth)
-        elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType | BuiltinFunctionType | Tensor):
+        elif isinstance(value, set | frozenset | deque) and len(value) <= _LARGEST_COLLECTION:
+            self._watch(value, name, _ids)
+        elif isinstance(value, np.ndarray) and value.nbytes <= _LARGEST_ARRAY:
+            self._watch(value, name, np.ndarray.tobytes)
+        elif isinstance(value, type):
+            self._visit_class(value, depth)
+        elif not isinstance(value, (*_SIMPLE, ModuleType, BuiltinFunctionType, Tensor)):
             self._visit_attributes(value, name, depth)
 
     def _visit_module(self, module: nn.Module, name: str, depth: int) -> None:
         self._tensors += [(module._buffers, key) for key in module._buffers]
+        self._watch(module, f"the parts of {name}", _parts)
         for holder in (module._parameters, module._modules):
             self._add(holder, {key: f"{name}.{key}" for key in holder}, by_value=False)
         for key, part in module._modules.items():
@@ -113,21 +192,39 @@ class ProgramState:
         self._visit_attributes(module, name, depth)
 
     def _visit_attributes(self, value: Any, name: str, depth: int) -> None:
-        attributes, of_library = vars(value), _is_of(_LIBRARIES, type(value))
-        skipped = _SKIPPED | getattr(type(value), "_tensors_when_recorded", set())
+        attributes, kind = getattr(value, "__dict__", {}), type(value)
+        of_library = _is_of(_CLOSED, kind) and not str(kind.__module__).startswith(_OPEN_LIBRARY)
+        skipped = _SKIPPED | getattr(kind, "_tensors_when_recorded", set())
+        # What a handler does, such as the data that it conditions on.
+        kinds = (*_SIMPLE, Tensor, dict) if isinstance(value, Messenger) else _SIMPLE
         names = {}
         for key, part in attributes.items():
             hook = isinstance(value, nn.Module) and key.startswith("_") and "hook" in key
             # What else a library keeps is its own affair.
-            own = not of_library or (isinstance(part, _SIMPLE) and not key.startswith("_"))
-            if key not in skipped and not hook and own:
+            own = not of_library or (isinstance(part, kinds) and not key.startswith("_"))
+            if key not in skipped and not hook and own and not key.startswith("_cached_"):
                 names[key] = f"{name}.{key}"
         self._note(attributes, names, depth)
-        for kind in type(value).__mro__:
-            if not _is_of(_LIBRARIES | {_OWN}, kind):
-                for method in vars(kind).values():
-                    if isinstance(method, FunctionType):
-                        self._visit(method, method.__qualname__, depth + 1)
+        if not _is_of(_CLOSED | {_OWN}, kind):
+            self._watch(attributes, f"the attributes of {name}", len)
+        slots: dict[Any, str] = {}
+        for base in kind.__mro__:
+            self._visit(base, base.__qualname__, depth + 1)
+            if not _is_of(_LIBRARIES, base):
+                members = (key for key, part in vars(base).items() if isinstance(part, MemberDescriptorType))
+                slots |= {key: f"{name}.{key}" for key in members if hasattr(value, key)}
+        self._note(_Slots(value), slots, depth)
+
+    def _visit_class(self, kind: type, depth: int) -> None:
+        """Watch the attributes of a class, and what its methods use."""
+        if _is_of(_LIBRARIES | {_OWN}, kind):
+            return
+        names = {key: f"{kind.__qualname__}.{key}" for key in vars(kind) if not key.startswith(("__", "_abc_"))}
+        self._note(vars(kind), names, depth)
+        for key, part in vars(kind).items():
+            function = getattr(part, "fget", None) or getattr(part, "func", None) or getattr(part, "__func__", part)
+            if isinstance(function, FunctionType):
+                self._visit(function, f"{kind.__qualname__}.{key}", depth + 1)
 
     def _visit_function(self, function: FunctionType, depth: int) -> None:
         self._visit(getattr(function, "__wrapped__", None), function.__qualname__, depth + 1)
@@ -136,11 +233,24 @@ class ProgramState:
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._visit(default, function.__qualname__, depth + 1)
         if not _is_of(_LIBRARIES | {_OWN}, function):
-            used = [name for name in _names_in(function.__code__) if name in function.__globals__]
-            self._note(function.__globals__, {name: f"the global {name}" for name in used}, depth)
+            self._visit_globals(function.__globals__, set(_names_in(function.__code__)), "the global ", depth)
+
+    def _visit_globals(self, holder: dict[str, Any], names: set[str], prefix: str, depth: int) -> None:
+        """Watch those variables of a module that code may read, also by way of modules that it names."""
+        used = sorted(names & holder.keys())
+        self._note(holder, {name: f"{prefix}{name}" for name in used}, depth)
+        for module in (holder[name] for name in used):
+            if isinstance(module, ModuleType) and module.__name__.partition(".")[0] not in _LIBRARIES | {_OWN}:
+                key = (id(module), frozenset(names))
+                if key not in self._noted:  # modules may name each other
+                    self._noted.add(key)
+                    self._visit_globals(vars(module), names, f"{module.__name__}.", depth)
 
     def _note(self, holder: Any, names: dict[Any, str], depth: int) -> None:
         """Watch items of a holder, and what they hold."""
+        if not isinstance(holder, _Cell | _Slots):  # which are seen once only
+            names = {key: name for key, name in names.items() if (id(holder), key) not in self._noted}
+            self._noted.update((id(holder), key) for key in names)
         values = {key: holder[key] for key in names}
         tensors = {
             key for key, part in values.items() if isinstance(part, Tensor) and not isinstance(part, nn.Parameter)
@@ -155,7 +265,30 @@ class ProgramState:
 
     def _add(self, holder: Any, names: dict[Any, str], *, by_value: bool) -> None:
         if names:
-            self._settings.append(_Places(holder, list(names.values()), itemgetter(*names), by_value))
+            self._settings.append(_Places(holder, list(names.values()), itemgetter(*names), by_value, list(names)))
+
+    def _watch(self, holder: Any, name: str, read: Callable[[Any], Any]) -> None:
+        """Watch something about a holder that is no item."""
+        self._settings.append(_Places(holder, [name], read, True, []))
+
+
+def _item(holder: Any, key: Any) -> Any:
+    try:
+        return holder[key]
+    except (KeyError, IndexError, AttributeError):
+        return _GONE
+
+
+def _ids(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(id, values))
+
+
+def _parts(module: nn.Module) -> tuple[Any, ...]:
+    """What a module has by name, which of its parameters are trained, and its hooks."""
+    held = module.__dict__  # read in each step, so without the detour by way of nn.Module
+    trained = [parameter is not None and parameter.requires_grad for parameter in held["_parameters"].values()]
+    hooks = [tuple(held[name]) if held[name] else () for name in _HOOKS]
+    return tuple(held["_modules"]), tuple(held["_parameters"]), tuple(held["_buffers"]), tuple(trained), tuple(hooks)
 
 
 def _is_of(packages: set[str], value: Any) -> bool:

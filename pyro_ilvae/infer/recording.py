@@ -15,7 +15,15 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from pyro_ilvae._recording import recording
 from pyro_ilvae.infer.value_reads import Guard, NotRecordableError, ValueReads, is_of_user, place_of
 
-__all__ = ["Recorded", "in_layout_of", "other_draws_of_python", "preserved", "random_states_of_gpus", "record"]
+__all__ = [
+    "Recorded",
+    "check_arguments",
+    "in_layout_of",
+    "other_draws_of_python",
+    "preserved",
+    "random_states_of_gpus",
+    "record",
+]
 
 # Operations whose result has a shape that depends on values.
 _DYNAMIC = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
@@ -76,15 +84,20 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
     def traced(*_: Tensor) -> list[Tensor]:
         with ValueReads() as reads:
             value = loss()
-        gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
-        has_gradient[:] = [gradient is not None for gradient in gradients]
-        pairs = zip(gradients, parameters, strict=True)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = iter(torch.autograd.grad(value, trained, allow_unused=True))
+        own = [next(gradients) if parameter.requires_grad else None for parameter in parameters]
+        has_gradient[:] = [gradient is not None for gradient in own]
+        pairs = zip(own, parameters, strict=True)
         found = [in_layout_of(parameter, gradient) for gradient, parameter in pairs if gradient is not None]
+        found = _in_memory_of_their_own(found, tensors)
         return [value.detach(), _holds(value, found, reads.guards), *found]
 
     tensors = [*inputs, *parameters]
+    if any(value.requires_grad for value in inputs):
+        raise NotRecordableError("a tensor that is no parameter requires a gradient")
     try:
-        with preserved(inputs), recording(), torch.enable_grad(), _without_mkldnn():
+        with preserved(tensors), recording(), torch.enable_grad(), _without_mkldnn():
             graph = make_fx(traced)(*tensors)
     except NotRecordableError:
         raise
@@ -96,9 +109,35 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
         first_line = str(error).strip().partition("\n")[0]
         raise NotRecordableError(f"of a {type(error).__name__} {_place_of_user(error)}: {first_line}") from error
     constants = _lift_constants(graph)
+    if any(constant.requires_grad for constant in constants):
+        raise NotRecordableError(
+            "a tensor that is not registered with Pyro requires a gradient, which SVI adds to: register it, as "
+            "pyro.module does, or set requires_grad to False"
+        )
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Recorded(graph, constants, has_gradient, _check_operations(graph, len(inputs)))
+
+
+def _in_memory_of_their_own(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that an optimizer may scale in place, each on its own: those of terms of a sum are one tensor."""
+    taken = {other.untyped_storage()._cdata for other in others if other.layout is torch.strided}
+    separate = []
+    for gradient in gradients:
+        if gradient.untyped_storage()._cdata in taken:
+            gradient = gradient.clone()
+        taken.add(gradient.untyped_storage()._cdata)
+        separate.append(gradient)
+    return separate
+
+
+def check_arguments(leaves: list[Any]) -> None:
+    """Raise for arguments in which tensors may be hidden."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise NotRecordableError("an argument requires a gradient, which SVI adds to")
+        if not isinstance(leaf, Tensor | str | bytes | int | float | complex | torch.dtype | torch.device | None):
+            raise NotRecordableError(f"an argument of type {type(leaf).__name__} is neither a tensor nor a number")
 
 
 def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -126,7 +165,8 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
             torch.cuda.set_rng_state_all(of_gpus)
         with torch.no_grad():
             for tensor, version, value in values:
-                if tensor._version != version:
+                # The version says nothing about changes by way of ``.data``.
+                if tensor._version != version or not torch.equal(tensor, value):
                     tensor.copy_(value)
 
 
@@ -169,6 +209,8 @@ def _lift_constants(graph: fx.GraphModule) -> list[Tensor]:
         if node.op != "get_attr":
             continue
         tensor = getattr(graph, node.target)
+        if not isinstance(tensor, Tensor):
+            raise NotRecordableError(f"an operation takes a {type(tensor).__name__}")
         if id(tensor) not in by_tensor:
             with graph.graph.inserting_before(first):
                 by_tensor[id(tensor)] = graph.graph.placeholder(f"constant_{len(constants)}")
@@ -181,27 +223,44 @@ def _lift_constants(graph: fx.GraphModule) -> list[Tensor]:
 
 def _check_operations(graph: fx.GraphModule, num_inputs: int) -> list[int]:
     """Raise for operations that a graph cannot repeat, and return the positions of the inputs that are written to."""
-    # Which input each node is, or is a view of.
-    owners = {node: i for i, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder")}
+    inputs = {node: i for i, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder")}
+    roots = {node: node for node in graph.graph.nodes}  # what each node is, or is a view of
+    varying = set(inputs)  # what may be another value in another step
     written = set()
     for node in graph.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if node.op != "call_function":
             continue
-        if _has_dynamic_shape(node):
-            raise NotRecordableError(f"the shape of a result depends on values ({node.target})")
-        for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
-            if argument.alias_info is not None and isinstance(given, fx.Node) and given in owners:
-                owners[node] = owners[given]
-                if argument.alias_info.is_write:
-                    written.add(owners[given])
-    return sorted(position for position in written if position < num_inputs)
+        varies = any(roots[other] in varying for other in node.all_input_nodes)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            if node.args and isinstance(node.args[0], fx.Node):  # one of several views
+                roots[node] = roots[node.args[0]]
+        else:
+            if _has_dynamic_shape(node, [n for n in node.all_input_nodes if roots[n] in varying]):
+                raise NotRecordableError(f"the shape of a result depends on values ({node.target})")
+            varies = varies or torch.Tag.nondeterministic_seeded in node.target.tags
+            given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
+            for argument in node.target._schema.arguments:
+                value = (given | node.kwargs).get(argument.name)
+                for own in value if isinstance(value, list | tuple) else (value,):
+                    if argument.alias_info is not None and isinstance(own, fx.Node):
+                        roots[node] = roots[own]
+                        if argument.alias_info.is_write:
+                            written.add(roots[own])
+        if varies:
+            varying |= {node, roots[node]}
+    positions = {inputs[node] for node in written if node in inputs}
+    if any(position >= num_inputs for position in positions):
+        raise NotRecordableError("a parameter, or a tensor that no attribute holds, is changed in place")
+    return sorted(positions)
 
 
-def _has_dynamic_shape(node: fx.Node) -> bool:
+def _has_dynamic_shape(node: fx.Node, varying: Sequence[fx.Node]) -> bool:
+    """Whether the values of some arguments, which may vary, decide about the shape of the result."""
     if node.target is torch.ops.aten.index.Tensor:
-        kinds = [_kind(index) for index in node.args[1] if index is not None]  # type: ignore[union-attr,arg-type]
+        indices: Any = node.args[1]
+        kinds = [_kind(index) for index in indices if index in varying]
         return any(kind is not None and kind[1] in (torch.bool, torch.uint8) for kind in kinds)
-    return any(tag in node.target.tags for tag in _DYNAMIC)  # type: ignore[union-attr]
+    return bool(varying) and any(tag in node.target.tags for tag in _DYNAMIC)  # type: ignore[union-attr]
 
 
 def _kind(node: fx.Node) -> Any:

@@ -17,6 +17,7 @@ __all__ = ["Guard", "NotRecordableError", "ValueReads", "is_of_user", "place_of"
 _PACKAGES = {module.__name__: str(Path(str(module.__file__)).parent) for module in (torch, pyro)}
 _PACKAGES["pyro_ilvae"] = str(Path(__file__).parent.parent)
 _NUMBERS = {Tensor.item, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, torch.is_nonzero}
+_TRUTHS = {Tensor.__bool__, torch.is_nonzero}
 _COMPARISONS = {torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
 _ARRAYS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 # Pyro's reports of NaN and infinity, which the check of loss and gradients makes superfluous.
@@ -79,7 +80,9 @@ class ValueReads(TorchFunctionMode):
             frame.f_code.co_filename.endswith("_checks.py") if package == "pyro_ilvae" else name == "_get_common_scale"
         )
         if not passed:
-            self.guards.append(Guard(tensor.detach(), value))
+            # Other numbers may have the same truth, or be rounded to the same integer.
+            seen = tensor.detach() != 0 if func in _TRUTHS else tensor.detach()
+            self.guards.append(Guard(seen.trunc() if type(value) is int and seen.is_floating_point() else seen, value))
         return value
 
     def _read_comparison(self, func: Callable[..., bool], args: Any, kwargs: Any) -> bool:
