@@ -75,8 +75,8 @@ class ValueReads(TorchFunctionMode):
             raise NotRecordableError(f"what happens depends on the value of a tensor {place_of(frame)}")
         with disable_proxy_modes_tracing():
             value = func(tensor)
-        # Checks of numbers that this package makes tensors in a graph, and Pyro's check that scales agree.
-        passed = (
+        # Both check numbers that are tensors only in a graph: this package its own, and Pyro that scales agree.
+        passed = func is Tensor.__float__ and (
             frame.f_code.co_filename.endswith("_checks.py") if package == "pyro_ilvae" else name == "_get_common_scale"
         )
         if not passed:

@@ -194,8 +194,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_site():
         assert torch.equal(old.nan_to_num(), new.nan_to_num())
 
 
-def test_the_checks_of_data_hold_in_a_graph():
-    vae = vae_with(likelihood=likelihoods.Bernoulli(), data_size=len(X))
+@pytest.mark.parametrize("likelihood", [likelihoods.Bernoulli(), likelihoods.Poisson()])
+def test_the_checks_of_data_hold_in_a_graph(likelihood):
+    vae = vae_with(likelihood=likelihood, data_size=len(X))
     svi = graph_svi(vae.model, vae.guide, TraceMeanField_ELBO())
     binary = (X > 0).float()
     for _ in range(4):
