@@ -50,8 +50,7 @@ HEIGHT, WIDTH = train.shape[1:]
 # Lipschitz map, and leaves everything orthogonal to them to the backbone.
 #
 # `Nats(0.5, likelihood)` sets its constant L: the images of the model then say at least half a nat about each latent
-# dimension, whatever the scale of the noise becomes. `initialize` starts the model where the data are: the mean image,
-# and the frame at the leading principal directions.
+# dimension, whatever the noise becomes. `initialize` starts at the mean image and at the leading principal directions.
 
 
 # %%
