@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_ilvae import AnnealedELBO, JointOptim, schedules
+from pyro_ilvae import VAE, AnnealedELBO, JointOptim, MLPEncoder, ProjectedDecoder, likelihoods, mlp, schedules
 from pyro_ilvae.infer.graph_svi import GraphSVI
 
 X_OF_VAE = ONE_OF_EACH["vae"].x
@@ -79,6 +79,16 @@ def test_every_model_takes_the_steps_of_svi(name):
         optim = SGD if "transformer" in name else ADAM
         svi = check_same_steps(build, (annealed, plain)[i](objective), batches, optim=optim)
         assert len(svi._graphs) == 1 + (i == 0)  # one for each shape
+
+
+def test_gradients_have_the_strides_that_fused_optimizers_expect():
+    def build():
+        sizes = {"latent_dim": 2, "event_shape": 6}
+        decoder = ProjectedDecoder(mlp(2, (8,), 6), **sizes, train_frame=True)  # whose QR gives columns
+        vae = VAE(decoder, MLPEncoder(**sizes, hidden_features=(8,)), likelihoods.Normal(0.5, "learned"))
+        return vae.model, vae.guide
+
+    check_same_steps(build, plain(TraceMeanField_ELBO), [(torch.randn(30, 6),)], optim=ADAM)
 
 
 def regression(x):
