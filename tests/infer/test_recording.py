@@ -98,4 +98,4 @@ def test_numbers_that_pyro_sums_stay_tensors():
         x.fill_(value)
         loss, holds, _ = recorded.graph(x, weight, *recorded.constants)
         assert holds
-        assert float(loss) == pytest.approx(elbo.loss(model, lambda: None))
+        assert loss.item() == pytest.approx(elbo.loss(model, lambda: None))
