@@ -1,7 +1,8 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
 from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots, protocols
-from pyro_ilvae.decoders.brenier import BrenierMap, BrenierTransform
+from pyro_ilvae.decoders.brenier import BrenierMap
+from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.nats import Nats

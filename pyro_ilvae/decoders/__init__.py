@@ -1,6 +1,7 @@
 """Decoders: maps from the latent variable to natural parameters, plain and with an inverse Lipschitz constant."""
 
-from pyro_ilvae.decoders.brenier import BrenierMap, BrenierTransform
+from pyro_ilvae.decoders.brenier import BrenierMap
+from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.nats import Nats

@@ -62,7 +62,7 @@ class GraphSVI(SVI):
             objective all steps are steps of ``SVI``, with a warning.
         compile: whether ``torch.compile`` fuses the graph, which takes up to a minute once for each structure of a
             model and shape of a batch. Otherwise it runs operation by operation.
-        num_compared: the number of steps of each graph whose loss and gradients are compared with those of ``SVI``.
+        num_compared: in how many steps of each graph loss and gradients are compared with ``SVI``.
         num_graphs: the number of graphs that are kept.
 
     Raises:
@@ -144,22 +144,20 @@ class GraphSVI(SVI):
         leaves, structure = pytree.tree_flatten((args, kwargs))
         try:
             check_arguments(leaves)
-            graph = self._graph(leaves, structure)
+            graph, inputs = self._graph(leaves, structure)
         except _NewParametersError:
             return self._step_of_svi(*args, **kwargs)
         except NotRecordableError as error:
             self._give_up(str(error))
             return self._step_of_svi(*args, **kwargs)
-        return self._step_of_graph(graph, leaves, args, kwargs)
+        return self._step_of_graph(graph, inputs, args, kwargs)
 
     def _step_of_svi(self, *args: Any, **kwargs: Any) -> Tensor:
         self._runs = "SVI"
         return torch.tensor(super().step(*args, **kwargs))
 
-    def _step_of_graph(self, graph: Graph, leaves: list[Any], args: Any, kwargs: Any) -> Tensor:
-        assert self._state is not None
+    def _step_of_graph(self, graph: Graph, inputs: list[Tensor], args: Any, kwargs: Any) -> Tensor:
         self.elbo._step_watch.count(*args, **kwargs)
-        inputs = self._inputs(leaves)
         before = graph.state(inputs)
         loss, holds, gradients = self._results(graph, inputs)
         if not holds:
@@ -200,38 +198,42 @@ class GraphSVI(SVI):
         except Exception:
             return torch.tensor(torch.nan), False, []
 
-    def _inputs(self, leaves: list[Any]) -> list[Tensor]:
+    def _inputs(self, leaves: list[Any], betas: dict[str, Tensor]) -> list[Tensor]:
         """The tensors that may differ between steps, without the parameters."""
         assert self._state is not None
         data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return [*data, *self._betas().values(), *self._state.tensors()]
+        return [*data, *betas.values(), *self._state.tensors()]
 
     def _betas(self) -> dict[str, Tensor]:
         named = self.elbo.beta if isinstance(self.elbo.beta, Mapping) else {"beta": self.elbo.beta}
         return {name: torch.as_tensor(current_beta(beta)) for name, beta in named.items()}
 
-    def _graph(self, leaves: list[Any], structure: Any) -> Graph:
-        """The graph for these arguments, recorded if there is none."""
+    def _graph(self, leaves: list[Any], structure: Any) -> tuple[Graph, list[Tensor]]:
+        """The graph for these arguments, recorded if there is none, and its inputs."""
         if self._state is None:
             self._state = ProgramState(self.model, self.guide, self.elbo.elbo)
-        key = self._key(leaves, structure)
+        betas = self._betas()
+        inputs = self._inputs(leaves, betas)
+        key = self._key(leaves, structure, inputs, betas)
         graph = self._graphs.get(key)
         if graph is None or not graph.is_current():
             changed = self._state.changed(self._settings)
             self._state = ProgramState(self.model, self.guide, self.elbo.elbo)  # a part may have come or gone
-            key = self._key(leaves, structure)
+            inputs = self._inputs(leaves, betas)
+            key = self._key(leaves, structure, inputs, betas)
             self._count_recording(changed, key[1], key[2])
-            graph = self._graphs[key] = self._recorded(leaves, structure)
+            graph = self._graphs[key] = self._recorded(leaves, structure, inputs, betas)
             while len(self._graphs) > self.num_graphs:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
-        return graph
+        return graph, inputs
 
-    def _key(self, leaves: list[Any], structure: Any) -> tuple[Any, ...]:
+    def _key(
+        self, leaves: list[Any], structure: Any, inputs: list[Tensor], betas: dict[str, Tensor]
+    ) -> tuple[Any, ...]:
         """What a graph takes as it is: where it differs, another graph is needed."""
         assert self._state is not None
-        inputs = self._inputs(leaves)
-        betas, ids = [float(beta) for beta in self._betas().values()], [id(value) for value in inputs]
+        weights, ids = [float(beta) for beta in betas.values()], [id(value) for value in inputs]
         return (
             structure,
             tuple((type(leaf), leaf) for leaf in leaves if not isinstance(leaf, Tensor)),  # 1 equals True
@@ -239,7 +241,7 @@ class GraphSVI(SVI):
             (id(self.model), id(self.guide)),
             tuple((value.shape, value.dtype, value.device, _strides(value), value.requires_grad) for value in inputs),
             tuple(map(ids.index, ids)),  # one tensor in two places is one input
-            tuple(map(betas.index, betas)),  # sites that are summed out together need equal weights
+            tuple(map(weights.index, weights)),  # sites that are summed out together need equal weights
             torch.get_default_dtype(),
             *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
             *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
@@ -260,12 +262,10 @@ class GraphSVI(SVI):
         self._num_forgotten += 1
         self._graphs = OrderedDict((key, other) for key, other in self._graphs.items() if other is not graph)
 
-    def _recorded(self, leaves: list[Any], structure: Any) -> Graph:
+    def _recorded(self, leaves: list[Any], structure: Any, inputs: list[Tensor], betas: dict[str, Tensor]) -> Graph:
         """A graph of loss and gradients for arguments of this kind."""
         assert self._state is not None
         args, kwargs = pytree.tree_unflatten(leaves, structure)
-        betas = self._betas()
-        inputs = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *betas.values(), *self._state.tensors()]
         objective: Any = self.elbo.elbo
         state, settings, held = self._state, self._state.settings(), self._state.held()
         try:
@@ -303,7 +303,7 @@ class GraphSVI(SVI):
             drawn = states(generators) != before
         if drawn:
             set_states(generators, before)
-            raise NotRecordableError("the model or guide draws numbers from another generator than that of PyTorch")
+            raise NotRecordableError("the model or guide draws numbers from a generator other than PyTorch's")
         new = [name for name in store.keys() if name not in known]  # noqa: SIM118
         if new:  # with draws that belong to a step of SVI
             for name in new:

@@ -24,7 +24,7 @@ _CLOSED = {"torch", "pyro", "numpy", "builtins", "collections"}
 _LIBRARIES = _CLOSED | sys.stdlib_module_names  # whose functions and classes stay as they are
 # Models of Pyro that hold data as plain attributes.
 _OPEN_LIBRARY = "pyro.contrib."
-# Objects of this package are watched like those of a user, its functions are not.
+# Objects of this package are watched like a user's own objects; functions of this package are not watched.
 _OWN = __name__.partition(".")[0]
 _LARGEST_COLLECTION = 1000
 _LARGEST_ARRAY = 2**16  # in bytes
@@ -109,7 +109,7 @@ class ProgramState:
         return [value for value in found if isinstance(value, Tensor)]
 
     def settings(self) -> tuple[Any, ...]:
-        """All settings, to be compared with those of another step."""
+        """All settings, to be compared between steps."""
         return tuple([places.read() for places in self._settings])
 
     def clear_caches(self) -> None:
@@ -133,7 +133,7 @@ class ProgramState:
         return replaced
 
     def changed(self, before: tuple[Any, ...]) -> list[str]:
-        """The names of the settings that differ from those of an earlier step of the same state."""
+        """The names of the settings that have changed since an earlier result of :meth:`settings`."""
         changed = []
         for places, old, new in zip(self._settings, before, self.settings(), strict=False):
             differs = [a is not b and a != b for a, b in zip(old, new, strict=False)]

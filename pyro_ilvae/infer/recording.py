@@ -120,7 +120,7 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
 
 
 def _in_memory_of_their_own(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients that an optimizer may scale in place, each on its own: those of terms of a sum are one tensor."""
+    """Gradients that an optimizer may scale in place one by one: terms of a sum share one tensor as gradient."""
     taken = {other.untyped_storage()._cdata for other in others if other.layout is torch.strided}
     separate = []
     for gradient in gradients:

@@ -18,7 +18,7 @@ X_OF_VAE = ONE_OF_EACH["vae"].x
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
 
-# Not Adam for all, which makes a gradient that is 0 up to rounding as large as the others.
+# SGD for some models: Adam takes a gradient of 0, up to rounding, for a gradient like all others.
 SGD = (torch.optim.SGD, {"lr": 1e-4})
 ADAM = (torch.optim.Adam, {"lr": 1e-2, "fused": True})
 

@@ -37,6 +37,16 @@ def model_with(scale):
     return model
 
 
+def check_next_step(svi, *args):
+    """Raise unless the next step is a graph and has the loss of now."""
+    state = torch.get_rng_state()
+    loss = svi.step(*args)
+    assert svi.runs == "graph"
+    torch.set_rng_state(state)
+    # The parameters have moved a little.
+    assert float(loss) == pytest.approx(svi.evaluate_loss(*args), rel=0.02)
+
+
 class Scale(nn.Module):
     def __init__(self):
         super().__init__()
@@ -78,12 +88,7 @@ def test_changes_take_effect_at_the_next_step(change, monkeypatch):
         svi.step(DATA)
     assert svi.runs == "graph"
     CHANGES[change](scale)
-    state = torch.get_rng_state()
-    loss = svi.step(DATA)
-    assert svi.runs == "graph"
-    torch.set_rng_state(state)
-    # The parameters have moved a little.
-    assert float(loss) == pytest.approx(svi.evaluate_loss(DATA), rel=0.02)
+    check_next_step(svi, DATA)
 
 
 def test_tensors_change_without_a_new_graph():
@@ -219,11 +224,7 @@ def test_a_part_that_is_replaced_is_watched_like_the_first():
     owner.scale = Scale()
     svi.step(DATA)
     owner.scale.number = 3.0
-    state = torch.get_rng_state()
-    loss = svi.step(DATA)
-    assert svi.runs == "graph"
-    torch.set_rng_state(state)
-    assert float(loss) == pytest.approx(svi.evaluate_loss(DATA), rel=0.02)
+    check_next_step(svi, DATA)
 
 
 def test_one_tensor_in_two_places_is_not_mixed_up_with_two():
@@ -237,11 +238,7 @@ def test_one_tensor_in_two_places_is_not_mixed_up_with_two():
     other = DATA + 10
     for _ in range(4):
         svi.step(DATA, DATA)
-    state = torch.get_rng_state()
-    loss = svi.step(DATA, other)
-    assert svi.runs == "graph"
-    torch.set_rng_state(state)
-    assert float(loss) == pytest.approx(svi.evaluate_loss(DATA, other), rel=0.02)
+    check_next_step(svi, DATA, other)
 
 
 def test_handlers_around_a_step_have_their_effect():
