@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from pyro_ilvae.infer.program_state import ProgramState
@@ -126,18 +126,23 @@ def _compiled(recorded: Recorded) -> Callable[..., Any]:
 class _Compiled:
     """A graph that is compiled when it runs for the first time."""
 
-    def __init__(self, graph: Callable[..., Any]) -> None:
-        with _quiet_compiler():
-            # Fallback: compiled code then draws from PyTorch's generator in the order of the single operations.
-            self._function = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
-        self._has_run = False
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._graph: fx.GraphModule | None = graph
+        self._function: Callable[..., Any] = self._compile
 
     def __call__(self, *arguments: Tensor) -> Any:
-        if self._has_run:
-            return self._function(*arguments)
+        return self._function(*arguments)
+
+    def _compile(self, *arguments: Tensor) -> Any:
+        import torch._inductor  # which takes a second, and only compilation needs
+
+        assert self._graph is not None
         with _quiet_compiler():
-            results = self._function(*arguments)
-        self._has_run = True
+            # Fallback: compiled code then draws from PyTorch's generator in the order of the single operations.
+            # torch.compile would read the graph's code once more, and check at each step what does not change here.
+            function = torch._inductor.compile(self._graph, list(arguments), options={"fallback_random": True})
+            results = function(*arguments)
+        self._function, self._graph = function, None
         return results
 
 

@@ -23,7 +23,7 @@ from pyro_ilvae.infer.generators import set_states, states
 from pyro_ilvae.infer.graph_runs import Graph, are_close, has_hooks, restore
 from pyro_ilvae.infer.loss_module import unconstrained
 from pyro_ilvae.infer.program_state import ProgramState
-from pyro_ilvae.infer.recording import check_arguments, other_draws_of_python, preserved, record
+from pyro_ilvae.infer.recording import check_arguments, kind_of, other_draws_of_python, preserved, record
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["GraphSVI"]
@@ -141,10 +141,8 @@ class GraphSVI(SVI):
         # Handlers around the step are not a part of the graph.
         if self._reason is not None or self._num_steps == 1 or _PYRO_STACK or not torch.is_grad_enabled():
             return self._step_of_svi(*args, **kwargs)
-        leaves, structure = pytree.tree_flatten((args, kwargs))
         try:
-            check_arguments(leaves)
-            graph, inputs = self._graph(leaves, structure)
+            graph, inputs = self._graph(args, kwargs)
         except _NewParametersError:
             return self._step_of_svi(*args, **kwargs)
         except NotRecordableError as error:
@@ -208,8 +206,10 @@ class GraphSVI(SVI):
         named = self.elbo.beta if isinstance(self.elbo.beta, Mapping) else {"beta": self.elbo.beta}
         return {name: torch.as_tensor(current_beta(beta)) for name, beta in named.items()}
 
-    def _graph(self, leaves: list[Any], structure: Any) -> tuple[Graph, list[Tensor]]:
+    def _graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, list[Tensor]]:
         """The graph for these arguments, recorded if there is none, and its inputs."""
+        leaves, structure = _flattened(args, kwargs)
+        check_arguments(leaves)
         if self._state is None:
             self._state = ProgramState(self.model, self.guide, self.elbo.elbo)
         betas = self._betas()
@@ -222,7 +222,7 @@ class GraphSVI(SVI):
             inputs = self._inputs(leaves, betas)
             key = self._key(leaves, structure, inputs, betas)
             self._count_recording(changed, key[1], key[2])
-            graph = self._graphs[key] = self._recorded(leaves, structure, inputs, betas)
+            graph = self._graphs[key] = self._recorded(args, kwargs, inputs, betas)
             while len(self._graphs) > self.num_graphs:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
@@ -239,7 +239,7 @@ class GraphSVI(SVI):
             tuple((type(leaf), leaf) for leaf in leaves if not isinstance(leaf, Tensor)),  # 1 equals True
             self._state.settings(),
             (id(self.model), id(self.guide)),
-            tuple((value.shape, value.dtype, value.device, _strides(value), value.requires_grad) for value in inputs),
+            tuple((kind_of(value), value.requires_grad) for value in inputs),
             tuple(map(ids.index, ids)),  # one tensor in two places is one input
             tuple(map(weights.index, weights)),  # sites that are summed out together need equal weights
             torch.get_default_dtype(),
@@ -262,10 +262,9 @@ class GraphSVI(SVI):
         self._num_forgotten += 1
         self._graphs = OrderedDict((key, other) for key, other in self._graphs.items() if other is not graph)
 
-    def _recorded(self, leaves: list[Any], structure: Any, inputs: list[Tensor], betas: dict[str, Tensor]) -> Graph:
+    def _recorded(self, args: Any, kwargs: Any, inputs: list[Tensor], betas: dict[str, Tensor]) -> Graph:
         """A graph of loss and gradients for arguments of this kind."""
         assert self._state is not None
-        args, kwargs = pytree.tree_unflatten(leaves, structure)
         objective: Any = self.elbo.elbo
         state, settings, held = self._state, self._state.settings(), self._state.held()
         try:
@@ -341,5 +340,8 @@ class _NewParametersError(Exception):
     """A step makes new parameters, which only a step of SVI does with the right draws."""
 
 
-def _strides(value: Tensor) -> Any:
-    return value.stride() if value.layout is torch.strided else value.layout
+def _flattened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The tensors and numbers in the arguments, and what says how they are nested."""
+    if not kwargs and all(type(argument) is Tensor for argument in args):  # which is usual, and takes no time
+        return list(args), len(args)
+    return pytree.tree_flatten((args, kwargs))

@@ -20,6 +20,9 @@ __all__ = ["ProgramState"]
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 # Bookkeeping of nn.Module and PyroModule that says nothing about what they compute.
 _SKIPPED = {"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "_pyro_context", "_pyro_name"}
+# Where a PyroModule keeps constraints and priors.
+_OF_PYRO = ("_pyro_params", "_pyro_samples")
+_SKIPPED |= set(_OF_PYRO)
 _CLOSED = {"torch", "pyro", "numpy", "builtins", "collections"}
 _LIBRARIES = _CLOSED | sys.stdlib_module_names  # whose functions and classes stay as they are
 # Models of Pyro that hold data as plain attributes.
@@ -166,7 +169,12 @@ class ProgramState:
             self._visit(value.__func__, name, depth)
         elif isinstance(value, FunctionType):
             self._visit_function(value, depth)
-        elif isinstance(value, list | tuple) and len(value) <= _LARGEST_COLLECTION:
+        elif isinstance(value, tuple) and len(value) <= _LARGEST_COLLECTION:
+            self._tensors += [(value, i) for i, part in enumerate(value) if _is_input(part)]
+            for i, part in enumerate(value):  # which stays
+                if not isinstance(part, (*_SIMPLE, Tensor)):
+                    self._visit(part, f"{name}[{i}]", depth + 1)
+        elif isinstance(value, list) and len(value) <= _LARGEST_COLLECTION:
             self._watch(value, f"the length of {name}", len)
             self._note(value, {i: f"{name}[{i}]" for i in range(len(value))}, depth)
         elif isinstance(value, dict) and len(value) <= _LARGEST_COLLECTION:
@@ -184,6 +192,10 @@ class ProgramState:
     def _visit_module(self, module: nn.Module, name: str, depth: int) -> None:
         self._tensors += [(module._buffers, key) for key in module._buffers]
         self._watch(module, f"the parts of {name}", _parts)
+        for key in _OF_PYRO:
+            part = module.__dict__.get(key)
+            if part:
+                self._note(part, {item: f"{name}.{key}[{item!r}]" for item in part}, depth)
         for holder in (module._parameters, module._modules):
             self._add(holder, {key: f"{name}.{key}" for key in holder}, by_value=False)
         for key, part in module._modules.items():
@@ -252,9 +264,7 @@ class ProgramState:
             names = {key: name for key, name in names.items() if (id(holder), key) not in self._noted}
             self._noted.update((id(holder), key) for key in names)
         values = {key: holder[key] for key in names}
-        tensors = {
-            key for key, part in values.items() if isinstance(part, Tensor) and not isinstance(part, nn.Parameter)
-        }
+        tensors = {key for key, part in values.items() if _is_input(part)}
         simple = {key for key, part in values.items() if isinstance(part, _SIMPLE)}
         self._tensors += [(holder, key) for key in tensors]
         self._add(holder, {key: names[key] for key in names if key in simple}, by_value=True)
@@ -279,6 +289,10 @@ def _item(holder: Any, key: Any) -> Any:
         return _GONE
 
 
+def _is_input(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+
+
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(map(id, values))
 
@@ -288,7 +302,8 @@ def _parts(module: nn.Module) -> tuple[Any, ...]:
     held = module.__dict__  # read in each step, so without the detour by way of nn.Module
     trained = [parameter is not None and parameter.requires_grad for parameter in held["_parameters"].values()]
     hooks = [tuple(held[name]) if held[name] else () for name in _HOOKS]
-    return tuple(held["_modules"]), tuple(held["_parameters"]), tuple(held["_buffers"]), tuple(trained), tuple(hooks)
+    of_pyro = [tuple(held[name]) if held.get(name) else () for name in _OF_PYRO]
+    return tuple(held["_modules"]), tuple(held["_parameters"]), tuple(held["_buffers"]), *trained, *hooks, *of_pyro
 
 
 def _is_of(packages: set[str], value: Any) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "Recorded",
     "check_arguments",
     "in_layout_of",
+    "kind_of",
     "other_draws_of_python",
     "preserved",
     "random_states_of_gpus",
@@ -43,17 +44,21 @@ class Recorded:
     """
 
     def __init__(
-        self, graph: fx.GraphModule, constants: list[Tensor], has_gradient: list[bool], written: list[int]
+        self,
+        graph: fx.GraphModule,
+        inputs: list[Tensor],
+        parameters: list[Tensor],
+        constants: list[Tensor],
+        has_gradient: list[bool],
     ) -> None:
         self.graph = graph
         self.constants = constants
         self.has_gradient = has_gradient
-        self.written = written
-
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """The operations as text, and the kinds of the tensors that enter."""
-        return str(self.graph.code), *(_kind(node) for node in self.graph.graph.nodes if node.op == "placeholder")
+        self.written = _check_operations(graph, len(inputs))
+        entering = [*inputs, *parameters, *constants]
+        memory = [_memory(value) for value in entering]
+        # Compiled code that writes to a tensor knows which others are views of it.
+        self.signature = (str(graph.code), *map(kind_of, entering), *map(memory.index, memory))
 
     def computes_the_same_as(self, other: "Recorded") -> bool:
         """Whether another graph has the same operations and constants."""
@@ -116,19 +121,29 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
         )
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return Recorded(graph, constants, has_gradient, _check_operations(graph, len(inputs)))
+    return Recorded(graph, list(inputs), list(parameters), constants, has_gradient)
 
 
 def _in_memory_of_their_own(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Gradients that an optimizer may scale in place one by one: terms of a sum share one tensor as gradient."""
-    taken = {other.untyped_storage()._cdata for other in others if other.layout is torch.strided}
+    taken = set(map(_memory, others))
     separate = []
     for gradient in gradients:
-        if gradient.untyped_storage()._cdata in taken:
+        if _memory(gradient) in taken:
             gradient = gradient.clone()
-        taken.add(gradient.untyped_storage()._cdata)
+        taken.add(_memory(gradient))
         separate.append(gradient)
     return separate
+
+
+def kind_of(value: Tensor) -> tuple[Any, ...]:
+    """What is the same for all tensors that one graph takes in one place."""
+    return value.shape, value.dtype, value.device, value.stride() if value.layout is torch.strided else value.layout
+
+
+def _memory(value: Tensor) -> int:
+    """What tensors have in common that are views of one memory."""
+    return value.untyped_storage()._cdata if value.layout is torch.strided else id(value)
 
 
 def check_arguments(leaves: list[Any]) -> None:
