@@ -122,6 +122,15 @@ def choice(name: str, value: str, options: Sequence[str]) -> str:
     return value
 
 
+def device(name: str, value: torch.device | str) -> torch.device:
+    """Return ``value`` as a device."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"Expected {name} to be a device, such as 'cuda', got {value!r}") from error
+
+
 def non_negative(name: str, value: SupportsFloat) -> float:
     """Return ``value`` as a finite float of at least 0."""
     number = _number(value)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import pyro
@@ -123,6 +123,7 @@ class AnnealedELBO(ELBO):
         self.beta = beta
         AnnealMessenger(beta)
         self._step_watch = StepWatch(self._schedules())
+        self._earlier_step: int | None = None
 
     def __call__(self, model: Stochastic, guide: Stochastic) -> LossModule:
         r"""The loss as a module, for optimizers of ``torch.optim`` and for PyTorch Lightning.
@@ -274,7 +275,19 @@ class AnnealedELBO(ELBO):
                 bad[0],
             )
 
+    @contextlib.contextmanager
+    def _as_at(self, beta: Any, num_steps_taken: int | None) -> Iterator[None]:
+        """A context for an earlier step, with its beta, whose number errors name."""
+        before = self.beta
+        self.beta, self._earlier_step = beta, num_steps_taken
+        try:
+            yield
+        finally:
+            self.beta, self._earlier_step = before, None
+
     def _step(self) -> int | None:
+        if self._earlier_step is not None:
+            return self._earlier_step
         return next((schedule.num_steps_taken for schedule in self._schedules()), None)
 
     def _step_text(self) -> str:

@@ -39,6 +39,7 @@ class Graph:
         compiled: whether to compile the graph.
 
     Attributes:
+        recorded: the graph.
         num_runs: the number of steps that it has taken.
         num_failures: the number of runs in a row in which not all held that was assumed.
     """
@@ -50,30 +51,30 @@ class Graph:
         self._kinds = list(map(_kind, parameters))
         self._state = state
         self.num_runs = self.num_failures = 0
-        self._recorded = recorded
+        self.recorded = recorded
         self._run = _compiled(recorded) if compiled else recorded.graph
         self.kind = "graph" if self._run is recorded.graph else "compiled graph"
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """The loss, whether all holds that was assumed, and the gradients; None for a gradient that there is not."""
-        arguments = (*inputs, *self.parameters, *self._recorded.constants)
+        arguments = (*inputs, *self.parameters, *self.recorded.constants)
         with torch.no_grad():
             try:
                 loss, holds, *gradients = self._run(*arguments)
             except Exception as error:
-                if self._run is self._recorded.graph:
+                if self._run is self.recorded.graph:
                     raise
                 first_line = str(error).strip().partition("\n")[0]
                 warnings.warn(f"GraphSVI runs the graph without compilation, which failed: {first_line}", stacklevel=5)
-                self._run, self.kind = self._recorded.graph, "graph"
+                self._run, self.kind = self.recorded.graph, "graph"
                 loss, holds, *gradients = self._run(*arguments)
         found = iter(gradients)
-        there = zip(self.parameters, self._recorded.has_gradient, strict=True)
+        there = zip(self.parameters, self.recorded.has_gradient, strict=True)
         return loss, holds, [in_layout_of(parameter, next(found)) if has else None for parameter, has in there]
 
     def state(self, inputs: Sequence[Tensor]) -> State:
         """The present state of what the graph changes."""
-        written = [(inputs[i], inputs[i].clone()) for i in self._recorded.written]
+        written = [(inputs[i], inputs[i].clone()) for i in self.recorded.written]
         return State(torch.get_rng_state(), random_states_of_gpus(), written)
 
     def is_current(self) -> bool:

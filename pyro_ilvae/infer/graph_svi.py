@@ -1,15 +1,11 @@
 """SVI whose step is recorded once, as one graph of tensor operations, and then runs without Pyro's handlers."""
 
-import random
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, SVI, TraceGraph_ELBO
 from pyro.infer.util import zero_grads
 from pyro.poutine.runtime import _PYRO_STACK
@@ -17,23 +13,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ilvae import _checks
-from pyro_ilvae.infer.annealing import AnnealMessenger, current_beta
+from pyro_ilvae.infer.device_steps import DeviceSteps
 from pyro_ilvae.infer.elbo import AnnealedELBO
-from pyro_ilvae.infer.generators import set_states, states
-from pyro_ilvae.infer.graph_runs import Graph, are_close, has_hooks, restore
-from pyro_ilvae.infer.loss_module import unconstrained
-from pyro_ilvae.infer.program_state import ProgramState
-from pyro_ilvae.infer.recording import check_arguments, kind_of, other_draws_of_python, preserved, record
+from pyro_ilvae.infer.graph_cache import GraphCache, NewParametersError
+from pyro_ilvae.infer.graph_runs import Graph, restore
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["GraphSVI"]
-
-# Recordings in a row because of other settings, of which none ran a second time: something changes in each step.
-_MANY_IN_VAIN = 4
-# Recordings for each graph that is kept, after which the shapes of arguments come and go too often.
-_MANY_SHAPES = 3
-# Steps in a row in which a value that decided something was another one than while recording.
-_MANY_FAILURES = 3
 
 
 class GraphSVI(SVI):
@@ -95,6 +81,8 @@ class GraphSVI(SVI):
         compile: bool = True,
         num_compared: int = 2,
         num_graphs: int = 8,
+        device: torch.device | str | None = None,
+        check_every: int = 10,
     ) -> None:
         try:
             self.elbo = loss if isinstance(loss, AnnealedELBO) else AnnealedELBO(loss)
@@ -104,14 +92,13 @@ class GraphSVI(SVI):
         self.compile = _checks.boolean("compile", compile)
         self.num_compared = _checks.positive_int("num_compared", num_compared, at_least=0)
         self.num_graphs = _checks.positive_int("num_graphs", num_graphs)
+        self.device = None if device is None else _checks.device("device", device)
+        self.check_every = _checks.positive_int("check_every", check_every)
+        self._device_steps = DeviceSteps(optim)
         self._runs = "SVI"
         self._reason: str | None = None
         self._num_steps = 0
-        self._state: ProgramState | None = None
-        self._graphs: OrderedDict[Any, Graph] = OrderedDict()
-        self._num_recordings = self._num_in_vain = self._num_forgotten = 0
-        self._numbers: tuple[Any, ...] = ()
-        self._settings: tuple[Any, ...] = ()
+        self._cache = GraphCache(self)
         objective = self.elbo.elbo
         if isinstance(objective, TraceGraph_ELBO) or not hasattr(objective, "differentiable_loss"):
             self._give_up(f"the objective {type(objective).__name__} has no differentiable loss")
@@ -121,7 +108,7 @@ class GraphSVI(SVI):
 
     @property
     def runs(self) -> str:
-        """What the last step was: "SVI", "graph" or "compiled graph"."""
+        """What the last step was: "SVI", "graph", "compiled graph" or "CUDA graph"."""
         return self._runs
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -138,19 +125,57 @@ class GraphSVI(SVI):
             NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values.
         """
         self._num_steps += 1
+        if self.device is not None:
+            args, kwargs = pytree.tree_map_only(Tensor, partial(_moved, device=self.device), (args, kwargs))
         # Handlers around the step are not a part of the graph.
         if self._reason is not None or self._num_steps == 1 or _PYRO_STACK or not torch.is_grad_enabled():
             return self._step_of_svi(*args, **kwargs)
         try:
-            graph, inputs = self._graph(args, kwargs)
-        except _NewParametersError:
+            graph, inputs = self._cache.find(args, kwargs)
+        except NewParametersError:
             return self._step_of_svi(*args, **kwargs)
         except NotRecordableError as error:
             self._give_up(str(error))
             return self._step_of_svi(*args, **kwargs)
+        if graph.num_runs > self.num_compared and self._device_steps.can_take(graph, inputs):
+            return self._step_of_device(graph, inputs, args, kwargs)
+        self.synchronize()
         return self._step_of_graph(graph, inputs, args, kwargs)
 
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The negative objective at beta = 1, in nats, without gradients."""
+        self.synchronize()
+        return float(super().evaluate_loss(*args, **kwargs))
+
+    def synchronize(self) -> None:
+        """Wait for the steps on a GPU, and raise the error of a step that had one; elsewhere there is nothing to do.
+
+        Call it after the last step, whose outcome would not be looked at otherwise.
+
+        Raises:
+            NonFiniteLossError: for a loss or gradient that is not finite.
+        """
+        if not len(self._device_steps):
+            return
+        not_taken = self._device_steps.look()
+        if not_taken:
+            self._count_failure(not_taken[0].graph)
+        for step in not_taken:
+            with self._device_steps.as_at(step, self.elbo):
+                step.loss.copy_(self._step_of_svi(*step.args, **step.kwargs))
+
+    def _step_of_device(self, graph: Graph, inputs: list[Tensor], args: Any, kwargs: Any) -> Tensor:
+        self.elbo._step_watch.count(*args, **kwargs)
+        loss = self._device_steps.take(graph, inputs, args, kwargs, self.elbo)
+        graph.num_runs += 1
+        self._cache.num_in_vain = 0
+        self._runs = "CUDA graph"
+        if len(self._device_steps) >= self.check_every:
+            self.synchronize()
+        return loss
+
     def _step_of_svi(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.synchronize()
         self._runs = "SVI"
         return torch.tensor(super().step(*args, **kwargs))
 
@@ -161,17 +186,13 @@ class GraphSVI(SVI):
         if not holds:
             # A value is not finite, which SVI reports, or a value that decided something is another one now.
             restore(before)
-            graph.num_failures += 1
-            if graph.num_failures >= _MANY_FAILURES:
-                self._forget(graph)
-                if self._num_forgotten > _MANY_IN_VAIN and self._num_steps < 10 * self._num_forgotten:
-                    self._give_up("values that PyTorch or Pyro decide by are others in each step")
+            self._count_failure(graph)
             return self._step_of_svi(*args, **kwargs)
         graph.num_failures = 0
         if graph.num_runs < self.num_compared:
             after = graph.state(inputs)
             restore(before)
-            difference = self._difference(graph, loss, gradients, args, kwargs)
+            difference = self._cache.difference(graph, loss, gradients, args, kwargs)
             if difference is not None:
                 restore(before)
                 self._give_up(difference)
@@ -179,7 +200,7 @@ class GraphSVI(SVI):
             restore(after)
         graph.num_runs += 1
         if graph.num_runs > 1:
-            self._num_in_vain = 0
+            self._cache.num_in_vain = 0
         for parameter, gradient in zip(graph.parameters, gradients, strict=True):
             # As in SVI, gradients are added to what is there, and some optimizers move parameters whose gradient is 0.
             if gradient is not None:
@@ -196,152 +217,21 @@ class GraphSVI(SVI):
         except Exception:
             return torch.tensor(torch.nan), False, []
 
-    def _inputs(self, leaves: list[Any], betas: dict[str, Tensor]) -> list[Tensor]:
-        """The tensors that may differ between steps, without the parameters."""
-        assert self._state is not None
-        data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return [*data, *betas.values(), *self._state.tensors()]
-
-    def _betas(self) -> dict[str, Tensor]:
-        named = self.elbo.beta if isinstance(self.elbo.beta, Mapping) else {"beta": self.elbo.beta}
-        return {name: torch.as_tensor(current_beta(beta)) for name, beta in named.items()}
-
-    def _graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, list[Tensor]]:
-        """The graph for these arguments, recorded if there is none, and its inputs."""
-        leaves, structure = _flattened(args, kwargs)
-        check_arguments(leaves)
-        if self._state is None:
-            self._state = ProgramState(self.model, self.guide, self.elbo.elbo)
-        betas = self._betas()
-        inputs = self._inputs(leaves, betas)
-        key = self._key(leaves, structure, inputs, betas)
-        graph = self._graphs.get(key)
-        if graph is None or not graph.is_current():
-            changed = self._state.changed(self._settings)
-            self._state = ProgramState(self.model, self.guide, self.elbo.elbo)  # a part may have come or gone
-            inputs = self._inputs(leaves, betas)
-            key = self._key(leaves, structure, inputs, betas)
-            self._count_recording(changed, key[1], key[2])
-            graph = self._graphs[key] = self._recorded(args, kwargs, inputs, betas)
-            while len(self._graphs) > self.num_graphs:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        return graph, inputs
-
-    def _key(
-        self, leaves: list[Any], structure: Any, inputs: list[Tensor], betas: dict[str, Tensor]
-    ) -> tuple[Any, ...]:
-        """What a graph takes as it is: where it differs, another graph is needed."""
-        assert self._state is not None
-        weights, ids = [float(beta) for beta in betas.values()], [id(value) for value in inputs]
-        return (
-            structure,
-            tuple((type(leaf), leaf) for leaf in leaves if not isinstance(leaf, Tensor)),  # 1 equals True
-            self._state.settings(),
-            (id(self.model), id(self.guide)),
-            tuple((kind_of(value), value.requires_grad) for value in inputs),
-            tuple(map(ids.index, ids)),  # one tensor in two places is one input
-            tuple(map(weights.index, weights)),  # sites that are summed out together need equal weights
-            torch.get_default_dtype(),
-            *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
-            *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
-        )
-
-    def _count_recording(self, changed: list[str], numbers: tuple[Any, ...], settings: tuple[Any, ...]) -> None:
-        """Raise if graphs are recorded again and again."""
-        self._num_recordings += 1
-        self._num_in_vain = self._num_in_vain + 1 if (numbers, settings) != (self._numbers, self._settings) else 0
-        self._numbers, self._settings = numbers, settings
-        if self._num_in_vain > _MANY_IN_VAIN:
-            names = ", ".join(changed[:3]) or "an argument that is no tensor"
-            raise NotRecordableError(f"the model or guide reads what changes in each step: {names}")
-        if self._num_recordings > _MANY_SHAPES * self.num_graphs and self._num_steps < 4 * self._num_recordings:
-            raise NotRecordableError(f"the arguments have too many shapes for num_graphs={self.num_graphs}")
-
-    def _forget(self, graph: Graph) -> None:
-        self._num_forgotten += 1
-        self._graphs = OrderedDict((key, other) for key, other in self._graphs.items() if other is not graph)
-
-    def _recorded(self, args: Any, kwargs: Any, inputs: list[Tensor], betas: dict[str, Tensor]) -> Graph:
-        """A graph of loss and gradients for arguments of this kind."""
-        assert self._state is not None
-        objective: Any = self.elbo.elbo
-        state, settings, held = self._state, self._state.settings(), self._state.held()
+    def _count_failure(self, graph: Graph) -> None:
         try:
-            names = self._parameters(inputs, args, kwargs)
-
-            def loss() -> Tensor:
-                state.clear_caches()
-                with AnnealMessenger(betas if isinstance(self.elbo.beta, Mapping) else betas["beta"]):
-                    value: Tensor = objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
-                return value
-
-            recorded = record(loss, inputs, list(names))
-            with preserved(inputs), other_draws_of_python():
-                if not recorded.computes_the_same_as(record(loss, inputs, list(names))):
-                    raise NotRecordableError("the model or guide computes something else each time that it runs")
-            changed = state.changed(settings)
-        finally:
-            replaced = state.put_back(held)
-            state.clear_caches()
-        if changed or replaced:
-            what = ", ".join(changed[:3]) or "a tensor that an attribute holds"
-            raise NotRecordableError(f"the model or guide changes {what} each time that it runs")
-        return Graph(recorded, names, state, self.compile)
-
-    def _parameters(self, inputs: list[Tensor], args: Any, kwargs: Any) -> dict[Tensor, str]:
-        """The names of the parameters that a step moves, by a run of model and guide."""
-        assert self._state is not None
-        objective: Any = self.elbo.elbo
-        store = pyro.get_param_store()
-        known = dict(store._params)
-        generators = [random, np.random, *self._state.generators]
-        before = states(generators)
-        with preserved([*inputs, *known.values()]), torch.no_grad(), poutine.trace(param_only=True) as capture:
-            objective.loss(self.model, self.guide, *args, **kwargs)
-            drawn = states(generators) != before
-        if drawn:
-            set_states(generators, before)
-            raise NotRecordableError("the model or guide draws numbers from a generator other than PyTorch's")
-        new = [name for name in store.keys() if name not in known]  # noqa: SIM118
-        if new:  # with draws that belong to a step of SVI
-            for name in new:
-                del store[name]
-            raise _NewParametersError
-        names = {unconstrained(node["value"]): name for name, node in capture.trace.nodes.items()}
-        if hooked := [name for parameter, name in names.items() if has_hooks(parameter)]:
-            raise NotRecordableError(f"the parameter '{hooked[0]}' has a hook")
-        return names
-
-    def _difference(
-        self, graph: Graph, loss: Tensor, gradients: list[Tensor | None], args: Any, kwargs: Any
-    ) -> str | None:
-        """How a graph step differs from one of ``SVI`` with the same draws, in words; None if it does not."""
-        assert self._state is not None
-        self._state.clear_caches()
-        with torch.enable_grad():
-            expected = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
-            expected_gradients = torch.autograd.grad(expected, list(graph.parameters), allow_unused=True)
-        self._state.clear_caches()
-        if not are_close(loss, expected.detach()):
-            return f"a graph of the model and guide has a loss of {float(loss):g}, where SVI has {expected.item():g}"
-        for name, own, other in zip(graph.parameters.values(), gradients, expected_gradients, strict=True):
-            if not are_close(own, other):
-                return f"a graph of the model and guide has another gradient of '{name}' than SVI"
-        return None
+            self._cache.count_failure(graph)
+        except NotRecordableError as error:
+            self._give_up(str(error))
 
     def _give_up(self, reason: str) -> None:
         self._reason = reason
-        self._graphs.clear()
+        self._cache.graphs.clear()
         warnings.warn(f"GraphSVI takes all steps as SVI, because {reason}", stacklevel=4)
 
 
-class _NewParametersError(Exception):
-    """A step makes new parameters, which only a step of SVI does with the right draws."""
-
-
-def _flattened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The tensors and numbers in the arguments, and what says how they are nested."""
-    if not kwargs and all(type(argument) is Tensor for argument in args):  # which is usual, and takes no time
-        return list(args), len(args)
-    return pytree.tree_flatten((args, kwargs))
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, to which the host does not wait for the copy."""
+    if value.device.type == device.type and device.index in (None, value.device.index):
+        return value
+    pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
+    return pinned.to(device, non_blocking=True)

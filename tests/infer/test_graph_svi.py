@@ -78,7 +78,7 @@ def test_every_model_takes_the_steps_of_svi(name):
         batches = [(model.x[:half],), (model.x[half:],)] + [(model.x[: half - 1],)] * (i == 0)
         optim = SGD if "transformer" in name else ADAM
         svi = check_same_steps(build, (annealed, plain)[i](objective), batches, optim=optim)
-        assert len(svi._graphs) == 1 + (i == 0)  # one for each shape
+        assert len(svi._cache.graphs) == 1 + (i == 0)  # one for each shape
 
 
 def test_gradients_have_the_strides_that_fused_optimizers_expect():
@@ -199,6 +199,6 @@ def test_compiled_graphs_take_the_steps_of_svi_and_are_shared_by_equal_models():
         assert own_losses == pytest.approx(losses, rel=1e-3)
         for name, value in parameters.items():
             torch.testing.assert_close(own_parameters[name], value, rtol=1e-3, atol=1e-5, msg=name)
-        runs += [graph._run for graph in svi._graphs.values()]
+        runs += [graph._run for graph in svi._cache.graphs.values()]
     assert runs[0] is runs[1]
     assert torch.distributions.Distribution._validate_args

@@ -105,7 +105,7 @@ def test_tensors_change_without_a_new_graph():
         assert float(svi.step(X)) == pytest.approx(expected, rel=1e-4)
         scheduler.step()
         beta.step()
-    assert len(svi._graphs) == 1
+    assert len(svi._cache.graphs) == 1
 
 
 def test_a_new_model_under_the_same_names_is_recorded_anew():

@@ -1,0 +1,204 @@
+"""A recorded step with its optimizer as one CUDA graph."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as optimizers
+
+from pyro_ilvae.infer.constant_folding import first_off_device, with_folded_constants
+from pyro_ilvae.infer.optim import JointOptim
+from pyro_ilvae.infer.recording import Recorded, in_layout_of
+from pyro_ilvae.infer.value_reads import NotRecordableError
+
+__all__ = ["CAPTURES", "CapturedStep", "Outcome", "random_state", "set_random_state"]
+
+
+class Outcome:
+    """What a device knows of the steps since the host looked last.
+
+    Attributes:
+        skips: 1 from the first step on in which not all held, else 0: what fused optimizers know as ``found_inf``.
+        num_taken: the number of steps before it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.skips = torch.zeros((), device=device)
+        self.num_taken = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, holds: Tensor) -> None:
+        self.skips.copy_(torch.maximum(self.skips, (~holds).to(self.skips.dtype)))
+        self.num_taken.add_(1 - self.skips.long())
+
+    def reset(self, skips: float = 0.0) -> None:
+        self.skips.fill_(skips)
+        self.num_taken.zero_()
+
+
+class CapturedStep:
+    """Loss, gradients, check and optimizer as one operation of a device.
+
+    Args:
+        recorded: the graph of loss and gradients.
+        parameters: its parameters.
+        inputs: inputs of the kind that it takes.
+        optim: the optimizer.
+        outcome: where the device notes whether all held.
+
+    Raises:
+        NotRecordableError: for what a device cannot do by itself.
+    """
+
+    def __init__(
+        self, recorded: Recorded, parameters: Sequence[Tensor], inputs: Sequence[Tensor], optim: Any, outcome: Outcome
+    ) -> None:
+        _check_optimizer(optim)
+        self._optim, self._optimizer, self._outcome = optim, optim.optimizer, outcome
+        self._parameters, self._has_gradient = list(parameters), recorded.has_gradient
+        device = self._parameters[0].device
+        self._written = recorded.written
+        # What the graph writes to is the tensor itself. All else is copied to where the device looks for it.
+        self._inputs = [
+            value if i in self._written else torch.empty_like(value, device=device).copy_(value)
+            for i, value in enumerate(inputs)
+        ]
+        self._graph, constants = with_folded_constants(recorded.graph, recorded.constants)
+        self._arguments = [*self._inputs, *self._parameters, *constants]
+        elsewhere = first_off_device(self._graph, self._arguments, device)
+        if elsewhere is not None:
+            raise NotRecordableError(f"the result of {elsewhere} is not on the device of the parameters")
+        self._rates: list[Tensor] = []
+        self._settings = self._read_settings()
+        before = [(self._inputs[i], self._inputs[i].clone()) for i in self._written]
+        state = random_state(device)
+        outcome.reset(skips=1.0)  # so that a trial changes no parameter
+        try:
+            with _for_capture(self._optimizer, device) as self._rates:
+                self._replay = CAPTURES[device.type](self._take, device)
+        finally:
+            outcome.reset()
+            set_random_state(device, state)
+            for tensor, value in before:
+                tensor.copy_(value)
+
+    def is_current(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether everything is where the device looks for it, and the optimizer is the same."""
+        return all(inputs[i] is self._inputs[i] for i in self._written) and self._settings == self._read_settings()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Take the step, without waiting for it, and return the loss."""
+        for own, value in zip(self._inputs, inputs, strict=True):
+            if own is not value:
+                own.copy_(value, non_blocking=True)
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            if rate is not group["lr"]:
+                rate.fill_(group["lr"])
+        self._replay()
+        return self._loss.clone()
+
+    @torch.no_grad()
+    def _take(self) -> None:
+        self._loss, holds, *gradients = self._graph(*self._arguments)
+        self._outcome.add(holds)
+        found = iter(gradients)
+        for parameter, has_gradient in zip(self._parameters, self._has_gradient, strict=True):
+            if has_gradient:
+                parameter.grad = in_layout_of(parameter, next(found))
+        self._optimizer.found_inf = self._outcome.skips
+        try:
+            self._optim(self._parameters)
+        finally:
+            del self._optimizer.found_inf
+
+    def _read_settings(self) -> tuple[Any, ...]:
+        """What a capture takes as it is: places in memory, and the options of the optimizer but for learning rates."""
+        tensors = [*self._parameters, *(self._inputs[i] for i in self._written)]
+        places = [tensor.data_ptr() for tensor in tensors]
+        for parameter in self._parameters:
+            for value in self._optimizer.state.get(parameter, {}).values():
+                places.append(value.data_ptr() if isinstance(value, Tensor) else value)
+        options = [
+            (name, id(value) if isinstance(value, Tensor) else value)
+            for group in self._optimizer.param_groups
+            for name, value in group.items()
+            if name != "params" and (name != "lr" or isinstance(value, Tensor))
+        ]
+        return id(self._optimizer), tuple(places), tuple(options), tuple(self._optim.pt_clip_args.items())
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The random state of a device, which the host knows without asking the device."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    """Return to an earlier random state of a device."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.cuda.set_rng_state(state, device)
+
+
+def _check_optimizer(optim: Any) -> None:
+    """Raise for an optimizer that cannot skip an update on the device."""
+    if not isinstance(optim, JointOptim) or optim.optimizer is None:
+        raise NotRecordableError(f"the optimizer is a {type(optim).__name__} and not a JointOptim")
+    own = optim.optimizer
+    fused = all(group.get("fused") for group in own.param_groups)
+    if not fused or not getattr(own, "_step_supports_amp_scaling", False):
+        raise NotRecordableError(f"{optim!r} is not fused, as with JointOptim(torch.optim.Adam, {{'fused': True}})")
+    of_all = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+    if own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks or any(of_all):
+        raise NotRecordableError("the optimizer has a hook")
+
+
+@contextmanager
+def _for_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[list[Tensor]]:
+    """A context in which an optimizer reads its learning rates from the device; yields the rates of its groups."""
+    before = [dict(group) for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+            group["capturable"] = True
+        yield [group["lr"] for group in optimizer.param_groups]
+    finally:
+        for group, options in zip(optimizer.param_groups, before, strict=True):
+            group.clear()
+            group.update(options)
+
+
+def _cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What runs a function again, whose operations are one CUDA graph."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        waits = torch.cuda.get_sync_debug_mode()
+        with torch.cuda.stream(side):
+            function()
+            try:
+                # A capture that fails leaves a process without a generator, so what would make it fail is found before.
+                torch.cuda.set_sync_debug_mode("error")
+                function()
+            except RuntimeError as error:
+                raise NotRecordableError(f"an operation waits for the device: {error}") from error
+            finally:
+                torch.cuda.set_sync_debug_mode(waits)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        spare = generator.clone_state()
+        try:
+            with torch.cuda.graph(graph):
+                function()
+        except RuntimeError as error:
+            generator.graphsafe_set_state(spare)
+            raise NotRecordableError(f"it cannot be a CUDA graph: {error}") from error
+    return graph.replay
+
+
+# How operations become one, by the type of the device.
+CAPTURES: dict[str, Callable[[Callable[[], None], torch.device], Callable[[], None]]] = {"cuda": _cuda_graph}
