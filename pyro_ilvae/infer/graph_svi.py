@@ -37,6 +37,12 @@ class GraphSVI(SVI):
     it is a step of ``SVI``, which raises its error. A loss or gradient that is not finite raises
     :class:`NonFiniteLossError`.
 
+    On a GPU the graph and the optimizer are one CUDA graph, if the optimizer is a :class:`JointOptim` whose optimizer
+    is fused, and all operations are on the GPU. The host then looks at the outcome every ``check_every`` steps. The GPU
+    changes no parameter in a step that does not pass its checks, and in later ones, until the host looks: then ``SVI``
+    takes these steps, with the data, draws, beta and learning rates that they had. Call :meth:`synchronize` after the
+    last step. Data that a step was given must not be changed in place before the host has looked.
+
     Python code of a model that leaves no trace in tensors or attributes, such as ``print``, runs while recording and
     not later.
 
@@ -46,14 +52,18 @@ class GraphSVI(SVI):
         optim: a Pyro optimizer; :class:`JointOptim` takes the least time.
         loss: a Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO, or one of them as :class:`AnnealedELBO`. With another
             objective all steps are steps of ``SVI``, with a warning.
-        compile: whether ``torch.compile`` fuses the graph, which takes up to a minute once for each structure of a
-            model and shape of a batch. Otherwise it runs operation by operation.
+        compile: whether PyTorch's compiler fuses the graph, which takes up to half a minute once for each structure of
+            a model and shape of a batch. Otherwise it runs operation by operation. A CUDA graph is not compiled.
         num_compared: in how many steps of each graph loss and gradients are compared with ``SVI``.
         num_graphs: the number of graphs that are kept.
+        device: where tensors in the arguments of a step go before it; to a GPU, without waiting, by way of pinned
+            memory. If None, they stay where they are.
+        check_every: after how many steps of a CUDA graph the host looks at the outcome. It takes no part in steps that
+            are no CUDA graph: each of them is looked at.
 
     Raises:
         ValueError: for an objective in which a step has no meaning, and as ``SVI``.
-        TypeError: for a model or guide that cannot be called.
+        TypeError: for a model or guide that cannot be called, and a device that is none.
 
     Example:
         >>> import pyro.distributions as dist

@@ -465,6 +465,8 @@ CALLS = {
                 "compile": False,
                 "num_compared": 1,
                 "num_graphs": 2,
+                "device": "cpu",
+                "check_every": 5,
             },
         ),
         {"loss": [Trace_ELBO, JitTrace_ELBO()]},

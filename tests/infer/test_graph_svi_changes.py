@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.models import X, vae_with
+from helpers.models import ONE_OF_EACH, X, vae_with
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -21,8 +21,8 @@ TENSOR = torch.tensor(1.0)
 NUMBER = 1.0
 
 
-def graph_svi(model, guide, objective=None, **options):
-    optim = JointOptim(torch.optim.SGD, {"lr": 1e-3})
+def graph_svi(model, guide, objective=None, optim=None, **options):
+    optim = optim or JointOptim(torch.optim.SGD, {"lr": 1e-3})
     return GraphSVI(model, guide, optim, objective or Trace_ELBO(), **{"compile": False} | options)
 
 
@@ -277,3 +277,48 @@ def test_many_shapes_are_told_of():
     with pytest.warns(UserWarning, match="shapes"):
         list(map(svi.step, batches))
     assert svi.runs == "SVI"
+
+
+@pytest.mark.parametrize("name", ["vae", "mixture-factor"])
+def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
+    """Optimizer, schedule, random state and parameters are saved as with SVI, and the graph is recorded anew."""
+    of_kind = ONE_OF_EACH[name]
+
+    def start(seed):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        model = of_kind.build(data_size=len(of_kind.x))
+        beta = schedules.linear(0.0, 1.0, num_steps=30)
+        optim = JointOptim(torch.optim.Adam, {"lr": 1e-2, "fused": True}, {"clip_norm": 100.0})
+        # Pyro draws to find out the number of plates, where it is not told.
+        objective = AnnealedELBO(of_kind.objectives[0](max_plate_nesting=1), beta)
+        return model, beta, graph_svi(model.model, model.guide, objective, optim)
+
+    def steps(beta, svi, number):
+        losses = []
+        for _ in range(number):
+            losses.append(float(svi.step(of_kind.x)))
+            beta.step()
+        return losses
+
+    model, beta, svi = start(0)
+    steps(beta, svi, 12)
+    saved = {
+        "model": model.state_dict(),
+        "optim": svi.optim.get_state(),
+        "beta": beta.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    torch.save(saved, tmp_path / "run.pt")
+    expected = steps(beta, svi, 12), {key: value.clone() for key, value in model.state_dict().items()}
+
+    model, beta, svi = start(1)
+    saved = torch.load(tmp_path / "run.pt")
+    model.load_state_dict(saved["model"])
+    svi.optim.set_state(saved["optim"])
+    beta.load_state_dict(saved["beta"])
+    torch.set_rng_state(saved["random"])
+    assert steps(beta, svi, 12) == pytest.approx(expected[0], rel=1e-5)
+    assert svi.runs == "graph"
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[1][key], rtol=1e-4, atol=1e-5, msg=key)
