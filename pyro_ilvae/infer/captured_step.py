@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import optimizer as optimizers
 
 from pyro_ilvae.infer.constant_folding import first_off_device, with_folded_constants
+from pyro_ilvae.infer.graph_runs import are_close
 from pyro_ilvae.infer.optim import JointOptim
 from pyro_ilvae.infer.recording import Recorded, in_layout_of
 from pyro_ilvae.infer.value_reads import NotRecordableError
@@ -71,17 +72,20 @@ class CapturedStep:
             raise NotRecordableError(f"the result of {elsewhere} is not on the device of the parameters")
         self._rates: list[Tensor] = []
         self._settings = self._read_settings()
-        before = [(self._inputs[i], self._inputs[i].clone()) for i in self._written]
         state = random_state(device)
-        outcome.reset(skips=1.0)  # so that a trial changes no parameter
+        outcome.reset(skips=1.0)  # so that a trial changes nothing
         try:
             with _for_capture(self._optimizer, device) as self._rates:
                 self._replay = CAPTURES[device.type](self._take, device)
+            set_random_state(device, state)
+            self._replay()
+            own = self._loss.clone()
+            set_random_state(device, state)
+            if not are_close(own, self._loss_without_capture()):
+                raise NotRecordableError("the CUDA graph has another loss than its operations one by one")
         finally:
             outcome.reset()
             set_random_state(device, state)
-            for tensor, value in before:
-                tensor.copy_(value)
 
     def is_current(self, inputs: Sequence[Tensor]) -> bool:
         """Whether everything is where the device looks for it, and the optimizer is the same."""
@@ -101,8 +105,11 @@ class CapturedStep:
 
     @torch.no_grad()
     def _take(self) -> None:
+        before = [self._inputs[i].clone() for i in self._written]
         self._loss, holds, *gradients = self._graph(*self._arguments)
         self._outcome.add(holds)
+        for i, value in zip(self._written, before, strict=True):
+            self._inputs[i].copy_(torch.where(self._outcome.skips > 0, value, self._inputs[i]))
         found = iter(gradients)
         for parameter, has_gradient in zip(self._parameters, self._has_gradient, strict=True):
             if has_gradient:
@@ -112,6 +119,14 @@ class CapturedStep:
             self._optim(self._parameters)
         finally:
             del self._optimizer.found_inf
+
+    @torch.no_grad()
+    def _loss_without_capture(self) -> Tensor:
+        before = [self._inputs[i].clone() for i in self._written]
+        loss: Tensor = self._graph(*self._arguments)[0]
+        for i, value in zip(self._written, before, strict=True):
+            self._inputs[i].copy_(value)
+        return loss
 
     def _read_settings(self) -> tuple[Any, ...]:
         """What a capture takes as it is: places in memory, and the options of the optimizer but for learning rates."""

@@ -10,6 +10,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from pyro_ilvae.infer.recording import memory_of
+
 __all__ = ["first_off_device", "with_folded_constants"]
 
 
@@ -81,9 +83,8 @@ def _draws(node: fx.Node) -> bool:
 def _changed_in_place(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Nodes whose memory an operation writes to, with all that they were computed from."""
     changed: set[fx.Node] = set()
-    waiting = [
-        node for node in nodes if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-    ]
+    operations = [node for node in nodes if isinstance(node.target, torch._ops.OpOverload)]
+    waiting = [node for node in operations if memory_of(node)[1]]
     while waiting:
         node = waiting.pop()
         if node not in changed:

@@ -13,7 +13,6 @@ from pyro_ilvae.infer.annealing import current_beta
 from pyro_ilvae.infer.captured_step import CAPTURES, CapturedStep, Outcome, random_state, set_random_state
 from pyro_ilvae.infer.elbo import AnnealedELBO
 from pyro_ilvae.infer.graph_runs import Graph
-from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["DeviceStep", "DeviceSteps"]
 
@@ -53,29 +52,38 @@ class DeviceSteps:
         """The number of steps at whose outcome the host has not looked."""
         return len(self._waiting)
 
+    def must_capture(self, graph: Graph, inputs: Sequence[Tensor]) -> bool:
+        """Whether a graph has to be captured before its steps can run on the device; no step may then be waiting."""
+        if not self._is_on_device(graph):
+            return False
+        if graph not in self._captured:
+            return True
+        step = self._captured[graph]
+        return step is not None and not step.is_current(inputs)
+
     def can_take(self, graph: Graph, inputs: Sequence[Tensor]) -> bool:
         """Whether the steps of a graph run on the device; a warning says why not, once for each graph."""
+        if self.must_capture(graph, inputs):
+            self._capture(graph, inputs)
+        # Gradients that the user left are added to, which is no part of a captured step.
+        without = all(parameter.grad is None for parameter in graph.parameters)
+        return without and self._is_on_device(graph) and self._captured[graph] is not None
+
+    def _is_on_device(self, graph: Graph) -> bool:
         devices = {parameter.device for parameter in graph.parameters}
-        if len(devices) != 1 or any(parameter.grad is not None for parameter in graph.parameters):
-            return False
-        (device,) = devices
-        if device.type not in CAPTURES:
-            return False
-        step = self._captured.get(graph)
-        if (graph in self._captured and step is None) or (step is not None and step.is_current(inputs)):
-            return step is not None
-        if self._waiting:  # a capture would run on what they leave
-            return False
+        return len(devices) == 1 and next(iter(devices)).type in CAPTURES
+
+    def _capture(self, graph: Graph, inputs: Sequence[Tensor]) -> None:
+        parameters = list(graph.parameters)
         self._captured[graph] = None
-        if self._outcome is None or device != self._device:
-            self._outcome, self._device = Outcome(device), device
+        if self._outcome is None or parameters[0].device != self._device:
+            self._device = parameters[0].device
+            self._outcome = Outcome(self._device)
         try:
-            self._captured[graph] = CapturedStep(
-                graph.recorded, list(graph.parameters), inputs, self._optim, self._outcome
-            )
-        except NotRecordableError as reason:
-            warnings.warn(f"GraphSVI runs a graph operation by operation, because {reason}", stacklevel=4)
-        return self._captured[graph] is not None
+            self._captured[graph] = CapturedStep(graph.recorded, parameters, inputs, self._optim, self._outcome)
+        except Exception as error:  # the operations one by one do the same
+            first_line = str(error).strip().partition("\n")[0]
+            warnings.warn(f"GraphSVI runs a graph operation by operation, because {first_line}", stacklevel=4)
 
     def take(
         self, graph: Graph, inputs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], elbo: AnnealedELBO

@@ -147,8 +147,11 @@ class GraphSVI(SVI):
         except NotRecordableError as error:
             self._give_up(str(error))
             return self._step_of_svi(*args, **kwargs)
-        if graph.num_runs > self.num_compared and self._device_steps.can_take(graph, inputs):
-            return self._step_of_device(graph, inputs, args, kwargs)
+        if graph.num_runs > self.num_compared:
+            if self._device_steps.must_capture(graph, inputs):
+                self.synchronize()
+            if self._device_steps.can_take(graph, inputs):
+                return self._step_of_device(graph, inputs, args, kwargs)
         self.synchronize()
         return self._step_of_graph(graph, inputs, args, kwargs)
 

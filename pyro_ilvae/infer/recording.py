@@ -20,6 +20,7 @@ __all__ = [
     "check_arguments",
     "in_layout_of",
     "kind_of",
+    "memory_of",
     "other_draws_of_python",
     "preserved",
     "random_states_of_gpus",
@@ -253,20 +254,35 @@ def _check_operations(graph: fx.GraphModule, num_inputs: int) -> list[int]:
             if _has_dynamic_shape(node, [n for n in node.all_input_nodes if roots[n] in varying]):
                 raise NotRecordableError(f"the shape of a result depends on values ({node.target})")
             varies = varies or torch.Tag.nondeterministic_seeded in node.target.tags
-            given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
-            for argument in node.target._schema.arguments:
-                value = (given | node.kwargs).get(argument.name)
-                for own in value if isinstance(value, list | tuple) else (value,):
-                    if argument.alias_info is not None and isinstance(own, fx.Node):
-                        roots[node] = roots[own]
-                        if argument.alias_info.is_write:
-                            written.add(roots[own])
+            aliases, changed = memory_of(node)
+            for own in aliases:
+                roots[node] = roots[own]
+            written |= {roots[own] for own in changed}
         if varies:
             varying |= {node, roots[node]}
     positions = {inputs[node] for node in written if node in inputs}
     if any(position >= num_inputs for position in positions):
         raise NotRecordableError("a parameter, or a tensor that no attribute holds, is changed in place")
     return sorted(positions)
+
+
+def memory_of(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The arguments whose memory the result of an operation shares, and those that the operation writes to."""
+    aliases, written = [], []
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
+    for argument in arguments:
+        value = given.get(argument.name)
+        own = [one for one in (value if isinstance(value, list | tuple) else (value,)) if isinstance(one, fx.Node)]
+        if argument.alias_info is not None:
+            aliases += own
+        # PyTorch's operations for running averages do not say that they write to them.
+        unsaid = argument.name in ("running_mean", "running_var") and given.get(
+            "training", "update" in str(node.target)
+        )
+        if unsaid or (argument.alias_info is not None and argument.alias_info.is_write):
+            written += own
+    return aliases, written
 
 
 def _has_dynamic_shape(node: fx.Node, varying: Sequence[fx.Node]) -> bool:

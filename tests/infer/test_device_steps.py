@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.models import ONE_OF_EACH
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -78,6 +79,7 @@ def test_device_steps_are_those_of_svi(name, optim, device):
     settings = {"where": device, "device": device, "compile": False, "check_every": 4}
     own = trained(GraphSVI, name, batches, OPTIMIZERS[optim], **settings)
     assert own[0].runs == "CUDA graph", own[0]._reason
+    assert [step is not None for step in own[0]._device_steps._captured.values()] == [True, True]
     check_same(own, other)
 
 
@@ -128,11 +130,43 @@ def test_a_step_that_is_not_finite_is_named_and_changes_nothing(check_every, val
         torch.testing.assert_close(own[2][name], value, msg=name)
 
 
-@pytest.mark.parametrize("check_every", [1, 4, 100])
-def test_steps_after_one_that_did_not_hold_are_taken_again(check_every, monkeypatch):
-    """A graph that says once, without cause, that something did not hold: nothing else than time is lost."""
-    x = ONE_OF_EACH["vae"].x
-    other = trained(SVI, "vae", [x], ADAM)
+class Averages(nn.Module):
+    """A part that keeps a running average of what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Softplus(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def with_averages(kind, **options):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    x, network = torch.randn(20, 3), Averages()
+
+    def model(x):
+        pyro.module("network", network)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(network(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(3)), 1.0).to_event(1))
+
+    svi = kind(model, guide, JointOptim(*ADAM), Trace_ELBO(), **options)
+    losses = [svi.step(x) for _ in range(20)]
+    if kind is GraphSVI:
+        svi.synchronize()
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    return svi, [float(loss) for loss in losses], parameters() | buffers
+
+
+@pytest.fixture
+def _does_not_hold_once(monkeypatch):
+    """A graph that says once, without cause, that something did not hold."""
     replays = []
 
     def capture(function, device):
@@ -145,9 +179,23 @@ def test_steps_after_one_that_did_not_hold_are_taken_again(check_every, monkeypa
     monkeypatch.setitem(captured_step.CAPTURES, "cpu", capture)
     add = captured_step.Outcome.add
     monkeypatch.setattr(captured_step.Outcome, "add", lambda self, holds: add(self, holds & (len(replays) != 7)))
-    own = trained(GraphSVI, "vae", [x], ADAM, compile=False, check_every=check_every)
+    yield
     assert len(replays) > 7
-    check_same(own, other)
+
+
+@pytest.mark.usefixtures("_does_not_hold_once")
+def test_running_averages_see_each_batch_once():
+    own = with_averages(GraphSVI, compile=False, check_every=4)
+    assert own[0].runs == "CUDA graph", own[0]._reason
+    check_same(own, with_averages(SVI))
+
+
+@pytest.mark.usefixtures("_does_not_hold_once")
+@pytest.mark.parametrize("check_every", [1, 4, 100])
+def test_steps_after_one_that_did_not_hold_are_taken_again(check_every):
+    x = ONE_OF_EACH["vae"].x
+    own = trained(GraphSVI, "vae", [x], ADAM, compile=False, check_every=check_every)
+    check_same(own, trained(SVI, "vae", [x], ADAM))
 
 
 def test_what_is_not_captured_is_named():
