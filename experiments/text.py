@@ -127,7 +127,7 @@ RECIPES: dict[str, tuple[str, Callable[[text.TextData], nn.Module], dict[str, An
 for L in (2.5, 2.75):
     RECIPES[f"projected, L = {L}"] = ("projected", partial(projected_decoder, L), {})
 for kappa in (0, 0.1, 0.25, 0.5, 1, 1.75):
-    RECIPES[f"projected, kappa = {kappa}"] = ("projected, in nats", partial(projected_in_nats, kappa), {})
+    RECIPES[f"projected, kappa = {kappa}"] = ("projected, kappa nats", partial(projected_in_nats, kappa), {})
 
 
 def percent_above(best: float, run: Run) -> float:
@@ -235,8 +235,8 @@ for corpus in CORPORA:
     print_table(corpus, rows, columns)
 
 # What information costs. Each point is a fit: to the right the mutual information of x and z, upwards the perplexity,
-# where less is better. The green part is at least 3 nats for at most 2 percent above the best of all fits, the language
-# model among them. What lies far above the others is named at the top, outside.
+# where less is better. Numbers at decoders in nats are kappa. The green part is at least 3 nats for at most 2 percent
+# above the best of all fits, the language model among them. What lies far above the others is named at the top.
 OFFSET = {"textcoords": "offset points", "fontsize": "small"}
 FAMILIES = list(dict.fromkeys(family for family, *_ in RECIPES.values()))
 figure, axes = plt.subplots(1, len(CORPORA), figsize=(5 * len(CORPORA) + 2, 4.4), layout="constrained", squeeze=False)
@@ -255,7 +255,8 @@ for ax, corpus in zip(axes[0], CORPORA, strict=True):
         everything += points
         ax.scatter(*zip(*points, strict=True), color=f"C{i}", marker="osD^vPX"[i], label=family, alpha=0.8)
         if family.startswith("projected"):
-            ax.annotate(recipe.split(", ")[1], np.median(points, axis=0), xytext=(-6, 6), ha="right", **OFFSET)
+            words = recipe.split(", ")[1].removeprefix("kappa = ")
+            ax.annotate(words, np.median(points, axis=0), xytext=(6, -11), **OFFSET)
     beyond = [point for point in everything if point[1] > 1.08 * best]
     if not SMOKE:
         ax.set_ylim(0.995 * best, 1.08 * best)
