@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.models._components import checked, mean_and_scale, of_component, responsibilities, times_factor
+from pyro_ilvae.models._labels import LabelledCategorical, checked_labels, known
 from pyro_ilvae.models._mixture_prior import MixturePrior
 from pyro_ilvae.models._objective import refuse_without_enumeration
 
@@ -46,6 +47,15 @@ class MixtureVAE(MixturePrior):
     of the model exactly: each datum passes through the decoder once, for any number of components. This form needs
     :class:`~pyro.infer.TraceEnum_ELBO` too. The sites ``y`` and ``z`` then need the same weight, and ``Predictive``
     draws y from its prior: use :meth:`predict_component` or :func:`~pyro_ilvae.from_pyro_svi` instead.
+
+    Where the component of some data is known, ``model`` and ``guide`` take it as ``y``, with -1 for all other data. The
+    guide is then certain of it, and these data have the bound
+
+    .. math:: \operatorname{E}_{q(z \mid x, y)} \log p(x \mid z) - \operatorname{KL}(q(z \mid x, y) \,\|\,
+        p(z \mid y)) + \log \pi_y,
+
+    which trains :math:`q(y \mid x)` of the factor form too, since it follows from the components; an encoder with
+    ``num_components`` has logits that only data without a label train.
 
     Components can have a prior (for example a ``PyroSample`` as ``component_loc``) in model and guide, except for a
     guide with the factor form, which reads the components. The other methods need components without a prior.
@@ -144,35 +154,69 @@ class MixtureVAE(MixturePrior):
         )
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
-        """The generative model, with arguments and value as for :meth:`~pyro_ilvae.VAE.model`."""
+    def model(
+        self,
+        x: Tensor | None = None,
+        *,
+        y: Tensor | None = None,
+        index: Tensor | None = None,
+        num_data: int = 1,
+    ) -> Tensor:
+        """The generative model, with value as for :meth:`~pyro_ilvae.VAE.model`.
+
+        Args:
+            x: the data, as for :meth:`~pyro_ilvae.VAE.model`.
+            y: the known component of each datum, ints of shape (N,) from 0 to C - 1, or -1 where it is unknown.
+            index: as for :meth:`~pyro_ilvae.VAE.model`.
+            num_data: the number of data to draw without ``x``.
+
+        Raises:
+            ValueError: for labels of another shape, kind or range, and as for :meth:`~pyro_ilvae.VAE.model`.
+        """
         refuse_without_enumeration("y", self.enumerate_in)
         x = self._checked(x)
         plate = self._data_plate(x, index, num_data)
+        labels = checked_labels(y, num_data if x is None else len(x), self.num_components, self._prior_loc)
         # The components are read outside the plate, so that a prior on them is global and not one for each datum.
         logits, loc, scale = self._components()
+        prior = dist.Categorical(logits=logits) if labels is None else LabelledCategorical(logits, labels)
         with plate:
-            y = pyro.sample(
-                "y",
-                dist.Categorical(logits=logits),
-                infer={"enumerate": "parallel"} if self.enumerate_in == "model" else {},
-            )
+            y = pyro.sample("y", prior, infer={"enumerate": "parallel"} if self.enumerate_in == "model" else {})
             z = pyro.sample("z", dist.Normal(of_component(loc, y), of_component(scale, y)).to_event(1))
         return self._sample_x(z, x, plate)
 
     @pyro_method
-    def guide(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
-        """The amortized posterior, with arguments and value as for :meth:`~pyro_ilvae.VAE.guide`."""
+    def guide(
+        self,
+        x: Tensor | None = None,
+        *,
+        y: Tensor | None = None,
+        index: Tensor | None = None,
+        num_data: int = 1,
+    ) -> Tensor:
+        """The amortized posterior, with arguments as for the model and value as for :meth:`~pyro_ilvae.VAE.guide`."""
         x = self._checked(x)
         self._warn_of_another_model()
         plate = self._data_plate(x, index, num_data)
+        labels = checked_labels(y, num_data if x is None else len(x), self.num_components, self._prior_loc)
         if self.enumerate_in == "model":
             return self._sample_z(x, plate)
         logits, loc, scale = self._components() if x is None else self._posterior(x)
         with plate:
-            y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            y = pyro.sample("y", dist.Categorical(logits=known(logits, labels)), infer={"enumerate": "parallel"})
             z: Tensor = pyro.sample("z", dist.Normal(of_component(loc, y), of_component(scale, y)).to_event(1))
         return z
+
+    def create_plates(
+        self,
+        x: Tensor | None = None,
+        *,
+        y: Tensor | None = None,
+        index: Tensor | None = None,
+        num_data: int = 1,
+    ) -> pyro.plate:
+        """The plate over the data, as :meth:`~pyro_ilvae.VAE.create_plates`, which needs no labels."""
+        return super().create_plates(x, index=index, num_data=num_data)
 
     @torch.no_grad()
     def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -1,62 +1,18 @@
 """The mixture VAE against sums, quadrature and closed forms: bounds, gradients and exact posteriors."""
 
-import pyro
 import pytest
 import torch
 from helpers.conjugate_mixtures import conjugate
 from helpers.decoders import DECODERS, EVENT, LATENT, perturb
+from helpers.mixtures_by_hand import bound_at, bound_by_hand, drawn, posterior_by_hand
 from helpers.models import ENUMERATED, FORMS, enumerated_in, mixture_encoder, mixture_with
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Normal
 
 from pyro_ilvae import VAE, AnnealedELBO, MixtureVAE, MLPDecoder, likelihoods
 
 X = torch.randn(5, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0), dtype=torch.float64)
-
-
-def posterior_by_hand(mixture, x):
-    """log q(y | x) of shape (N, C), location and scale of q(z | x, y) of shape (N, C, K), from precisions."""
-    log_weights = mixture.component_logits.log_softmax(-1)
-    output = mixture.encoder(x)
-    if len(output) == 3:
-        return output[0].log_softmax(-1), *output[1:]
-    a, b = (part.unsqueeze(-2) for part in output)
-    m, s = mixture.component_loc, mixture.component_log_scale.exp()
-    if mixture.enumerate_in == "model":
-        return log_weights.expand(len(x), -1), a + 0 * m, b + 0 * s
-    precision = s**-2 + b**-2
-    fit = MultivariateNormal(m, torch.diag_embed(s**2 + b**2)).log_prob(a)
-    return (log_weights + fit).log_softmax(-1), (m * s**-2 + a * b**-2) / precision, precision**-0.5
-
-
-def bound_by_hand(mixture, x, z, beta_y=1.0, beta_z=1.0):
-    """The annealed ELBO of each datum at draws z of shape (C, N, K), one component after the other."""
-    log_q_y, q_loc, q_scale = posterior_by_hand(mixture, x)
-    log_weights = mixture.component_logits.log_softmax(-1)
-    likelihood, ratio = [], []
-    for c in range(mixture.num_components):
-        eta = mixture.decoder(z[c])
-        likelihood.append(mixture.likelihood(eta).log_prob(x).flatten(1).sum(1))
-        log_q = Normal(q_loc[:, c], q_scale[:, c]).log_prob(z[c]).sum(-1)
-        prior = Normal(mixture.component_loc[c], mixture.component_log_scale[c].exp())
-        ratio.append(prior.log_prob(z[c]).sum(-1) - log_q)
-    likelihood, ratio = torch.stack(likelihood, -1), torch.stack(ratio, -1)
-    if mixture.enumerate_in == "model":
-        return likelihood[:, 0] + beta_z * (log_weights + ratio).logsumexp(-1)
-    return (log_q_y.exp() * (likelihood + beta_z * ratio + beta_y * (log_weights - log_q_y))).sum(-1)
-
-
-def drawn(mixture, x, seed):
-    """The guide's z at a seed: for each component, (C, N, K), or the same for all where y is summed out."""
-    pyro.set_rng_seed(seed)
-    z = poutine.trace(poutine.enum(mixture.guide, first_available_dim=-2)).get_trace(x).nodes["z"]["value"]
-    return z.expand(mixture.num_components, *z.shape[-2:])
-
-
-def bound_at(elbo, mixture, x, seed, loss="differentiable_loss"):
-    pyro.set_rng_seed(seed)
-    return -torch.as_tensor(getattr(elbo, loss)(mixture.model, mixture.guide, x), dtype=x.dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)
