@@ -11,10 +11,10 @@ from torch.optim import optimizer as optimizers
 from pyro_ilvae.infer.constant_folding import first_off_device, with_folded_constants
 from pyro_ilvae.infer.graph_runs import are_close
 from pyro_ilvae.infer.optim import JointOptim
-from pyro_ilvae.infer.recording import Recorded, in_layout_of
+from pyro_ilvae.infer.recording import Recorded, in_layout_of, memory_id
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
-__all__ = ["CAPTURES", "CapturedStep", "Outcome", "random_state", "set_random_state"]
+__all__ = ["CAPTURES", "CapturedStep", "NotReadyError", "Outcome", "random_state", "set_random_state"]
 
 
 class Outcome:
@@ -38,6 +38,10 @@ class Outcome:
         self.num_taken.zero_()
 
 
+class NotReadyError(Exception):
+    """The optimizer has not yet all of its state, which a step makes that is not captured."""
+
+
 class CapturedStep:
     """Loss, gradients, check and optimizer as one operation of a device.
 
@@ -49,6 +53,7 @@ class CapturedStep:
         outcome: where the device notes whether all held.
 
     Raises:
+        NotReadyError: if the optimizer makes a part of its state in this step.
         NotRecordableError: for what a device cannot do by itself.
     """
 
@@ -60,12 +65,16 @@ class CapturedStep:
         self._parameters, self._has_gradient = list(parameters), recorded.has_gradient
         device = self._parameters[0].device
         self._written = recorded.written
-        # What the graph writes to is the tensor itself. All else is copied to where the device looks for it.
+        # What the graph writes to is the tensor itself, and so is a view of it. All else is copied to where the device
+        # looks for it.
+        changing = {memory_id(inputs[i]) for i in self._written}
+        self._live = [i for i, value in enumerate(inputs) if memory_id(value) in changing]
         self._inputs = [
-            value if i in self._written else torch.empty_like(value, device=device).copy_(value)
+            value if i in self._live else torch.empty_like(value, device=device).copy_(value)
             for i, value in enumerate(inputs)
         ]
-        self._graph, constants = with_folded_constants(recorded.graph, recorded.constants)
+        self._constants = recorded.constants
+        self._graph, constants = with_folded_constants(recorded.graph, recorded.constants, device)
         self._arguments = [*self._inputs, *self._parameters, *constants]
         elsewhere = first_off_device(self._graph, self._arguments, device)
         if elsewhere is not None:
@@ -73,23 +82,31 @@ class CapturedStep:
         self._rates: list[Tensor] = []
         self._settings = self._read_settings()
         state = random_state(device)
+        of_optimizer = {parameter: dict(values) for parameter, values in self._optimizer.state.items()}
         outcome.reset(skips=1.0)  # so that a trial changes nothing
         try:
             with _for_capture(self._optimizer, device) as self._rates:
                 self._replay = CAPTURES[device.type](self._take, device)
+            if self._settings != self._read_settings():
+                raise NotReadyError
             set_random_state(device, state)
             self._replay()
             own = self._loss.clone()
             set_random_state(device, state)
             if not are_close(own, self._loss_without_capture()):
                 raise NotRecordableError("the CUDA graph has another loss than its operations one by one")
+        except NotReadyError:
+            self._optimizer.state.clear()
+            self._optimizer.state.update(of_optimizer)
+            raise
         finally:
             outcome.reset()
             set_random_state(device, state)
 
-    def is_current(self, inputs: Sequence[Tensor]) -> bool:
+    def is_current(self, inputs: Sequence[Tensor], optim: Any) -> bool:
         """Whether everything is where the device looks for it, and the optimizer is the same."""
-        return all(inputs[i] is self._inputs[i] for i in self._written) and self._settings == self._read_settings()
+        same = optim is self._optim and all(inputs[i] is self._inputs[i] for i in self._live)
+        return same and self._settings == self._read_settings()
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -130,18 +147,22 @@ class CapturedStep:
 
     def _read_settings(self) -> tuple[Any, ...]:
         """What a capture takes as it is: places in memory, and the options of the optimizer but for learning rates."""
-        tensors = [*self._parameters, *(self._inputs[i] for i in self._written)]
+        tensors = [*self._parameters, *(self._inputs[i] for i in self._live)]
         places = [tensor.data_ptr() for tensor in tensors]
         for parameter in self._parameters:
             for value in self._optimizer.state.get(parameter, {}).values():
                 places.append(value.data_ptr() if isinstance(value, Tensor) else value)
         options = [
-            (name, id(value) if isinstance(value, Tensor) else value)
+            (name, id(value) if isinstance(value, Tensor) else tuple(value) if isinstance(value, list) else value)
             for group in self._optimizer.param_groups
             for name, value in group.items()
             if name != "params" and (name != "lr" or isinstance(value, Tensor))
         ]
-        return id(self._optimizer), tuple(places), tuple(options), tuple(self._optim.pt_clip_args.items())
+        groups = [tuple(map(id, group["params"])) for group in self._optimizer.param_groups]
+        versions = [(constant.data_ptr(), constant._version) for constant in self._constants]
+        hooks = [tuple(hooks) for hooks in _hooks(self._optimizer)]
+        clips = tuple(self._optim.pt_clip_args.items())
+        return id(self._optim.optimizer), places, options, groups, versions, hooks, clips
 
 
 def random_state(device: torch.device) -> Tensor:
@@ -159,15 +180,21 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
 
 def _check_optimizer(optim: Any) -> None:
     """Raise for an optimizer that cannot skip an update on the device."""
-    if not isinstance(optim, JointOptim) or optim.optimizer is None:
+    if not isinstance(optim, JointOptim):
         raise NotRecordableError(f"the optimizer is a {type(optim).__name__} and not a JointOptim")
+    if optim.optimizer is None:
+        raise NotReadyError
     own = optim.optimizer
     fused = all(group.get("fused") for group in own.param_groups)
     if not fused or not getattr(own, "_step_supports_amp_scaling", False):
         raise NotRecordableError(f"{optim!r} is not fused, as with JointOptim(torch.optim.Adam, {{'fused': True}})")
-    of_all = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
-    if own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks or any(of_all):
+    if any(_hooks(own)):
         raise NotRecordableError("the optimizer has a hook")
+
+
+def _hooks(optimizer: Any) -> list[Any]:
+    of_all = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+    return [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *of_all]
 
 
 @contextmanager

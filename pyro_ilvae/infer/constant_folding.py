@@ -15,12 +15,17 @@ from pyro_ilvae.infer.recording import memory_of
 __all__ = ["first_off_device", "with_folded_constants"]
 
 
-def with_folded_constants(graph: fx.GraphModule, constants: Sequence[Tensor]) -> tuple[fx.GraphModule, list[Tensor]]:
-    """A graph without the operations whose results are the same each time.
+def with_folded_constants(
+    graph: fx.GraphModule, constants: Sequence[Tensor], device: torch.device
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A graph without the operations on constants of other devices, whose results are the same each time.
+
+    Constants of the device itself stay what the graph reads, because they may be changed in place.
 
     Args:
         graph: a graph whose last arguments are the constants.
         constants: the constants.
+        device: the device that the graph is for.
 
     Returns:
         The graph whose last arguments are other constants, and these constants.
@@ -29,7 +34,8 @@ def with_folded_constants(graph: fx.GraphModule, constants: Sequence[Tensor]) ->
     nodes = list(graph.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     own = placeholders[len(placeholders) - len(constants) :]
-    results: dict[fx.Node, Any] = dict(zip(own, constants, strict=True))
+    pairs = list(zip(own, constants, strict=True))
+    results: dict[fx.Node, Any] = {node: constant for node, constant in pairs if constant.device.type != device.type}
     changed = _changed_in_place(nodes)
     for node in nodes:
         fixed = node.op == "call_function" and all(other in results for other in node.all_input_nodes)
@@ -38,11 +44,12 @@ def with_folded_constants(graph: fx.GraphModule, constants: Sequence[Tensor]) ->
                 args, kwargs = map_arg((node.args, node.kwargs), results.__getitem__)
                 results[node] = node.target(*args, **kwargs)
     first = next(node for node in nodes if node.op != "placeholder")
-    kept: list[Tensor] = []
+    kept = [constant for node, constant in pairs if node not in results]
+    num_live = len(kept)
     for node, value in results.items():
         if isinstance(value, Tensor) and any(user not in results for user in node.users):
             with graph.graph.inserting_before(first):
-                entry = graph.graph.placeholder(f"folded_{len(kept)}")
+                entry = graph.graph.placeholder(f"folded_{len(kept) - num_live}")
             node.replace_all_uses_with(entry, delete_user_cb=lambda user: user not in results)
             kept.append(value)
     for node in reversed(list(results)):

@@ -4,28 +4,39 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_ilvae.infer.annealing import current_beta
-from pyro_ilvae.infer.captured_step import CAPTURES, CapturedStep, Outcome, random_state, set_random_state
+from pyro_ilvae.infer.captured_step import (
+    CAPTURES,
+    CapturedStep,
+    NotReadyError,
+    Outcome,
+    random_state,
+    set_random_state,
+)
 from pyro_ilvae.infer.elbo import AnnealedELBO
 from pyro_ilvae.infer.graph_runs import Graph
 
 __all__ = ["DeviceStep", "DeviceSteps"]
+
+# Captures of one graph of which none ran: the optimizer makes its state anew in each step.
+_MANY_IN_VAIN = 3
 
 
 class DeviceStep(NamedTuple):
     """A step at whose outcome the host has not looked yet, with what it takes to take the step again."""
 
     graph: Graph
+    optim: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     beta: Any
     num_steps_taken: int | None
-    rates: list[Any]
+    options: list[tuple[dict[str, Any], dict[str, Any]]]
     random_state: Tensor
     loss: Tensor
 
@@ -34,96 +45,133 @@ class DeviceSteps:
     """The steps of one SVI that run on a device.
 
     The device skips the update of a step in which not all holds that was assumed, and of all later steps until the host
-    looks. These steps are then to be taken again by ``SVI``, in their order and from the draws of the first of them.
-
-    Args:
-        optim: the optimizer.
+    looks. These steps are then to be taken again by ``SVI``, in their order.
     """
 
-    def __init__(self, optim: Any) -> None:
-        self._optim = optim
-        # None for a graph that a device cannot take by itself.
-        self._captured: WeakKeyDictionary[Graph, CapturedStep | None] = WeakKeyDictionary()
+    def __init__(self) -> None:
         self._outcome: Outcome | None = None
         self._device = torch.device("cpu")
-        self._waiting: list[DeviceStep] = []
+        self._running: list[DeviceStep] = []
+        self._not_taken: list[DeviceStep] = []
 
     def __len__(self) -> int:
-        """The number of steps at whose outcome the host has not looked."""
-        return len(self._waiting)
+        """The number of steps at whose outcome the host has not looked, or that are to be taken again."""
+        return len(self._running) + len(self._not_taken)
 
-    def must_capture(self, graph: Graph, inputs: Sequence[Tensor]) -> bool:
+    @property
+    def num_not_taken(self) -> int:
+        """The number of steps that are to be taken again."""
+        return len(self._not_taken)
+
+    def must_capture(self, graph: Graph, inputs: Sequence[Tensor], optim: Any) -> bool:
         """Whether a graph has to be captured before its steps can run on the device; no step may then be waiting."""
-        if not self._is_on_device(graph):
+        if graph.device is None or graph.device.type not in CAPTURES or graph.num_captures >= _MANY_IN_VAIN:
             return False
-        if graph not in self._captured:
-            return True
-        step = self._captured[graph]
-        return step is not None and not step.is_current(inputs)
+        return graph.captured is None or not graph.captured.is_current(inputs, optim)
 
-    def can_take(self, graph: Graph, inputs: Sequence[Tensor]) -> bool:
+    def can_take(self, graph: Graph, inputs: Sequence[Tensor], optim: Any) -> bool:
         """Whether the steps of a graph run on the device; a warning says why not, once for each graph."""
-        if self.must_capture(graph, inputs):
-            self._capture(graph, inputs)
+        if self.must_capture(graph, inputs, optim):
+            self._capture(graph, inputs, optim)
         # Gradients that the user left are added to, which is no part of a captured step.
-        without = all(parameter.grad is None for parameter in graph.parameters)
-        return without and self._is_on_device(graph) and self._captured[graph] is not None
+        return graph.captured is not None and all(parameter.grad is None for parameter in graph.parameters)
 
-    def _is_on_device(self, graph: Graph) -> bool:
-        devices = {parameter.device for parameter in graph.parameters}
-        return len(devices) == 1 and next(iter(devices)).type in CAPTURES
-
-    def _capture(self, graph: Graph, inputs: Sequence[Tensor]) -> None:
+    def _capture(self, graph: Graph, inputs: Sequence[Tensor], optim: Any) -> None:
+        assert graph.device is not None
         parameters = list(graph.parameters)
-        self._captured[graph] = None
-        if self._outcome is None or parameters[0].device != self._device:
-            self._device = parameters[0].device
+        graph.captured = None
+        graph.num_captures += 1
+        if self._outcome is None or graph.device != self._device:
+            self._device = graph.device
             self._outcome = Outcome(self._device)
         try:
-            self._captured[graph] = CapturedStep(graph.recorded, parameters, inputs, self._optim, self._outcome)
+            graph.captured = CapturedStep(graph.recorded, parameters, inputs, optim, self._outcome)
+            graph.num_captures = 0
+        except NotReadyError:
+            pass
         except Exception as error:  # the operations one by one do the same
+            graph.num_captures = _MANY_IN_VAIN
             first_line = str(error).strip().partition("\n")[0]
             warnings.warn(f"GraphSVI runs a graph operation by operation, because {first_line}", stacklevel=4)
 
     def take(
-        self, graph: Graph, inputs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], elbo: AnnealedELBO
+        self, graph: Graph, inputs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], svi: Any
     ) -> Tensor:
         """Take a step, without waiting for it, and return the loss."""
-        step = self._captured[graph]
-        assert step is not None
         state = random_state(self._device)
-        loss = step(inputs)
-        rates = [group["lr"] for group in self._optim.optimizer.param_groups]
-        self._waiting.append(DeviceStep(graph, args, kwargs, _current(elbo.beta), elbo._step(), rates, state, loss))
+        loss: Tensor = graph.captured(inputs)
+        elbo: AnnealedELBO = svi.elbo
+        own = _current(elbo.beta), elbo._step(), _options(svi.optim)
+        self._running.append(DeviceStep(graph, svi.optim, args, kwargs, *own, state, loss))
         return loss
 
-    def look(self) -> list[DeviceStep]:
-        """Wait for all steps, and return those that were not taken; the random state is then as before them."""
-        waiting, self._waiting = self._waiting, []
-        assert self._outcome is not None
-        not_taken = waiting[int(self._outcome.num_taken) :]
-        self._outcome.reset()
-        if not_taken:
-            set_random_state(self._device, not_taken[0].random_state)
-        return not_taken
+    def look(self) -> Iterator[DeviceStep]:
+        """Wait for all steps, and give those that were not taken, one by one.
+
+        If an error ends the iteration, the steps after it are given at the next look.
+        """
+        if self._running:
+            assert self._outcome is not None
+            running, self._running = self._running, []
+            num_taken = int(self._outcome.num_taken)
+            for step in running[:num_taken]:
+                step.graph.num_failures = 0
+            self._not_taken += running[num_taken:]
+            self._outcome.reset()
+        while self._not_taken:
+            yield self._not_taken.pop(0)
 
     @contextmanager
-    def as_at(self, step: DeviceStep, elbo: AnnealedELBO) -> Iterator[None]:
-        """A context with the beta and the learning rates of an earlier step."""
-        groups = self._optim.optimizer.param_groups
-        now = [group["lr"] for group in groups]
+    def as_at(self, step: DeviceStep, svi: Any) -> Iterator[None]:
+        """A context with the draws, beta, options and settings of an earlier step, and nothing around it."""
+        now, state, optim = _options(step.optim), random_state(self._device), svi.optim
+        handlers = list(_PYRO_STACK)
+        gradients = [parameter.grad for parameter in step.graph.parameters]
+        _PYRO_STACK.clear()
         try:
-            for group, rate in zip(groups, step.rates, strict=True):
-                group["lr"] = rate
-            with elbo._as_at(step.beta, step.num_steps_taken):
+            for parameter in step.graph.parameters:
+                parameter.grad = None
+            svi.optim = step.optim
+            _set_options(step.optim, step.options)
+            set_random_state(self._device, step.random_state)
+            with torch.enable_grad(), step.graph.settings(), svi.elbo._as_at(step.beta, step.num_steps_taken):
                 yield
         finally:
-            for group, rate in zip(groups, now, strict=True):
-                group["lr"] = rate
+            svi.optim = optim
+            _set_options(step.optim, now)
+            set_random_state(self._device, state)
+            for parameter, gradient in zip(step.graph.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            _PYRO_STACK.extend(handlers)
 
 
 def _current(beta: Any) -> Any:
-    """The numbers of a beta, or of those of several sites."""
+    """The numbers of a beta, or of those of several sites, which stay as they are."""
     if isinstance(beta, Mapping):
-        return {name: current_beta(own) for name, own in beta.items()}
-    return current_beta(beta)
+        return {name: _current(own) for name, own in beta.items()}
+    value = current_beta(beta)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _options(optim: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The parameter groups, each with its parameters and options, such as the learning rate, as they are now."""
+    return [
+        (
+            group,
+            {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
+            | {"params": list(group["params"])},
+        )
+        for group in (optim.optimizer.param_groups if optim.optimizer is not None else ())
+    ]
+
+
+def _set_options(optim: Any, options: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    if optim.optimizer is None:
+        return
+    optim.optimizer.param_groups[:] = [group for group, _ in options]
+    for group, own in options:
+        for name, value in own.items():
+            if isinstance(value, Tensor) and isinstance(group.get(name), Tensor):
+                group[name].copy_(value)  # a scheduler may hold the tensor
+            else:
+                group[name] = value

@@ -18,7 +18,7 @@ from pyro_ilvae.infer.generators import set_states, states
 from pyro_ilvae.infer.graph_runs import Graph, are_close, has_hooks
 from pyro_ilvae.infer.loss_module import unconstrained
 from pyro_ilvae.infer.program_state import ProgramState
-from pyro_ilvae.infer.recording import check_arguments, kind_of, other_draws_of_python, preserved, record
+from pyro_ilvae.infer.recording import check_arguments, kind_of, other_draws_of_python, preserved, record, shared_memory
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["GraphCache", "NewParametersError"]
@@ -111,9 +111,10 @@ class GraphCache:
             (id(self._svi.model), id(self._svi.guide)),
             tuple((kind_of(value), value.requires_grad) for value in inputs),
             tuple(map(ids.index, ids)),  # one tensor in two places is one input
+            shared_memory(self._state.tensors()),
             tuple(map(weights.index, weights)),  # sites that are summed out together need equal weights
             torch.get_default_dtype(),
-            *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+            *(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")),
             *(pyro.settings.get(f"validate_{part}") for part in ("distributions_torch", "infer", "poutine")),
         )
 

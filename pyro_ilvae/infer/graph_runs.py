@@ -34,12 +34,15 @@ class Graph:
 
     Args:
         recorded: the graph.
+        device: where all parameters are, if they are in one place.
         parameters: the names of the parameters in Pyro's store, by the leaves that an optimizer moves.
         state: what the model and the guide hold, which lives as long as the graph.
         compiled: whether to compile the graph.
 
     Attributes:
         recorded: the graph.
+        captured: the step with its optimizer as one operation of a device; None if that was not tried or not possible.
+        num_captures: how often it was tried.
         num_runs: the number of steps that it has taken.
         num_failures: the number of runs in a row in which not all held that was assumed.
     """
@@ -49,8 +52,12 @@ class Graph:
     ) -> None:
         self.parameters = dict(parameters)
         self._kinds = list(map(_kind, parameters))
+        devices = {parameter.device for parameter in parameters}
+        self.device = devices.pop() if len(devices) == 1 else None
         self._state = state
-        self.num_runs = self.num_failures = 0
+        self.num_runs = self.num_failures = self.num_captures = 0
+        self.captured: Any = None
+        self._held = state.held(tensors=False)
         self.recorded = recorded
         self._run = _compiled(recorded) if compiled else recorded.graph
         self.kind = "graph" if self._run is recorded.graph else "compiled graph"
@@ -76,6 +83,16 @@ class Graph:
         """The present state of what the graph changes."""
         written = [(inputs[i], inputs[i].clone()) for i in self.recorded.written]
         return State(torch.get_rng_state(), random_states_of_gpus(), written)
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """A context with the settings that the graph was recorded with, such as training mode."""
+        now = self._state.held(tensors=False)
+        self._state.put_back(self._held)
+        try:
+            yield
+        finally:
+            self._state.put_back(now)
 
     def is_current(self) -> bool:
         """Whether Pyro's store still holds the parameters of the graph, and they are what they were."""

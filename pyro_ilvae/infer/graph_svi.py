@@ -104,7 +104,7 @@ class GraphSVI(SVI):
         self.num_graphs = _checks.positive_int("num_graphs", num_graphs)
         self.device = None if device is None else _checks.device("device", device)
         self.check_every = _checks.positive_int("check_every", check_every)
-        self._device_steps = DeviceSteps(optim)
+        self._device_steps = DeviceSteps()
         self._runs = "SVI"
         self._reason: str | None = None
         self._num_steps = 0
@@ -137,23 +137,29 @@ class GraphSVI(SVI):
         self._num_steps += 1
         if self.device is not None:
             args, kwargs = pytree.tree_map_only(Tensor, partial(_moved, device=self.device), (args, kwargs))
+        if self._device_steps.num_not_taken:  # an error came before them
+            self.synchronize()
+        found = self._found(args, kwargs)
+        if found is not None and found[0].num_runs > self.num_compared:
+            if self._device_steps.must_capture(*found, self.optim):
+                self.synchronize()
+            if self._device_steps.can_take(*found, self.optim):
+                return self._step_of_device(*found, args, kwargs)
+        self.synchronize()
+        return self._step_of_svi(*args, **kwargs) if found is None else self._step_of_graph(*found, args, kwargs)
+
+    def _found(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, list[Tensor]] | None:
+        """The graph for these arguments with its inputs; None for a step of SVI."""
         # Handlers around the step are not a part of the graph.
         if self._reason is not None or self._num_steps == 1 or _PYRO_STACK or not torch.is_grad_enabled():
-            return self._step_of_svi(*args, **kwargs)
+            return None
         try:
-            graph, inputs = self._cache.find(args, kwargs)
+            return self._cache.find(args, kwargs)
         except NewParametersError:
-            return self._step_of_svi(*args, **kwargs)
+            return None
         except NotRecordableError as error:
             self._give_up(str(error))
-            return self._step_of_svi(*args, **kwargs)
-        if graph.num_runs > self.num_compared:
-            if self._device_steps.must_capture(graph, inputs):
-                self.synchronize()
-            if self._device_steps.can_take(graph, inputs):
-                return self._step_of_device(graph, inputs, args, kwargs)
-        self.synchronize()
-        return self._step_of_graph(graph, inputs, args, kwargs)
+            return None
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The negative objective at beta = 1, in nats, without gradients."""
@@ -168,18 +174,15 @@ class GraphSVI(SVI):
         Raises:
             NonFiniteLossError: for a loss or gradient that is not finite.
         """
-        if not len(self._device_steps):
-            return
-        not_taken = self._device_steps.look()
-        if not_taken:
-            self._count_failure(not_taken[0].graph)
-        for step in not_taken:
-            with self._device_steps.as_at(step, self.elbo):
+        for i, step in enumerate(self._device_steps.look()):
+            if i == 0:
+                self._count_failure(step.graph)
+            with self._device_steps.as_at(step, self):
                 step.loss.copy_(self._step_of_svi(*step.args, **step.kwargs))
 
     def _step_of_device(self, graph: Graph, inputs: list[Tensor], args: Any, kwargs: Any) -> Tensor:
         self.elbo._step_watch.count(*args, **kwargs)
-        loss = self._device_steps.take(graph, inputs, args, kwargs, self.elbo)
+        loss = self._device_steps.take(graph, inputs, args, kwargs, self)
         graph.num_runs += 1
         self._cache.num_in_vain = 0
         self._runs = "CUDA graph"
@@ -188,7 +191,6 @@ class GraphSVI(SVI):
         return loss
 
     def _step_of_svi(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.synchronize()
         self._runs = "SVI"
         return torch.tensor(super().step(*args, **kwargs))
 
@@ -239,7 +241,7 @@ class GraphSVI(SVI):
     def _give_up(self, reason: str) -> None:
         self._reason = reason
         self._cache.graphs.clear()
-        warnings.warn(f"GraphSVI takes all steps as SVI, because {reason}", stacklevel=4)
+        warnings.warn(f"GraphSVI takes all steps as SVI, because {reason}", stacklevel=5)
 
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:

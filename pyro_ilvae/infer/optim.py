@@ -106,8 +106,10 @@ class JointOptim(PyroOptim):
         self._clip_grad(params, **self.pt_clip_args)  # type: ignore[arg-type]
         if self.optimizer is None:
             return
-        used = set(params)
-        unused = [param for param in self.optim_objs if param not in used and param.grad is not None]
+        unused: list[Any] = []
+        if len(params) < len(self.optim_objs):
+            used = set(params)
+            unused = [param for param in self.optim_objs if param not in used and param.grad is not None]
         gradients = [param.grad for param in unused]
         for param in unused:
             param.grad = None

@@ -1,6 +1,7 @@
 """What a model and a guide read besides their arguments: tensors, and settings that a graph takes as they are."""
 
 import functools
+import operator
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import ComposeTransform, Transform, TransformedDistribution
+from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution
 
 from pyro_ilvae.infer.generators import GENERATORS
 
@@ -23,6 +24,7 @@ _SKIPPED = {"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"
 # Where a PyroModule keeps constraints and priors.
 _OF_PYRO = ("_pyro_params", "_pyro_samples")
 _SKIPPED |= set(_OF_PYRO)
+_COLLECTIONS = (list, tuple, dict, set, frozenset, deque, np.ndarray)
 _CLOSED = {"torch", "pyro", "numpy", "builtins", "collections"}
 _LIBRARIES = _CLOSED | sys.stdlib_module_names  # whose functions and classes stay as they are
 # Models of Pyro that hold data as plain attributes.
@@ -75,13 +77,19 @@ class _Places(NamedTuple):
     by_value: bool
     keys: list[Any]  # none for what is no item, such as a length
 
-    def read(self) -> tuple[Any, ...]:
-        """What says whether an item is another one than before: its type and value if it is simple, else its id."""
+    def values(self) -> tuple[Any, ...]:
+        """The items as they are now."""
         try:
-            values = self.items(self.holder) if len(self.names) > 1 else (self.items(self.holder),)
+            found = self.items(self.holder)
         except (KeyError, IndexError, AttributeError):
             return (_GONE,)
-        return (*map(type, values), *values) if self.by_value else tuple(map(id, values))
+        several = len(self.names) > 1 or (not self.keys and type(found) is tuple)
+        return found if several else (found,)
+
+    def read(self) -> tuple[Any, ...]:
+        """What says whether an item is another one than before: its type and value if it is simple, else its id."""
+        values = self.values()
+        return (*map(type, values), *values) if self.by_value and values != (_GONE,) else tuple(map(id, values))
 
 
 class ProgramState:
@@ -93,6 +101,8 @@ class ProgramState:
 
     def __init__(self, *roots: Any) -> None:
         self._settings: list[_Places] = []
+        self._last_values: list[Any] = []
+        self._last_settings: tuple[Any, ...] = ()
         self._tensors: list[tuple[Any, Any]] = []
         self.generators: list[Any] = []
         self._transforms: list[Transform] = []
@@ -113,7 +123,14 @@ class ProgramState:
 
     def settings(self) -> tuple[Any, ...]:
         """All settings, to be compared between steps."""
-        return tuple([places.read() for places in self._settings])
+        values: list[Any] = []
+        for places in self._settings:
+            values += places.values()
+        # In most steps they are the very same objects.
+        if len(values) != len(self._last_values) or not all(map(operator.is_, values, self._last_values)):
+            self._last_values = values
+            self._last_settings = tuple([places.read() for places in self._settings])
+        return self._last_settings
 
     def clear_caches(self) -> None:
         """Let transforms forget their last result, which belongs to an earlier run with the same data."""
@@ -121,10 +138,10 @@ class ProgramState:
             if getattr(transform, "_cached_x_y", None) is not None:
                 transform._cached_x_y = (None, None)
 
-    def held(self) -> list[tuple[Any, Any, Any]]:
-        """All items with their holders and keys, for :meth:`put_back`."""
+    def held(self, *, tensors: bool = True) -> list[tuple[Any, Any, Any]]:
+        """All items with their holders and keys, for :meth:`put_back`; without ``tensors``, the settings alone."""
         places = [(one.holder, key) for one in self._settings for key in one.keys]
-        return [(holder, key, _item(holder, key)) for holder, key in self._tensors + places]
+        return [(holder, key, _item(holder, key)) for holder, key in (self._tensors if tensors else []) + places]
 
     def put_back(self, held: list[tuple[Any, Any, Any]]) -> bool:
         """Give all items the values that they had, and return whether a tensor was another one."""
@@ -186,7 +203,9 @@ class ProgramState:
             self._watch(value, name, np.ndarray.tobytes)
         elif isinstance(value, type):
             self._visit_class(value, depth)
-        elif not isinstance(value, (*_SIMPLE, ModuleType, BuiltinFunctionType, Tensor)):
+        elif not isinstance(value, (*_SIMPLE, ModuleType, BuiltinFunctionType, Tensor, *_COLLECTIONS)):
+            self._visit_attributes(value, name, depth)
+        if isinstance(value, _COLLECTIONS) and hasattr(value, "__dict__"):
             self._visit_attributes(value, name, depth)
 
     def _visit_module(self, module: nn.Module, name: str, depth: int) -> None:
@@ -208,7 +227,9 @@ class ProgramState:
         of_library = _is_of(_CLOSED, kind) and not str(kind.__module__).startswith(_OPEN_LIBRARY)
         skipped = _SKIPPED | getattr(kind, "_tensors_when_recorded", set())
         # What a handler does, such as the data that it conditions on.
-        kinds = (*_SIMPLE, Tensor, dict) if isinstance(value, Messenger) else _SIMPLE
+        kinds: tuple[Any, ...] = (*_SIMPLE, Tensor, dict) if isinstance(value, Messenger) else _SIMPLE
+        if isinstance(value, Distribution):
+            kinds = (*_SIMPLE, Tensor, Distribution)
         names = {}
         for key, part in attributes.items():
             hook = isinstance(value, nn.Module) and key.startswith("_") and "hook" in key
@@ -303,7 +324,8 @@ def _parts(module: nn.Module) -> tuple[Any, ...]:
     trained = [parameter is not None and parameter.requires_grad for parameter in held["_parameters"].values()]
     hooks = [tuple(held[name]) if held[name] else () for name in _HOOKS]
     of_pyro = [tuple(held[name]) if held.get(name) else () for name in _OF_PYRO]
-    return tuple(held["_modules"]), tuple(held["_parameters"]), tuple(held["_buffers"]), *trained, *hooks, *of_pyro
+    # The parts are watched by their names, so their number tells of new ones.
+    return len(held["_modules"]), len(held["_parameters"]), len(held["_buffers"]), *trained, *hooks, *of_pyro
 
 
 def _is_of(packages: set[str], value: Any) -> bool:

@@ -20,11 +20,13 @@ __all__ = [
     "check_arguments",
     "in_layout_of",
     "kind_of",
+    "memory_id",
     "memory_of",
     "other_draws_of_python",
     "preserved",
     "random_states_of_gpus",
     "record",
+    "shared_memory",
 ]
 
 # Operations whose result has a shape that depends on values.
@@ -57,9 +59,7 @@ class Recorded:
         self.has_gradient = has_gradient
         self.written = _check_operations(graph, len(inputs))
         entering = [*inputs, *parameters, *constants]
-        memory = [_memory(value) for value in entering]
-        # Compiled code that writes to a tensor knows which others are views of it.
-        self.signature = (str(graph.code), *map(kind_of, entering), *map(memory.index, memory))
+        self.signature = (str(graph.code), *map(kind_of, entering), *shared_memory(entering))
 
     def computes_the_same_as(self, other: "Recorded") -> bool:
         """Whether another graph has the same operations and constants."""
@@ -127,12 +127,12 @@ def record(loss: Callable[[], Tensor], inputs: Sequence[Tensor], parameters: Seq
 
 def _in_memory_of_their_own(gradients: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Gradients that an optimizer may scale in place one by one: terms of a sum share one tensor as gradient."""
-    taken = set(map(_memory, others))
+    taken = set(map(memory_id, others))
     separate = []
     for gradient in gradients:
-        if _memory(gradient) in taken:
+        if memory_id(gradient) in taken:
             gradient = gradient.clone()
-        taken.add(_memory(gradient))
+        taken.add(memory_id(gradient))
         separate.append(gradient)
     return separate
 
@@ -142,7 +142,15 @@ def kind_of(value: Tensor) -> tuple[Any, ...]:
     return value.shape, value.dtype, value.device, value.stride() if value.layout is torch.strided else value.layout
 
 
-def _memory(value: Tensor) -> int:
+def shared_memory(values: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Which tensors are views of one memory, and of what part of it; compiled code that writes takes that as it is."""
+    memory = [memory_id(value) for value in values]
+    if len(set(memory)) == len(memory):
+        return ()
+    return tuple((memory.index(one), value.storage_offset()) for one, value in zip(memory, values, strict=True))
+
+
+def memory_id(value: Tensor) -> int:
     """What tensors have in common that are views of one memory."""
     return value.untyped_storage()._cdata if value.layout is torch.strided else id(value)
 

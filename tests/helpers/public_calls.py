@@ -291,7 +291,7 @@ CALLS = {
         ),
         {"data_size": [0, -1, 2.5, "a"]},
     ),
-    "MixtureVAE.model": Call(lambda: (mixture().model, {"x": x()}), {"x": _DATA}),
+    "MixtureVAE.model": Call(lambda: (mixture().model, {"x": x(), "y": [0, 1, 2, -1]}), {"x": _DATA}),
     "MixtureVAE.encode": Call(lambda: (mixture().encode, {"x": x(), "batch_size": 2})),
     "MixtureVAE.reconstruct": Call(lambda: (mixture().reconstruct, {"x": x(), "batch_size": 2})),
     "MixtureVAE.predict_component": Call(

@@ -1,12 +1,13 @@
 """Steps that a device takes by itself are those of SVI, and a step that fails loses none of the later ones.
 
-On a CPU the operations of a step run one after the other where a GPU runs one CUDA graph; all else is the same.
+On a CPU the operations of a step run one after the other, in the same memory, where a GPU runs one CUDA graph.
 """
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.captures import replayed
 from helpers.models import ONE_OF_EACH
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
@@ -33,7 +34,7 @@ CASES = [(name, "Adam") for name in ONE_OF_EACH] + [("vae", name) for name in OP
 
 @pytest.fixture(autouse=True)
 def _operations_of_a_cpu_run_one_by_one(monkeypatch):
-    monkeypatch.setitem(captured_step.CAPTURES, "cpu", lambda function, device: function)
+    monkeypatch.setitem(captured_step.CAPTURES, "cpu", replayed)
 
 
 def parameters():
@@ -79,7 +80,7 @@ def test_device_steps_are_those_of_svi(name, optim, device):
     settings = {"where": device, "device": device, "compile": False, "check_every": 4}
     own = trained(GraphSVI, name, batches, OPTIMIZERS[optim], **settings)
     assert own[0].runs == "CUDA graph", own[0]._reason
-    assert [step is not None for step in own[0]._device_steps._captured.values()] == [True, True]
+    assert [graph.captured is not None for graph in own[0]._cache.graphs.values()] == [True, True]
     check_same(own, other)
 
 
@@ -166,21 +167,25 @@ def with_averages(kind, **options):
 
 @pytest.fixture
 def _does_not_hold_once(monkeypatch):
-    """A graph that says once, without cause, that something did not hold."""
-    replays = []
+    """Graphs that say once, without cause, that something did not hold: the first at its seventh step."""
+    calls = []
 
     def capture(function, device):
-        def replay():
-            replays.append(None)
-            function()
+        replay, holds = replayed(function, device), captured_step.Outcome.holding
 
-        return replay
+        def replay_once_not():
+            calls.append(None)
+            holds.fill_(len(calls) != 7)
+            replay()
 
+        return replay_once_not
+
+    monkeypatch.setattr(captured_step.Outcome, "holding", torch.tensor(True), raising=False)
     monkeypatch.setitem(captured_step.CAPTURES, "cpu", capture)
     add = captured_step.Outcome.add
-    monkeypatch.setattr(captured_step.Outcome, "add", lambda self, holds: add(self, holds & (len(replays) != 7)))
+    monkeypatch.setattr(captured_step.Outcome, "add", lambda self, holds: add(self, holds & self.holding))
     yield
-    assert len(replays) > 7
+    assert len(calls) > 7
 
 
 @pytest.mark.usefixtures("_does_not_hold_once")
@@ -277,7 +282,7 @@ def used_twice(x):
 def test_folded_constants_change_no_result(function):
     x = torch.randn(3)
     graph, constants = recorded(function, x)
-    folded, kept = with_folded_constants(graph, constants)
+    folded, kept = with_folded_constants(graph, constants, torch.device("meta"))  # for which a CPU is another
     assert len(folded.graph.nodes) <= len(graph.graph.nodes)
     for _ in range(3):
         x = torch.randn(3)

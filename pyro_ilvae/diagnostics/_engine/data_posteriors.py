@@ -16,8 +16,10 @@ from pyro_ilvae.distributions import innermost, without_event
 
 _MOST_NUMBERS = 300_000  # in the pairs of a row and a posterior at a time: what a cache of a CPU holds
 _MOST_NUMBERS_OF_GPU = 30_000_000  # which a GPU takes in the time that it needs to begin
-# Of values in units of the smallest scale: in double precision the sums below then have errors of about 1e-7 nats.
-_FARTHEST = 3e4
+# Of values in units of the smallest scale, by the precision of the result. The sums below are of squares of such
+# numbers in double precision, so their errors are about 1e-8 and 1e-10 nats.
+_FARTHEST = {torch.float64: 1e3}
+_FARTHEST_OTHERWISE = 1e4
 _MOST_VALUES = 256  # of a discrete site that are enumerated
 
 
@@ -51,8 +53,8 @@ class DataPosterior(NamedTuple):
 
     def log_prob(self, rows: Tensor) -> Tensor:
         """The log density of each row under each datum's posterior: (R, N)."""
-        if self._is_normal() and (log_prob := self._log_prob_of_normal(rows)) is not None:
-            return log_prob
+        if self._has_products(rows):
+            return self._products(rows)
         try:
             return self.by_datum(log_density_anywhere(self.fn, self.at_each_datum(rows)))
         except (NotImplementedError, KeyError) as error:  # KeyError: of transforms that only know their own draws
@@ -61,11 +63,19 @@ class DataPosterior(NamedTuple):
                 f"{type(self.fn).__name__} that has none: {error}"
             ) from error
 
-    def _is_normal(self) -> bool:
-        return type(without_event(self.fn)) in (torch.distributions.Normal, dist.Normal)
+    def _has_products(self, rows: Tensor) -> bool:
+        """Whether the posteriors are Normal, and products of matrices have their densities but for rounding."""
+        base = without_event(self.fn)
+        if type(base) not in (torch.distributions.Normal, dist.Normal) or 0 in (rows.numel(), base.loc.numel()):
+            return False
+        farthest = _FARTHEST.get(torch.promote_types(rows.dtype, base.loc.dtype), _FARTHEST_OTHERWISE)
+        reach = torch.maximum(rows.detach().abs().max().double(), base.loc.detach().abs().max().double())
+        smallest = base.scale.detach().min().double()
+        numbers = base.loc.numel() // self.fn.batch_shape[self.dim]
+        return bool((smallest > 1e-100) & (reach * numbers**0.5 < farthest * smallest))
 
-    def _log_prob_of_normal(self, rows: Tensor) -> Tensor | None:
-        r"""The log densities of all pairs as two products of matrices; None where rounding would show.
+    def _products(self, rows: Tensor) -> Tensor:
+        r"""The log densities of all pairs of a row and a Normal posterior as two products of matrices.
 
         .. math:: \log q_n(z) = -\tfrac12 \sum_k z_k^2 / \sigma_{nk}^2 + \sum_k z_k \mu_{nk} / \sigma_{nk}^2 + c_n.
         """
@@ -73,18 +83,16 @@ class DataPosterior(NamedTuple):
         first = self.dim - self.fn.event_dim
         loc, scale = (value.double().movedim(first, 0) for value in (base.loc, base.scale))
         loc, scale, values = (value.reshape(len(value), -1) for value in (loc, scale, rows.double()))
-        if not torch.maximum(values.abs().max(), loc.abs().max()) < _FARTHEST * scale.min():
-            return None
         precision = scale**-2
         constants = -(0.5 * loc.square() * precision + scale.log() + 0.5 * math.log(2 * math.pi)).sum(1)
         log_prob = torch.addmm(constants, values.square(), -0.5 * precision.T).addmm_(values, (loc * precision).T)
-        return log_prob.to(rows.dtype)
+        return log_prob.to(torch.promote_types(rows.dtype, base.loc.dtype))
 
     def passes(self, rows: Tensor, rows_per_pass: int | None) -> Iterator[slice]:
         """Yield parts of the rows whose pairs with the posteriors fit in memory."""
-        numbers = self.fn.batch_shape[self.dim] if self._is_normal() else self.at_each_datum(rows[:1]).numel()
+        alone = self.fn.batch_shape[self.dim] if self._has_products(rows) else self.at_each_datum(rows[:1]).numel()
         most = _MOST_NUMBERS if rows.device.type == "cpu" else _MOST_NUMBERS_OF_GPU
-        step = rows_per_pass or max(1, most // numbers)
+        step = rows_per_pass or max(1, most // alone)
         for start in range(0, len(rows), step):
             yield slice(start, start + step)
 
