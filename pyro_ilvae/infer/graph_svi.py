@@ -40,8 +40,10 @@ class GraphSVI(SVI):
     On a GPU the graph and the optimizer are one CUDA graph, if the optimizer is a :class:`JointOptim` whose optimizer
     is fused, and all operations are on the GPU. The host then looks at the outcome every ``check_every`` steps. The GPU
     changes no parameter in a step that does not pass its checks, and in later ones, until the host looks: then ``SVI``
-    takes these steps, with the data, draws, beta and learning rates that they had. Call :meth:`synchronize` after the
-    last step. Data that a step was given must not be changed in place before the host has looked.
+    takes these steps, with the draws, beta, settings and options of the optimizer that they had, and with buffers as
+    they are by then. If one of them raises an error, those after it are taken at the next call. Call
+    :meth:`synchronize` after the last step. Data that a step was given must not be changed in place before the host has
+    looked.
 
     Python code of a model that leaves no trace in tensors or attributes, such as ``print``, runs while recording and
     not later.

@@ -64,3 +64,16 @@ def test_values_beyond_all_scales_have_the_density_of_the_distribution(value):
     rows[0, 0] = value
     own.fn.base_dist._validate_args = False
     torch.testing.assert_close(own.log_prob(rows), by_distribution(own, rows), equal_nan=True)
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-6, 1e-155])
+def test_passes_are_as_large_as_what_they_compute(smallest):
+    """One tiny scale leaves no room for products, and each pair then takes all its numbers."""
+    scale = torch.ones(50, 20, dtype=torch.float64)
+    scale[3, 4] = smallest
+    own = DataPosterior(dist.Normal(torch.randn(50, 20, dtype=torch.float64), scale).to_event(1), -1)
+    rows = own.rows(own.fn.sample((500,))).flatten(0, 1)
+    part = next(own.passes(rows, None))
+    numbers = (part.stop - part.start) * 50 * (1 if smallest == 1.0 else 20)
+    assert numbers <= 300_000
+    torch.testing.assert_close(own.log_prob(rows[:9]), by_distribution(own, rows[:9]))

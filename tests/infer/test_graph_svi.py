@@ -202,3 +202,43 @@ def test_compiled_graphs_take_the_steps_of_svi_and_are_shared_by_equal_models():
         runs += [graph._run for graph in svi._cache.graphs.values()]
     assert runs[0] is runs[1]
     assert torch.distributions.Distribution._validate_args
+
+
+@pytest.mark.slow
+def test_compiled_graphs_know_which_buffers_share_memory():
+    """Compiled code that writes to a buffer reads its views anew."""
+    losses = []
+    for kind, options in ((SVI, {}), (GraphSVI, {})):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        part = nn.Module()
+        part.register_buffer("a", torch.zeros(2))
+        part.register_buffer("b", torch.zeros(2))
+
+        def model(x, part=part):
+            part.a.add_(0.5)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)) + part.b.sum(), 1.0), obs=x)
+
+        svi = kind(model, lambda x: None, JointOptim(*ADAM), Trace_ELBO(), **options)
+        losses.append([float(svi.step(X[:, 0])) for _ in range(4)])
+        part.b = part.a.view(2)
+        losses[-1] += [float(svi.step(X[:, 0])) for _ in range(4)]
+    assert svi.runs == "compiled graph", svi._reason
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_another_dtype_of_autocast_has_a_graph_of_its_own():
+    losses = []
+    for kind, options in ((SVI, {}), (GraphSVI, {"compile": False})):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        vae = ONE_OF_EACH["vae"].build(data_size=len(X_OF_VAE))
+        svi = kind(vae.model, vae.guide, JointOptim(*SGD), TraceMeanField_ELBO(), **options)
+        losses.append([])
+        for dtype in (torch.bfloat16,) * 4 + (torch.float16,) * 4:
+            with torch.autocast("cpu", dtype):
+                losses[-1].append(float(svi.step(X_OF_VAE)))
+    assert svi.runs == "graph"
+    assert len(svi._cache.graphs) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)

@@ -56,6 +56,23 @@ def set_number(*_):
 
 
 # What holds a number, how it is read, and how it changes.
+class Settings(dict):
+    """A dictionary whose items are attributes too."""
+
+    def __init__(self, **items):
+        super().__init__(items)
+        self.scale = items["scale"]
+
+
+class Pair(tuple):
+    pass
+
+
+def with_scale(config):
+    config.scale = 1.0
+    return config
+
+
 CHANGES = {
     "a class": (lambda: Config, lambda config: config.scale, lambda config, _: setattr(Config, "scale", 3.0)),
     "a class of an object": (Config, lambda config: config.scale, lambda config, _: setattr(Config, "scale", 3.0)),
@@ -86,6 +103,26 @@ CHANGES = {
     "a shorter list": (lambda: [1.0, 2.0], sum, lambda config, _: config.pop()),
     "many numbers": (lambda: [0.01] * 300, sum, lambda config, _: config.__setitem__(200, 3.0)),
     "a dictionary": (lambda: {"a": 1.0}, lambda config: sum(config.values()), lambda config, _: config.update(b=2.0)),
+    "a dictionary's attribute": (
+        lambda: Settings(scale=1.0),
+        lambda config: config.scale,
+        lambda config, _: setattr(config, "scale", 3.0),
+    ),
+    "a tuple's attribute": (
+        lambda: with_scale(Pair((1, 2))),
+        lambda config: config.scale,
+        lambda config, _: setattr(config, "scale", 3.0),
+    ),
+    "a distribution's scale": (
+        lambda: dist.Normal(0.0, torch.tensor(1.0)),
+        lambda config: config.scale,
+        lambda config, _: setattr(config, "scale", torch.tensor(3.0)),
+    ),
+    "a distribution's scale inside": (
+        lambda: dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1),
+        lambda config: config.base_dist.scale[0],
+        lambda config, _: config.base_dist.scale.fill_(3.0),
+    ),
     "an array": (lambda: np.ones(2), lambda config: float(config[0]), lambda config, _: config.__setitem__(0, 3.0)),
 }
 

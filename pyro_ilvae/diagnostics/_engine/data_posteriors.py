@@ -49,7 +49,7 @@ class DataPosterior(NamedTuple):
     def by_datum(self, log_prob: Tensor) -> Tensor:
         """Log densities of shape (S, *batch), summed to (S, N)."""
         log_prob = log_prob.movedim(self.dim, 1)
-        return log_prob.reshape(*log_prob.shape[:2], -1).sum(-1)
+        return log_prob.sum(tuple(range(2, log_prob.dim()))) if log_prob.dim() > 2 else log_prob
 
     def log_prob(self, rows: Tensor) -> Tensor:
         """The log density of each row under each datum's posterior: (R, N)."""
