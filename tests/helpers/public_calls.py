@@ -84,6 +84,9 @@ class Call(NamedTuple):
 
 
 _DATA = [value for value in TENSOR if value is not None]  # without data, models draw from the prior predictive
+_LABELS = ["ab", [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, -2], [0.0, 1.0, 2.0, 1.0], torch.zeros(4, 1, dtype=torch.int64)]
+_LIMITS = {"min_length": 1, "exclude": [2]}
+_BONUS = {"length_bonus": 0.5}
 _TOKENS = ["ab", None, [["a"]], torch.full((N, 3), 99), torch.full((N, 3), 0.5), torch.tensor(1)]
 
 CALLS = {
@@ -291,7 +294,7 @@ CALLS = {
         ),
         {"data_size": [0, -1, 2.5, "a"]},
     ),
-    "MixtureVAE.model": Call(lambda: (mixture().model, {"x": x(), "y": [0, 1, 2, -1]}), {"x": _DATA}),
+    "MixtureVAE.model": Call(lambda: (mixture().model, {"x": x(), "y": [0, 1, 2, -1]}), {"x": _DATA, "y": _LABELS}),
     "MixtureVAE.encode": Call(lambda: (mixture().encode, {"x": x(), "batch_size": 2})),
     "MixtureVAE.reconstruct": Call(lambda: (mixture().reconstruct, {"x": x(), "batch_size": 2})),
     "MixtureVAE.predict_component": Call(
@@ -364,25 +367,33 @@ CALLS = {
     "SequentialVAE.model": Call(lambda: (sequential().model, {"x": tokens()}), {"x": _TOKENS[:1] + _TOKENS[2:]}),
     "SequentialVAE.encode": Call(lambda: (sequential().encode, {"x": tokens(), "batch_size": 2}), {"x": _TOKENS}),
     "SequentialVAE.reconstruct": Call(
-        lambda: (sequential().reconstruct, {"x": tokens(), "batch_size": 2, "num_beams": 2, "max_length": 3}),
+        lambda: (
+            sequential().reconstruct,
+            {"x": tokens(), "batch_size": 2, "num_beams": 2, "max_length": 3} | _LIMITS | _BONUS,
+        ),
         {"x": _TOKENS},
     ),
     "SequentialVAE.sample": Call(
-        lambda: (sequential().sample, {"z": z(), "batch_size": 2, "temperature": 1.0, "max_length": 3, "seed": 0})
+        lambda: (
+            sequential().sample,
+            {"z": z(), "batch_size": 2, "temperature": 1.0, "max_length": 3, "seed": 0} | _LIMITS,
+        )
     ),
     "SequentialVAE.search": Call(
-        lambda: (sequential().search, {"z": z(), "batch_size": 2, "num_beams": 2, "max_length": 3})
+        lambda: (sequential().search, {"z": z(), "batch_size": 2, "num_beams": 2, "max_length": 3} | _LIMITS | _BONUS)
     ),
     "SequentialVAE.sample_prior": Call(
         lambda: (
             sequential().sample_prior,
-            {"num_samples": 3, "batch_size": 2, "temperature": 1.0, "max_length": 3, "seed": 0},
+            {"num_samples": 3, "batch_size": 2, "temperature": 1.0, "max_length": 3, "seed": 0} | _LIMITS,
         )
     ),
     "SequentialVAE.interpolate": Call(
         lambda: (
             sequential().interpolate,
-            {"start": tokens()[0], "end": tokens()[1], "num_steps": 3, "num_beams": 1, "max_length": 3},
+            {"start": tokens()[0], "end": tokens()[1], "num_steps": 3, "num_beams": 1, "max_length": 3}
+            | _LIMITS
+            | _BONUS,
         ),
         {"num_steps": [0, -1, 2.5, "a"]},
     ),

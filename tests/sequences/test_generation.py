@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyro_ilvae import InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder, SequenceDecoder
 from pyro_ilvae.distributions import PADDING, TokenSequence
-from pyro_ilvae.sequences.generation import ancestral_sample, beam_search
+from pyro_ilvae.sequences.generation import Exclusions, ancestral_sample, beam_search
 
 LATENT = 1
 KINDS = ["plain", "projected", "composition"]
@@ -209,6 +209,62 @@ def plain_beam_search(decoder, z, max_length, end_token, num_beams):
         order = sorted(range(len(candidates)), key=lambda i, scores=scores: -scores[i])
         beams = [candidates[i] for i in order[:num_beams]]
     return beams[0] + [PADDING] * (max_length - len(beams[0]))
+
+
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from([[], [2], [0], [2, 0]]),
+    st.integers(0, 3),
+    st.floats(-2.0, 5.0),
+)
+def test_the_best_sequence_among_those_that_are_left(seed, end_token, exclude, min_length, bonus):
+    torch.manual_seed(seed)
+    decoder, z = Table(max_length=3), codes(2)
+    exclusions = Exclusions(exclude, min_length)
+    x = all_sequences(3, 3, end_token)
+    lengths = (x >= 0).sum(1)
+    allowed = ~torch.isin(x, torch.tensor(exclude, dtype=torch.long)).any(1)
+    if end_token is not None:
+        early = (x[:, :min_length] == end_token).any(1)
+        allowed &= ~early
+    left = set(range(3)) - set(exclude) - {end_token}
+    if not left and min_length + (end_token is None):
+        with pytest.raises(ValueError, match="Expected exclude to leave a token"):
+            beam_search(decoder, z, 3, end_token, exclusions=exclusions)
+        return
+    scores = log_probs(decoder, z[0], x) + bonus * lengths
+    expected = x[scores.masked_fill(~allowed, -torch.inf).argmax()].tolist()
+    found = beam_search(decoder, z, 3, end_token, 27, length_bonus=bonus, exclusions=exclusions)
+    assert found.tolist() == [expected, expected]
+    drawn = ancestral_sample(decoder, z.repeat(20, 1), 3, end_token, exclusions=exclusions)
+    assert (drawn.unsqueeze(1) == x[allowed]).all(-1).any(1).all()
+
+
+@torch.no_grad()
+def test_draws_without_a_token_have_the_probabilities_of_the_others():
+    torch.manual_seed(0)
+    decoder, count = Table(max_length=2), 20_000
+    (z,) = codes(1)
+    x = all_sequences(3, 2, 0)
+    drawn = ancestral_sample(decoder, z.expand(count, -1), 2, 0, exclusions=Exclusions([2], 1))
+    exact = []
+    for row in x.tolist():
+        logits, state = decoder.begin(z.unsqueeze(0))
+        probability = 1.0
+        for t, token in enumerate(row):
+            if token == PADDING:
+                break
+            gone = [2, 0] if t == 0 else [2]
+            logits = logits.clone()
+            logits[0, gone] = -torch.inf
+            probability *= float(logits.softmax(-1)[0, token])
+            logits, state = decoder.step(torch.tensor([token]), state) if t == 0 else (logits, state)
+        exact.append(probability)
+    exact = torch.tensor(exact, dtype=torch.float64)
+    torch.testing.assert_close(exact.sum(), torch.tensor(1.0, dtype=torch.float64))
+    found = (drawn.unsqueeze(1) == x).all(-1).double().mean(0)
+    assert ((found - exact).abs() < 5 * (exact * (1 - exact) / count).sqrt() + 1e-12).all()
 
 
 @pytest.mark.slow
