@@ -43,6 +43,8 @@ def by_svi(kind: Callable[..., SVI], vae: VAE, x: torch.Tensor) -> Step:
     svi = kind(vae.model, vae.guide, JointOptim(torch.optim.Adam, ADAM), TraceMeanField_ELBO())
     for _ in range(5):  # SVI, recorded and compared steps, and a capture
         svi.step(x)
+    if on_gpu() and kind is not SVI and svi.runs != "CUDA graph":
+        raise RuntimeError(f"Expected a CUDA graph, got {svi!r}")
     return lambda: svi.step(x)
 
 

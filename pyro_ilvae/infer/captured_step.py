@@ -14,7 +14,7 @@ from pyro_ilvae.infer.optim import JointOptim
 from pyro_ilvae.infer.recording import Recorded, in_layout_of, memory_id
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
-__all__ = ["CAPTURES", "CapturedStep", "NotReadyError", "Outcome", "random_state", "set_random_state"]
+__all__ = ["CAPTURES", "CapturedStep", "NotReadyError", "Outcome", "may_capture", "random_state", "set_random_state"]
 
 
 class Outcome:
@@ -26,7 +26,7 @@ class Outcome:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.skips = torch.zeros((), device=device)
+        self.skips = torch.zeros((), dtype=torch.float32, device=device)  # as fused optimizers read it
         self.num_taken = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, holds: Tensor) -> None:
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class NotReadyError(Exception):
-    """The optimizer has not yet all of its state, which a step makes that is not captured."""
+    """A part of the optimizer's state is missing, which a step outside of a capture has to make first."""
 
 
 class CapturedStep:
@@ -83,6 +83,8 @@ class CapturedStep:
         self._settings = self._read_settings()
         state = random_state(device)
         of_optimizer = {parameter: dict(values) for parameter, values in self._optimizer.state.items()}
+        numbers = [value for values in of_optimizer.values() for value in values.values() if _is_number(value)]
+        counts = [number.clone() for number in numbers]  # of steps, which a trial that comes to no end leaves too large
         outcome.reset(skips=1.0)  # so that a trial changes nothing
         try:
             with _for_capture(self._optimizer, device) as self._rates:
@@ -95,13 +97,17 @@ class CapturedStep:
             set_random_state(device, state)
             if not are_close(own, self._loss_without_capture()):
                 raise NotRecordableError("the CUDA graph has another loss than its operations one by one")
-        except NotReadyError:
+        except Exception:
             self._optimizer.state.clear()
             self._optimizer.state.update(of_optimizer)
+            for number, count in zip(numbers, counts, strict=True):
+                number.copy_(count)
             raise
         finally:
             outcome.reset()
             set_random_state(device, state)
+            for parameter in self._parameters:  # of a trial that did not come to its end
+                parameter.grad = None
 
     def is_current(self, inputs: Sequence[Tensor], optim: Any) -> bool:
         """Whether everything is where the device looks for it, and the optimizer is the same."""
@@ -115,9 +121,12 @@ class CapturedStep:
             if own is not value:
                 own.copy_(value, non_blocking=True)
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
-            if rate is not group["lr"]:
+            if isinstance(group["lr"], Tensor) and rate is not group["lr"]:
+                rate.copy_(group["lr"], non_blocking=True)
+            elif rate is not group["lr"]:
                 rate.fill_(group["lr"])
         self._replay()
+        self._optimizer._opt_called = True  # as schedulers of PyTorch want to know
         return self._loss.clone()
 
     @torch.no_grad()
@@ -165,6 +174,10 @@ class CapturedStep:
         return id(self._optim.optimizer), places, options, groups, versions, hooks, clips
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
 def random_state(device: torch.device) -> Tensor:
     """The random state of a device, which the host knows without asking the device."""
     return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
@@ -176,6 +189,17 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
         torch.set_rng_state(state)
     else:
         torch.cuda.set_rng_state(state, device)
+
+
+def may_capture(optim: Any) -> bool:
+    """Whether an optimizer can skip an update on the device."""
+    try:
+        _check_optimizer(optim)
+    except NotRecordableError:
+        return False
+    except NotReadyError:
+        pass
+    return True
 
 
 def _check_optimizer(optim: Any) -> None:
@@ -198,16 +222,19 @@ def _hooks(optimizer: Any) -> list[Any]:
 
 
 @contextmanager
-def _for_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[list[Tensor]]:
+def _for_capture(optimizer: Any, device: torch.device) -> Iterator[list[Tensor]]:
     """A context in which an optimizer reads its learning rates from the device; yields the rates of its groups."""
     before = [dict(group) for group in optimizer.param_groups]
+    warned = getattr(optimizer, "_warned_capturable_if_run_uncaptured", True)
     try:
+        optimizer._warned_capturable_if_run_uncaptured = True  # a trial is no capture yet
         for group in optimizer.param_groups:
-            if not isinstance(group["lr"], Tensor):
-                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+            rate = torch.as_tensor(group["lr"], dtype=torch.float32)  # as fused optimizers read it
+            group["lr"] = rate.to(device)
             group["capturable"] = True
         yield [group["lr"] for group in optimizer.param_groups]
     finally:
+        optimizer._warned_capturable_if_run_uncaptured = warned
         for group, options in zip(optimizer.param_groups, before, strict=True):
             group.clear()
             group.update(options)
@@ -216,27 +243,29 @@ def _for_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> Iter
 def _cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What runs a function again, whose operations are one CUDA graph."""
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        own, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(own)
         waits = torch.cuda.get_sync_debug_mode()
-        with torch.cuda.stream(side):
-            function()
-            try:
+        try:
+            with torch.cuda.stream(side):
+                function()
                 # A capture that fails leaves a process without a generator, so what would make it fail is found before.
                 torch.cuda.set_sync_debug_mode("error")
                 function()
-            except RuntimeError as error:
-                raise NotRecordableError(f"an operation waits for the device: {error}") from error
-            finally:
-                torch.cuda.set_sync_debug_mode(waits)
-        torch.cuda.current_stream().wait_stream(side)
+        except RuntimeError as error:
+            raise NotRecordableError(f"an operation waits for the device: {error}") from error
+        finally:
+            torch.cuda.set_sync_debug_mode(waits)
+            own.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         spare = generator.clone_state()
         try:
-            with torch.cuda.graph(graph):
+            # On a stream of this device. Other threads, such as that of a DataLoader, may go on with their own work.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 function()
         except RuntimeError as error:
+            torch.cuda.set_stream(own)
             generator.graphsafe_set_state(spare)
             raise NotRecordableError(f"it cannot be a CUDA graph: {error}") from error
     return graph.replay

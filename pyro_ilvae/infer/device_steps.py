@@ -23,8 +23,8 @@ from pyro_ilvae.infer.graph_runs import Graph
 
 __all__ = ["DeviceStep", "DeviceSteps"]
 
-# Captures of one graph of which none ran: the optimizer makes its state anew in each step.
-_MANY_IN_VAIN = 3
+# Captures of one graph in a row of which none came about.
+_MOST_IN_VAIN = 3
 
 
 class DeviceStep(NamedTuple):
@@ -39,6 +39,7 @@ class DeviceStep(NamedTuple):
     options: list[tuple[dict[str, Any], dict[str, Any]]]
     random_state: Tensor
     loss: Tensor
+    is_first: bool = False  # of those in which not all held
 
 
 class DeviceSteps:
@@ -49,8 +50,8 @@ class DeviceSteps:
     """
 
     def __init__(self) -> None:
-        self._outcome: Outcome | None = None
-        self._device = torch.device("cpu")
+        self._outcomes: dict[torch.device, Outcome] = {}
+        self._device = torch.device("cpu")  # of the steps that are running
         self._running: list[DeviceStep] = []
         self._not_taken: list[DeviceStep] = []
 
@@ -63,41 +64,46 @@ class DeviceSteps:
         """The number of steps that are to be taken again."""
         return len(self._not_taken)
 
-    def must_capture(self, graph: Graph, inputs: Sequence[Tensor], optim: Any) -> bool:
-        """Whether a graph has to be captured before its steps can run on the device; no step may then be waiting."""
-        if graph.device is None or graph.device.type not in CAPTURES or graph.num_captures >= _MANY_IN_VAIN:
-            return False
-        return graph.captured is None or not graph.captured.is_current(inputs, optim)
+    def can_take(self, graph: Graph, inputs: Sequence[Tensor], svi: Any) -> bool:
+        """Whether the steps of a graph run on the device, for which it is captured first.
 
-    def can_take(self, graph: Graph, inputs: Sequence[Tensor], optim: Any) -> bool:
-        """Whether the steps of a graph run on the device; a warning says why not, once for each graph."""
-        if self.must_capture(graph, inputs, optim):
-            self._capture(graph, inputs, optim)
+        A warning says why not, once for each graph.
+        """
+        if graph.device is None or graph.device.type not in CAPTURES:
+            return False
+        if graph.num_in_vain < _MOST_IN_VAIN and (
+            graph.captured is None or not graph.captured.is_current(inputs, svi.optim)
+        ):
+            svi.synchronize()  # a capture runs on what the steps before it leave
+            self._capture(graph, inputs, svi.optim)
         # Gradients that the user left are added to, which is no part of a captured step.
         return graph.captured is not None and all(parameter.grad is None for parameter in graph.parameters)
 
     def _capture(self, graph: Graph, inputs: Sequence[Tensor], optim: Any) -> None:
         assert graph.device is not None
-        parameters = list(graph.parameters)
         graph.captured = None
-        graph.num_captures += 1
-        if self._outcome is None or graph.device != self._device:
-            self._device = graph.device
-            self._outcome = Outcome(self._device)
+        graph.num_in_vain += 1
+        outcome = self._outcomes.setdefault(graph.device, Outcome(graph.device))
+        reason = "the optimizer makes its state anew in each step"
         try:
-            graph.captured = CapturedStep(graph.recorded, parameters, inputs, optim, self._outcome)
-            graph.num_captures = 0
+            graph.captured = CapturedStep(graph.recorded, list(graph.parameters), inputs, optim, outcome)
+            graph.num_in_vain = 0
         except NotReadyError:
             pass
         except Exception as error:  # the operations one by one do the same
-            graph.num_captures = _MANY_IN_VAIN
-            first_line = str(error).strip().partition("\n")[0]
-            warnings.warn(f"GraphSVI runs a graph operation by operation, because {first_line}", stacklevel=4)
+            graph.num_in_vain = _MOST_IN_VAIN
+            reason = str(error).strip().partition("\n")[0]
+        if graph.num_in_vain >= _MOST_IN_VAIN:
+            warnings.warn(f"GraphSVI runs a graph operation by operation, because {reason}", stacklevel=4)
 
     def take(
         self, graph: Graph, inputs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], svi: Any
     ) -> Tensor:
         """Take a step, without waiting for it, and return the loss."""
+        assert graph.device is not None
+        if self._running and graph.device != self._device:
+            svi.synchronize()
+        self._device = graph.device
         state = random_state(self._device)
         loss: Tensor = graph.captured(inputs)
         elbo: AnnealedELBO = svi.elbo
@@ -111,13 +117,13 @@ class DeviceSteps:
         If an error ends the iteration, the steps after it are given at the next look.
         """
         if self._running:
-            assert self._outcome is not None
+            outcome = self._outcomes[self._device]
             running, self._running = self._running, []
-            num_taken = int(self._outcome.num_taken)
+            num_taken = int(outcome.num_taken)
             for step in running[:num_taken]:
                 step.graph.num_failures = 0
-            self._not_taken += running[num_taken:]
-            self._outcome.reset()
+            self._not_taken += [step._replace(is_first=i == 0) for i, step in enumerate(running[num_taken:])]
+            outcome.reset()
         while self._not_taken:
             yield self._not_taken.pop(0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ilvae.infer.annealing import AnnealMessenger, current_beta
-from pyro_ilvae.infer.captured_step import CAPTURES
+from pyro_ilvae.infer.captured_step import CAPTURES, may_capture
 from pyro_ilvae.infer.generators import set_states, states
 from pyro_ilvae.infer.graph_runs import Graph, are_close, has_hooks
 from pyro_ilvae.infer.loss_module import unconstrained
@@ -96,14 +96,16 @@ class GraphCache:
 
     def _betas(self) -> dict[str, Tensor]:
         named = self._svi.elbo.beta if isinstance(self._svi.elbo.beta, Mapping) else {"beta": self._svi.elbo.beta}
-        return {name: torch.as_tensor(current_beta(beta)) for name, beta in named.items()}
+        return {name: _as_tensor(current_beta(beta)) for name, beta in named.items()}
 
     def _key(
         self, leaves: list[Any], structure: Any, inputs: list[Tensor], betas: dict[str, Tensor]
     ) -> tuple[Any, ...]:
         """What a graph takes as it is: where it differs, another graph is needed."""
         assert self._state is not None
-        weights, ids = [float(beta) for beta in betas.values()], [id(value) for value in inputs]
+        # Reading a beta that is on a GPU takes time.
+        weights = [float(beta) for beta in betas.values()] if len(betas) > 1 else []
+        ids = [id(value) for value in inputs]
         return (
             structure,
             tuple((type(leaf), leaf) for leaf in leaves if not isinstance(leaf, Tensor)),  # 1 equals True
@@ -157,8 +159,9 @@ class GraphCache:
         if changed or replaced:
             what = ", ".join(changed[:3]) or "a tensor that an attribute holds"
             raise NotRecordableError(f"the model or guide changes {what} each time that it runs")
-        captured = any(parameter.device.type in CAPTURES for parameter in names)  # and not compiled
-        return Graph(recorded, names, state, self._svi.compile and not captured)
+        # A CUDA graph is not compiled.
+        on_device = all(parameter.device.type in CAPTURES for parameter in names) and may_capture(self._svi.optim)
+        return Graph(recorded, names, state, self._svi.compile and not on_device)
 
     def _parameters(self, inputs: list[Tensor], args: Any, kwargs: Any) -> dict[Tensor, str]:
         """The names of the parameters that a step moves, by a run of model and guide."""
@@ -205,6 +208,11 @@ class GraphCache:
 
 class NewParametersError(Exception):
     """A step makes new parameters, which only a step of SVI does with the right draws."""
+
+
+def _as_tensor(beta: Any) -> Tensor:
+    """A beta as a tensor: on the host, whatever the default device is, if it is a number."""
+    return beta if isinstance(beta, Tensor) else torch.tensor(beta, device="cpu")
 
 
 def _flattened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:

@@ -34,7 +34,6 @@ class Graph:
 
     Args:
         recorded: the graph.
-        device: where all parameters are, if they are in one place.
         parameters: the names of the parameters in Pyro's store, by the leaves that an optimizer moves.
         state: what the model and the guide hold, which lives as long as the graph.
         compiled: whether to compile the graph.
@@ -42,7 +41,9 @@ class Graph:
     Attributes:
         recorded: the graph.
         captured: the step with its optimizer as one operation of a device; None if that was not tried or not possible.
-        num_captures: how often it was tried.
+        num_in_vain: how often in a row that was tried in vain.
+        device: where all parameters are, if they are in one place.
+        kind: how the graph runs, in words.
         num_runs: the number of steps that it has taken.
         num_failures: the number of runs in a row in which not all held that was assumed.
     """
@@ -55,7 +56,7 @@ class Graph:
         devices = {parameter.device for parameter in parameters}
         self.device = devices.pop() if len(devices) == 1 else None
         self._state = state
-        self.num_runs = self.num_failures = self.num_captures = 0
+        self.num_runs = self.num_failures = self.num_in_vain = 0
         self.captured: Any = None
         self._held = state.held(tensors=False)
         self.recorded = recorded

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO, SVI, TraceGraph_ELBO
 from pyro.infer.util import zero_grads
@@ -55,13 +56,14 @@ class GraphSVI(SVI):
         loss: a Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO, or one of them as :class:`AnnealedELBO`. With another
             objective all steps are steps of ``SVI``, with a warning.
         compile: whether PyTorch's compiler fuses the graph, which takes up to half a minute once for each structure of
-            a model and shape of a batch. Otherwise it runs operation by operation. A CUDA graph is not compiled.
+            a model and shape of a batch. Otherwise it runs operation by operation. A CUDA graph is not compiled, nor is
+            a graph on a GPU whose optimizer would allow one.
         num_compared: in how many steps of each graph loss and gradients are compared with ``SVI``.
         num_graphs: the number of graphs that are kept.
         device: where tensors in the arguments of a step go before it; to a GPU, without waiting, by way of pinned
             memory. If None, they stay where they are.
-        check_every: after how many steps of a CUDA graph the host looks at the outcome. It takes no part in steps that
-            are no CUDA graph: each of them is looked at.
+        check_every: after how many steps of a CUDA graph the host looks at the outcome. Other steps are looked at one
+            by one.
 
     Raises:
         ValueError: for an objective in which a step has no meaning, and as ``SVI``.
@@ -131,10 +133,12 @@ class GraphSVI(SVI):
             **kwargs: their named arguments.
 
         Returns:
-            the negative objective, annealed if it has a beta, in nats: a tensor of shape ().
+            the negative objective, annealed if it has a beta, in nats: a tensor of shape () where the parameters are.
+            The loss of a step of a CUDA graph may be replaced until the host has looked at the step.
 
         Raises:
-            NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values.
+            NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values. It may be
+                that of an earlier step of a CUDA graph.
         """
         self._num_steps += 1
         if self.device is not None:
@@ -142,11 +146,8 @@ class GraphSVI(SVI):
         if self._device_steps.num_not_taken:  # an error came before them
             self.synchronize()
         found = self._found(args, kwargs)
-        if found is not None and found[0].num_runs > self.num_compared:
-            if self._device_steps.must_capture(*found, self.optim):
-                self.synchronize()
-            if self._device_steps.can_take(*found, self.optim):
-                return self._step_of_device(*found, args, kwargs)
+        if found is not None and found[0].num_runs > self.num_compared and self._device_steps.can_take(*found, self):
+            return self._step_of_device(*found, args, kwargs)
         self.synchronize()
         return self._step_of_svi(*args, **kwargs) if found is None else self._step_of_graph(*found, args, kwargs)
 
@@ -176,8 +177,8 @@ class GraphSVI(SVI):
         Raises:
             NonFiniteLossError: for a loss or gradient that is not finite.
         """
-        for i, step in enumerate(self._device_steps.look()):
-            if i == 0:
+        for step in self._device_steps.look():
+            if step.is_first:
                 self._count_failure(step.graph)
             with self._device_steps.as_at(step, self):
                 step.loss.copy_(self._step_of_svi(*step.args, **step.kwargs))
@@ -194,7 +195,9 @@ class GraphSVI(SVI):
 
     def _step_of_svi(self, *args: Any, **kwargs: Any) -> Tensor:
         self._runs = "SVI"
-        return torch.tensor(super().step(*args, **kwargs))
+        loss = super().step(*args, **kwargs)
+        parameters = pyro.get_param_store()._params.values()
+        return torch.tensor(loss, device=next((parameter.device for parameter in parameters), None))
 
     def _step_of_graph(self, graph: Graph, inputs: list[Tensor], args: Any, kwargs: Any) -> Tensor:
         self.elbo._step_watch.count(*args, **kwargs)
@@ -247,7 +250,7 @@ class GraphSVI(SVI):
 
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, to which the host does not wait for the copy."""
+    """The tensor on the device; the host does not wait for the copy."""
     if value.device.type == device.type and device.index in (None, value.device.index):
         return value
     pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value

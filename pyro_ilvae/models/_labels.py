@@ -16,10 +16,13 @@ _LOG_OF_TINY = -80.0
 
 
 class LabelledCategorical(dist.Categorical):
-    """A component of which some data have a known one: the probability of the component, or 0 if another is known.
+    """The prior of a component that some data have a known one of: 0 for all others.
+
+    Only ``log_prob`` and draws know of the labels. The density is not normalized: it is the probability of the known
+    component by the logits, and not 1. ``probs`` and what follows from them are the prior of a datum without a label.
 
     Args:
-        logits: the logits of the components, of shape (C,) or (N, C).
+        logits: the logits of the components, of shape (..., C).
         labels: the known component of each datum, of shape (N,), or -1.
     """
 
@@ -27,7 +30,8 @@ class LabelledCategorical(dist.Categorical):
 
     def __init__(self, logits: Tensor, labels: Tensor, validate_args: bool | None = None) -> None:
         self.labels = labels
-        super().__init__(logits=logits.expand(*labels.shape, logits.shape[-1]), validate_args=validate_args)
+        batch_shape = torch.broadcast_shapes(logits.shape[:-1], labels.shape)
+        super().__init__(logits=logits.expand(*batch_shape, logits.shape[-1]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(LabelledCategorical, _instance)
@@ -58,15 +62,15 @@ def checked_labels(y: Any, num_data: int, num_components: int, like: Tensor) -> 
         return None
     labels = _checks.tensor("y", y)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"Expected y, labels for site 'y', to hold ints, got {labels.dtype}")
+        raise ValueError(f"Expected y to hold ints, the labels of site 'y', got {labels.dtype}")
     if labels.shape != (num_data,):
         raise ValueError(
-            f"Expected y, labels for site 'y', of shape ({num_data},), one for each datum, got {tuple(labels.shape)}"
+            f"Expected y of shape ({num_data},), a label of site 'y' for each datum, got {tuple(labels.shape)}"
         )
     labels = labels.to(like.device, torch.int64)
     if ((labels < -1) | (labels >= num_components)).any():
         raise ValueError(
-            f"Expected y, labels for site 'y', from 0 to {num_components - 1}, or -1 where the component is unknown, "
-            f"got {int(labels.min())} to {int(labels.max())}"
+            f"Expected y to hold labels of site 'y' from 0 to {num_components - 1}, or -1 where there is none, got "
+            f"{int(labels.min())} to {int(labels.max())}"
         )
     return labels

@@ -48,13 +48,14 @@ class MixtureVAE(MixturePrior):
     :class:`~pyro.infer.TraceEnum_ELBO` too. The sites ``y`` and ``z`` then need the same weight, and ``Predictive``
     draws y from its prior: use :meth:`predict_component` or :func:`~pyro_ilvae.from_pyro_svi` instead.
 
-    Where the component of some data is known, ``model`` and ``guide`` take it as ``y``, with -1 for all other data. The
-    guide is then certain of it, and these data have the bound
+    Where the component of some data is known, ``model`` and ``guide`` take it as ``y``, with -1 for all other data.
+    These data have the bound
 
     .. math:: \operatorname{E}_{q(z \mid x, y)} \log p(x \mid z) - \operatorname{KL}(q(z \mid x, y) \,\|\,
         p(z \mid y)) + \log \pi_y,
 
-    which trains :math:`q(y \mid x)` of the factor form too, since it follows from the components; an encoder with
+    with :math:`q(z \mid x)` in place of :math:`q(z \mid x, y)` where y is summed out of the model. It trains
+    :math:`q(y \mid x)` of the factor form too, since that follows from the components. An encoder with
     ``num_components`` has logits that only data without a label train.
 
     Components can have a prior (for example a ``PyroSample`` as ``component_loc``) in model and guide, except for a
@@ -172,6 +173,7 @@ class MixtureVAE(MixturePrior):
 
         Raises:
             ValueError: for labels of another shape, kind or range, and as for :meth:`~pyro_ilvae.VAE.model`.
+            TypeError: for labels that are no tensor, and cannot be made one.
         """
         refuse_without_enumeration("y", self.enumerate_in)
         x = self._checked(x)
@@ -181,8 +183,8 @@ class MixtureVAE(MixturePrior):
         logits, loc, scale = self._components()
         prior = dist.Categorical(logits=logits) if labels is None else LabelledCategorical(logits, labels)
         with plate:
-            y = pyro.sample("y", prior, infer={"enumerate": "parallel"} if self.enumerate_in == "model" else {})
-            z = pyro.sample("z", dist.Normal(of_component(loc, y), of_component(scale, y)).to_event(1))
+            component = pyro.sample("y", prior, infer={"enumerate": "parallel"} if self.enumerate_in == "model" else {})
+            z = pyro.sample("z", dist.Normal(of_component(loc, component), of_component(scale, component)).to_event(1))
         return self._sample_x(z, x, plate)
 
     @pyro_method
@@ -203,8 +205,11 @@ class MixtureVAE(MixturePrior):
             return self._sample_z(x, plate)
         logits, loc, scale = self._components() if x is None else self._posterior(x)
         with plate:
-            y = pyro.sample("y", dist.Categorical(logits=known(logits, labels)), infer={"enumerate": "parallel"})
-            z: Tensor = pyro.sample("z", dist.Normal(of_component(loc, y), of_component(scale, y)).to_event(1))
+            component = pyro.sample(
+                "y", dist.Categorical(logits=known(logits, labels)), infer={"enumerate": "parallel"}
+            )
+            q = dist.Normal(of_component(loc, component), of_component(scale, component)).to_event(1)
+            z: Tensor = pyro.sample("z", q)
         return z
 
     def create_plates(

@@ -283,7 +283,7 @@ def test_folded_constants_change_no_result(function):
     x = torch.randn(3)
     graph, constants = recorded(function, x)
     folded, kept = with_folded_constants(graph, constants, torch.device("meta"))  # for which a CPU is another
-    assert len(folded.graph.nodes) <= len(graph.graph.nodes)
+    assert len(folded.graph.nodes) <= len(graph.graph.nodes) - 2 * (function is used_twice)
     for _ in range(3):
         x = torch.randn(3)
         state = torch.get_rng_state()

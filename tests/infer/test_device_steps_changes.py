@@ -15,6 +15,7 @@ from torch.nn.modules.transformer import _detect_is_causal_mask
 
 from pyro_ilvae import AnnealedELBO, GraphSVI, JointOptim, NonFiniteLossError
 from pyro_ilvae.infer import captured_step
+from pyro_ilvae.infer.device_steps import DeviceSteps
 
 X = torch.randn(20, generator=torch.Generator().manual_seed(0))
 NO_MASK, CAUSAL = torch.zeros(2, 2), torch.full((2, 2), -torch.inf).triu(1)
@@ -184,11 +185,15 @@ def test_changes_take_effect_as_with_svi(change):
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in OF_THE_TIME])
 @pytest.mark.parametrize("check_every", [1, 5])
-def test_a_step_that_does_not_hold_is_taken_as_it_was(change, check_every):
+def test_a_step_that_does_not_hold_is_taken_as_it_was(change, check_every, monkeypatch):
     at = range(8, 20) if change in AGAIN_AND_AGAIN else [11]
     results = []
+    taken_again = []
+    as_at = DeviceSteps.as_at
+    monkeypatch.setattr(DeviceSteps, "as_at", lambda *args: taken_again.append(args) or as_at(*args))
     for kind in (GraphSVI, SVI):
         results.append(Run(kind, flips=True, check_every=check_every).take(CHANGES[change], at).result)
+    assert taken_again
     check_same(*results)
 
 
@@ -236,3 +241,62 @@ def test_a_new_svi_can_be_pickled():
     svi = GraphSVI(model.model, model.guide, JointOptim(*ADAM), Trace_ELBO(), compile=False)
     again = pickle.loads(pickle.dumps(svi))
     again.step(ONE_OF_EACH["vae"].x)
+
+
+def results_of(runs, **options):
+    """What is left by steps of each kind, of which those of the graph run as it says."""
+    results = []
+    for kind in (GraphSVI, SVI):
+        run = Run(kind, **options).take()
+        assert kind is SVI or run.svi.runs == runs, run.svi._reason
+        results.append(run.result)
+    return results
+
+
+def failing(function, device):
+    """A trial whose optimizer raises an error, as where a GPU has not enough memory."""
+
+    def raises(*args, **kwargs):
+        raise RuntimeError("no memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "_fused_adam_", raises)
+        patch.setattr(torch, "_fused_sgd_", raises)
+        function()
+
+
+@pytest.mark.filterwarnings("ignore:GraphSVI runs a graph operation by operation, because no memory")
+@pytest.mark.parametrize("optim", [ADAM, (torch.optim.SGD, {"lr": 1e-3, "fused": True, "momentum": 0.9})])
+def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch, optim):
+    monkeypatch.setitem(captured_step.CAPTURES, "cpu", failing)
+    check_same(*results_of("graph", optim=optim))
+
+
+def test_a_default_dtype_of_double_precision():
+    torch.set_default_dtype(torch.float64)
+    try:
+        check_same(*results_of("CUDA graph"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_learning_rate_that_is_a_tensor_changes_in_place(dtype):
+    results = []
+    for kind in (GraphSVI, SVI):
+        rate = torch.tensor(0.05, dtype=dtype)
+        run = Run(kind, optim=(torch.optim.Adam, {"lr": rate, "fused": True}))
+        results.append(run.take(lambda run, rate=rate: rate.mul_(0.8), range(8, 20)).result)
+    check_same(*results)
+
+
+def test_a_scheduler_that_is_built_late_has_nothing_to_warn_of():
+    results = []
+    for kind in (GraphSVI, SVI):
+        run = Run(kind).take(num_steps=10)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.9)
+        for _ in range(10):
+            run.step(X)
+            scheduler.step()
+        results.append(run.take(num_steps=1).result)
+    check_same(*results)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyro.infer import SVI, Predictive, TraceEnum_ELBO
 
 from pyro_ilvae import AnnealedELBO, GraphSVI, JointOptim, MixtureVAE, MLPDecoder, MLPEncoder, diagnostics, likelihoods
+from pyro_ilvae.models._labels import LabelledCategorical
 
 X = torch.randn(5, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0), dtype=torch.float64)
 
@@ -108,12 +109,23 @@ def test_labels_name_the_components():
         assert (found == truth)[150:].float().mean() > 0.95
 
 
+def test_logits_of_each_particle_have_the_labels_of_all():
+    prior = LabelledCategorical(torch.randn(4, 1, 3), torch.tensor([0, -1, 2]))
+    assert prior.batch_shape == (4, 3)
+    assert (prior.sample()[:, [0, 2]] == torch.tensor([0, 2])).all()
+    values = prior.enumerate_support()
+    log_prob = prior.log_prob(values)
+    assert (log_prob[1:, :, 0] < -1e10).all()
+    torch.testing.assert_close(log_prob[:, :, 1].exp().sum(0), torch.ones(4))
+    assert prior.expand([2, 4, 3]).log_prob(values.unsqueeze(1).expand(3, 2, 4, 3)).shape == (3, 2, 4, 3)
+
+
 WRONG = {
-    "floats": (torch.zeros(5), "to hold ints"),
+    "floats": (torch.zeros(5), "y to hold ints"),
     "shape": (torch.zeros(4, dtype=torch.int64), r"of shape \(5,\)"),
-    "too large": (torch.tensor([0, 1, 2, 3, 0]), "from 0 to 2, or -1"),
-    "too small": (torch.tensor([0, 1, -2, 2, 0]), "from 0 to 2, or -1"),
-    "words": (["a"] * 5, "y"),
+    "too large": (torch.tensor([0, 1, 2, 3, 0]), "y to hold labels .* from 0 to 2, or -1"),
+    "too small": (torch.tensor([0, 1, -2, 2, 0]), "y to hold labels .* from 0 to 2, or -1"),
+    "words": (["a"] * 5, "Expected y"),
 }
 
 
