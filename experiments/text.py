@@ -196,7 +196,9 @@ FULLY = {
     "names": ["projected, L = 2.75", "SVAE, linear path", "projected, L = 2.5", "SVAE", *IN_NATS],
     "tinyshakespeare": ["projected, kappa = 1.75", "SVAE, linear path", "SVAE", *IN_NATS, "SVAE, KL annealed"],
 }
-FULLY["names"] += ["SVAE, 0.4 free nats", "SVAE, KL annealed", "LIDSVAE", "composition, L = 2"]
+FULLY["names"] += ["SVAE, 0.4 free nats", "SVAE, KL annealed"]
+for recipes in FULLY.values():
+    recipes += ["LIDSVAE", "composition, L = 2"]
 CHOSEN = {name: FULLY.get(name, SHORT) if FULL else SHORT for name in CORPORA}
 BUDGETS = {name: [epochs] for name, epochs in EPOCHS.items()}
 if FULL:

@@ -261,7 +261,7 @@ def _cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         spare = generator.clone_state()
         try:
-            # On a stream of this device. Other threads, such as that of a DataLoader, may go on with their own work.
+            # On a stream of this device. Other threads, such as a DataLoader's, may go on with their work.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 function()
         except RuntimeError as error:

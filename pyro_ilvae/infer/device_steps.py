@@ -152,7 +152,7 @@ class DeviceSteps:
 
 
 def _current(beta: Any) -> Any:
-    """The numbers of a beta, or of those of several sites, which stay as they are."""
+    """The present value of a beta, or of each site's beta, which no later change reaches."""
     if isinstance(beta, Mapping):
         return {name: _current(own) for name, own in beta.items()}
     value = current_beta(beta)

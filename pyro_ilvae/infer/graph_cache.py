@@ -60,16 +60,14 @@ class GraphCache:
         leaves, structure = _flattened(args, kwargs)
         check_arguments(leaves)
         if self._state is None:
-            self._state = ProgramState(self._svi.model, self._svi.guide, self._svi.elbo.elbo)
+            self._state = self._new_state()
         betas = self._betas()
         inputs = self._inputs(leaves, betas)
         key = self._key(leaves, structure, inputs, betas)
         graph = self.graphs.get(key)
         if graph is None or not graph.is_current():
             changed = self._state.changed(self._settings)
-            self._state = ProgramState(
-                self._svi.model, self._svi.guide, self._svi.elbo.elbo
-            )  # a part may have come or gone
+            self._state = self._new_state()  # a part may have come or gone
             inputs = self._inputs(leaves, betas)
             key = self._key(leaves, structure, inputs, betas)
             self._count_recording(changed, key[1], key[2])
@@ -87,6 +85,9 @@ class GraphCache:
             self.graphs = OrderedDict((key, other) for key, other in self.graphs.items() if other is not graph)
             if self._num_forgotten > _MANY_IN_VAIN and self._svi._num_steps < 10 * self._num_forgotten:
                 raise NotRecordableError("values that PyTorch or Pyro decide by are others in each step")
+
+    def _new_state(self) -> ProgramState:
+        return ProgramState(self._svi.model, self._svi.guide, self._svi.elbo.elbo)
 
     def _inputs(self, leaves: list[Any], betas: dict[str, Tensor]) -> list[Tensor]:
         """The tensors that may differ between steps, without the parameters."""

@@ -137,8 +137,8 @@ class GraphSVI(SVI):
             The loss of a step of a CUDA graph may be replaced until the host has looked at the step.
 
         Raises:
-            NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values. It may be
-                that of an earlier step of a CUDA graph.
+            NonFiniteLossError: for a loss or gradient that is not finite; the parameters keep their values. Where steps
+                are CUDA graphs, an earlier step may be the one that it names.
         """
         self._num_steps += 1
         if self.device is not None:

@@ -1,4 +1,4 @@
-"""Steps that a device takes by itself are those of SVI, and a step that fails loses none of the later ones.
+"""A device takes the same steps as SVI, and a step that fails loses none of the later ones.
 
 On a CPU the operations of a step run one after the other, in the same memory, where a GPU runs one CUDA graph.
 """

@@ -244,7 +244,7 @@ def test_a_new_svi_can_be_pickled():
 
 
 def results_of(runs, **options):
-    """What is left by steps of each kind, of which those of the graph run as it says."""
+    """What is left by a run of each kind; the steps of GraphSVI have to run as ``runs`` says."""
     results = []
     for kind in (GraphSVI, SVI):
         run = Run(kind, **options).take()
