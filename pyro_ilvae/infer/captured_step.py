@@ -11,7 +11,7 @@ from torch.optim import optimizer as optimizers
 from pyro_ilvae.infer.constant_folding import first_off_device, with_folded_constants
 from pyro_ilvae.infer.graph_runs import are_close
 from pyro_ilvae.infer.optim import JointOptim
-from pyro_ilvae.infer.recording import Recorded, in_layout_of, memory_id
+from pyro_ilvae.infer.recording import Recorded, in_layout_of, memory_id, preserved
 from pyro_ilvae.infer.value_reads import NotRecordableError
 
 __all__ = ["CAPTURES", "CapturedStep", "NotReadyError", "Outcome", "may_capture", "random_state", "set_random_state"]
@@ -148,10 +148,8 @@ class CapturedStep:
 
     @torch.no_grad()
     def _loss_without_capture(self) -> Tensor:
-        before = [self._inputs[i].clone() for i in self._written]
-        loss: Tensor = self._graph(*self._arguments)[0]
-        for i, value in zip(self._written, before, strict=True):
-            self._inputs[i].copy_(value)
+        with preserved([self._inputs[i] for i in self._written]):
+            loss: Tensor = self._graph(*self._arguments)[0]
         return loss
 
     def _read_settings(self) -> tuple[Any, ...]:

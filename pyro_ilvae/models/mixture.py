@@ -178,7 +178,7 @@ class MixtureVAE(MixturePrior):
         refuse_without_enumeration("y", self.enumerate_in)
         x = self._checked(x)
         plate = self._data_plate(x, index, num_data)
-        labels = checked_labels(y, num_data if x is None else len(x), self.num_components, self._prior_loc)
+        labels = self._labels(y, num_data if x is None else len(x))
         # The components are read outside the plate, so that a prior on them is global and not one for each datum.
         logits, loc, scale = self._components()
         prior = dist.Categorical(logits=logits) if labels is None else LabelledCategorical(logits, labels)
@@ -200,7 +200,7 @@ class MixtureVAE(MixturePrior):
         x = self._checked(x)
         self._warn_of_another_model()
         plate = self._data_plate(x, index, num_data)
-        labels = checked_labels(y, num_data if x is None else len(x), self.num_components, self._prior_loc)
+        labels = self._labels(y, num_data if x is None else len(x))
         if self.enumerate_in == "model":
             return self._sample_z(x, plate)
         logits, loc, scale = self._components() if x is None else self._posterior(x)
@@ -303,6 +303,10 @@ class MixtureVAE(MixturePrior):
         with seeded(seed):
             z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
             return self._decoded(z, batch_size, mean=mean)
+
+    def _labels(self, y: Tensor | None, num_data: int) -> Tensor | None:
+        """The known components, checked, if there are any."""
+        return checked_labels(y, num_data, self.num_components, self._prior_loc)
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""

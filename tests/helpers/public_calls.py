@@ -86,7 +86,7 @@ class Call(NamedTuple):
 _DATA = [value for value in TENSOR if value is not None]  # without data, models draw from the prior predictive
 _LABELS = ["ab", [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, -2], [0.0, 1.0, 2.0, 1.0], torch.zeros(4, 1, dtype=torch.int64)]
 _LIMITS = {"min_length": 1, "exclude": [2]}
-_BONUS = {"length_bonus": 0.5}
+_BONUS = {"num_beams": 2, "length_bonus": 0.5}
 _TOKENS = ["ab", None, [["a"]], torch.full((N, 3), 99), torch.full((N, 3), 0.5), torch.tensor(1)]
 
 CALLS = {
@@ -369,7 +369,7 @@ CALLS = {
     "SequentialVAE.reconstruct": Call(
         lambda: (
             sequential().reconstruct,
-            {"x": tokens(), "batch_size": 2, "num_beams": 2, "max_length": 3} | _LIMITS | _BONUS,
+            {"x": tokens(), "batch_size": 2, "max_length": 3} | _LIMITS | _BONUS,
         ),
         {"x": _TOKENS},
     ),
@@ -380,7 +380,7 @@ CALLS = {
         )
     ),
     "SequentialVAE.search": Call(
-        lambda: (sequential().search, {"z": z(), "batch_size": 2, "num_beams": 2, "max_length": 3} | _LIMITS | _BONUS)
+        lambda: (sequential().search, {"z": z(), "batch_size": 2, "max_length": 3} | _LIMITS | _BONUS)
     ),
     "SequentialVAE.sample_prior": Call(
         lambda: (
@@ -391,9 +391,7 @@ CALLS = {
     "SequentialVAE.interpolate": Call(
         lambda: (
             sequential().interpolate,
-            {"start": tokens()[0], "end": tokens()[1], "num_steps": 3, "num_beams": 1, "max_length": 3}
-            | _LIMITS
-            | _BONUS,
+            {"start": tokens()[0], "end": tokens()[1], "num_steps": 3, "max_length": 3} | _LIMITS | _BONUS,
         ),
         {"num_steps": [0, -1, 2.5, "a"]},
     ),
