@@ -192,7 +192,7 @@ def measure(model: VAE | MixtureVAE, data: Images) -> Run:
     evidence = diagnostics.evidence(*pair, num_samples=NUM_SAMPLES, batch_size=100, seed=0)
     units = diagnostics.active_units(*pair, batch_size=200, seed=0)
     information = diagnostics.mutual_information(*pair, num_samples=4, batch_size=200, seed=0)
-    codes = [model.encode(x, 500)[0].numpy(force=True) for x in (data.train, data.test)]
+    codes = [model.encode(x, batch_size=500)[0].numpy(force=True) for x in (data.train, data.test)]
     classifier = KNeighborsClassifier(5).fit(codes[0], data.train_labels.numpy(force=True))
     return {
         "log_likelihood": float(evidence.log_likelihood.mean()),

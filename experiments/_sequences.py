@@ -143,7 +143,7 @@ def measure(vae: SequentialVAE, test: Tensor) -> Run:
     evidence = diagnostics.evidence(*pair, test, num_samples=NUM_SAMPLES, batch_size=50, seed=0)
     kl = diagnostics.kl_per_dimension(*pair, test, batch_size=200).values.mean(0)
     information = diagnostics.mutual_information(*pair, test, num_samples=4, batch_size=200, seed=0)
-    found = vae.reconstruct(test, 200)[:, : test.shape[1]]
+    found = vae.reconstruct(test, batch_size=200)[:, : test.shape[1]]
     return {
         "log_likelihood": float(evidence.log_likelihood.mean()),
         "perplexity": float(diagnostics.perplexity(evidence.log_likelihood, (test >= 0).sum(1))),

@@ -93,7 +93,7 @@ def fit_mixture(decoder: str, likelihood: str, latent_dim: int, start: str, seed
         train(mixture, part.train, EPOCHS + EPOCHS // 2, elbo)
     seconds = time.perf_counter() - began
     torch.save(mixture.state_dict(), SWEEP.file(decoder, likelihood, latent_dim, start, seed, suffix=".pt"))
-    probs = mixture.predict_component(part.test, 500)
+    probs = mixture.predict_component(part.test, batch_size=500)
     usage = diagnostics.component_usage(probs)
     agreement = diagnostics.cluster_agreement(DATA.test_labels, probs)
     return {
@@ -164,7 +164,7 @@ figure.savefig(OUTPUT / "fashion_mixture.png", dpi=110, bbox_inches="tight")
 
 # Component numbers mean nothing across seeds: the same cluster has another number in another fit. How well two fits
 # agree after the best permutation says how reproducible the clusters are.
-probs = [restored(best, seed).predict_component(DATA.test, 500) for seed in SEEDS]
+probs = [restored(best, seed).predict_component(DATA.test, batch_size=500) for seed in SEEDS]
 for seed, other in zip(SEEDS[1:], probs[1:], strict=True):
     match = diagnostics.match_components(probs[0], other)
     print(f"seeds {SEEDS[0]} and {seed}: agreement {match.agreement:.2f}")

@@ -83,21 +83,21 @@ def boolean(name: str, value: bool) -> bool:
 
 def positive_int(name: str, value: int, *, at_least: int = 1) -> int:
     """Return ``value`` if it is an int of at least ``at_least``."""
-    if not _is_int(value) or index(value) < at_least:
+    if not is_int(value) or index(value) < at_least:
         raise ValueError(f"Expected {name} to be an int >= {at_least}, got {value!r}")
     return index(value)
 
 
 def index_below(name: str, value: int, size: int) -> int:
     """Return ``value`` if it is an int from 0 to ``size`` - 1."""
-    if not _is_int(value) or not 0 <= index(value) < size:
+    if not is_int(value) or not 0 <= index(value) < size:
         raise ValueError(f"Expected {name} to be an int from 0 to {size - 1}, got {value!r}")
     return index(value)
 
 
 def seed(value: int | None) -> int | None:
     """Return ``value`` if it is None or an int that a generator of PyTorch takes."""
-    if value is not None and not (_is_int(value) and -(2**63) <= index(value) < 2**64):
+    if value is not None and not (is_int(value) and -(2**63) <= index(value) < 2**64):
         raise ValueError(f"Expected seed to be an int or None, got {value!r}")
     return value
 
@@ -169,17 +169,40 @@ def last_dim(name: str, value: torch.Tensor, size: int) -> None:
         raise ValueError(f"Expected {name} of shape (..., {size}), got {tuple(value.shape)}")
 
 
-def context(value: torch.Tensor | None, size: int | None) -> None:
+def context(value: torch.Tensor | None, size: int | None, kind: str = "a decoder") -> None:
     """Raise unless ``value`` is a context of shape (..., size), or None if ``size`` is None."""
     if size is None:
         if value is not None:
             raise ValueError(
-                f"Expected no context for a decoder without context_dim, got one of shape {tuple(value.shape)}"
+                f"Expected no context for {kind} without context_dim, got one of shape {tuple(value.shape)}"
             )
         return
     if value is None:
         raise ValueError(f"Expected context of shape (..., {size}), got None")
     last_dim("context", value, size)
+
+
+def is_int(value: object) -> bool:
+    """Whether ``value`` is a single integer of Python, NumPy or PyTorch, and no boolean."""
+    # NumPy's integers are SupportsIndex and not int. Arrays and tensors are SupportsIndex too: index() refuses them
+    # unless they hold a single integer.
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return False
+    try:
+        index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def mask(name: str, value: Any, shape: torch.Size) -> torch.Tensor:
+    """Return ``value`` as booleans of this shape."""
+    found = tensor(name, value)
+    if found.dtype != torch.bool:
+        raise ValueError(f"Expected {name} to hold booleans, True where an entry is there, got {found.dtype}")
+    if found.shape != shape:
+        raise ValueError(f"Expected {name} of shape {tuple(shape)}, as the data, got {tuple(found.shape)}")
+    return found
 
 
 def _from_array(name: str, value: Any) -> torch.Tensor:
@@ -207,18 +230,6 @@ def _got(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}: pass an object of it, such as {value.__name__}(...)"
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _is_int(value: object) -> bool:
-    # NumPy's integers are SupportsIndex and not int. Arrays and tensors are SupportsIndex too: index() refuses them
-    # unless they hold a single integer.
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        return False
-    try:
-        index(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _number(value: object) -> float:

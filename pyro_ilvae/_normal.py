@@ -86,21 +86,32 @@ class Normal(ExponentialFamily):
         """Whether the density of a datum depends on the other data of its batch."""
         return self.estimate == "optimal"
 
-    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        """The distribution of batch shape ``eta.shape``; only the optimal scale uses ``x``."""
+    def forward(self, eta: Tensor, x: Tensor | None = None, mask: Tensor | None = None) -> TorchDistribution:
+        """The distribution of batch shape ``eta.shape``; only the optimal scale uses ``x``, where ``mask`` is True."""
         eta = as_eta(eta)
         scale = self._scale_beside(eta)
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
             # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
-            squares = (x - eta.detach()).square()
-            mean = squares.reshape(-1, *self.log_scale.shape).mean(0) if self.log_scale.dim() else squares.mean()
-            log_scale = 0.5 * mean.clamp(min=1e-12).log()
+            log_scale = self._optimal((x - eta.detach()).square(), mask)
             scale = log_scale.exp()
             if log_scale.isfinite().all():  # a step with a loss that is not finite must not enter the average
                 weight = 1.0 if self.num_updates == 0 else self._momentum
                 self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
                 self.num_updates += 1
         return IsotropicNormal(eta, scale)
+
+    def _optimal(self, squares: Tensor, mask: Tensor | None) -> Tensor:
+        """The log scale at which squared errors are most probable, of one number or of each entry of a datum."""
+        shape = self.log_scale.shape
+        if mask is None:
+            mean = squares.reshape(-1, *shape).mean(0) if shape else squares.mean()
+            return 0.5 * mean.clamp(min=1e-12).log()
+        there = _checks.mask("mask", mask, squares.shape[squares.dim() - mask.dim() :]).expand_as(squares)
+        squares = torch.where(there, squares, 0.0)
+        dims = tuple(range(squares.dim() - len(shape)))
+        total, count = squares.sum(dims), there.sum(dims)
+        found = 0.5 * (total / count.clamp(min=1)).clamp(min=1e-12).log()
+        return torch.where(count > 0, found, self.log_scale)  # a feature that no datum of the batch has keeps its scale
 
     def _scale_beside(self, eta: Tensor) -> Tensor:
         """The scale that is used without data, of a shape that broadcasts with ``eta``."""

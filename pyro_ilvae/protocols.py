@@ -69,18 +69,29 @@ class Encoder(Protocol):
     """A network from data to the location and scale of q(z | x).
 
     How to write one: return a pair of tensors of shape (..., K), the scale positive. For a mixture with a posterior for
-    each component, return logits of shape (..., C) before them, and set ``num_components``.
+    each component, return logits of shape (..., C) before them, and set ``num_components``. An encoder whose
+    ``forward`` has an argument ``context``, or ``mask``, is called with it by name where there is one.
 
     Attributes:
         latent_dim: optional; the dimension K of z, which has to be the decoder's.
         num_components: optional; the number C of components with a posterior of their own.
+        context_dim: optional; the width of a context, None for an encoder that reads none.
+        takes_mask: optional; whether it reads which entries are missing.
     """
 
     latent_dim: int
     num_components: int | None
+    context_dim: int | None
+    takes_mask: bool
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        r"""Location and scale, each of shape (..., K), for ``x`` of shape (..., \*data shape)."""
+    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        r"""Location and scale, each of shape (..., K).
+
+        Args:
+            x: data of shape (..., \*data shape), with some other value where entries are missing.
+            context: optional; of shape (..., C).
+            mask: optional; booleans of the shape of ``x``, False where an entry is missing; None where none can be.
+        """
 
 
 class Likelihood(Protocol):
@@ -97,7 +108,8 @@ class Likelihood(Protocol):
         support: optional; the constraint that data must meet; finite numbers if left out.
         support_hint: optional; what to do about data outside of the support, as the end of an error message.
         integer_data: optional; True if data stay integers, as categories do.
-        depends_on_batch: optional; True if the density of a datum depends on the other data of its batch.
+        depends_on_batch: optional; True if the density of a datum depends on the other data of its batch. It is then
+            called with a third argument where entries are missing: booleans of the shape of ``x``, False there.
         noise_scale: optional; sigma, if x is eta plus independent Normal noise: one number for all entries of a datum,
             or a tensor of its shape with a scale for each.
     """

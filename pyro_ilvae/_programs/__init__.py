@@ -3,6 +3,7 @@
 from pyro_ilvae._programs.arguments import Arguments, ModelArgs, are_batches
 from pyro_ilvae._programs.handlers import Release, Replay
 from pyro_ilvae._programs.loaders import ArgumentsInBatches
+from pyro_ilvae._programs.masks import within_event
 from pyro_ilvae._programs.runs import MOST_PAIRS, Program, Runs, Values
 from pyro_ilvae._programs.sites import (
     SiteShape,
@@ -38,4 +39,5 @@ __all__ = [
     "site_log_prob",
     "site_numbers",
     "site_shape",
+    "within_event",
 ]

@@ -36,7 +36,7 @@ def other_masks(guide_trace: Trace, model_trace: Trace) -> list[str]:
     own, prior = (drawn(trace) for trace in (guide_trace, model_trace))
     for name in [name for name in prior if name in own]:
         sites: list[Any] = [trace.nodes[name] for trace in (guide_trace, model_trace)]
-        within = [_within_event(site["fn"]) for site in sites]
+        within = [within_event(site["fn"]) for site in sites]
         if not _equal(*within):
             raise ValueError(
                 f"Expected the same mask of entries of site '{name}' in model and guide, got another in the guide: "
@@ -92,7 +92,7 @@ def _positions(guide: Callable[..., Any], name: str, masks: dict[str, Tensor]) -
     return None
 
 
-def _within_event(fn: Any) -> Any:
+def within_event(fn: Any) -> Any:
     """The mask of entries of events, which a distribution holds inside its event dimensions; None without one."""
     masks = []
     while hasattr(fn, "base_dist"):

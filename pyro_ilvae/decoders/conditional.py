@@ -68,8 +68,12 @@ class ConditionalDecoder(Module):
         with evaluation_mode(self):
             return self(z, context).mean(0).flatten()  # type: ignore[no-any-return]
 
-    def given(self, context: Tensor) -> "DecoderGiven":
-        """The decoder at one context of shape (C,), a function of z alone, for the diagnostics of decoders.
+    def given(self, context: Tensor | None = None, *, offset: Tensor | float | None = None) -> "DecoderGiven":
+        """The decoder at one context and one offset, a function of z alone, for the diagnostics of decoders.
+
+        Args:
+            context: the context, of shape (C,); None for a decoder without one.
+            offset: what is added to the natural parameters, a number or of the shape of a datum's; nothing if None.
 
         Example:
             >>> from pyro_ilvae import MLPDecoder
@@ -77,40 +81,54 @@ class ConditionalDecoder(Module):
             >>> decoder.given(torch.zeros(3))(torch.zeros(5, 2)).shape
             torch.Size([5, 8])
         """
-        return DecoderGiven(self, context)
+        return DecoderGiven(self, context, offset=offset)
 
 
 class DecoderGiven(nn.Module):
-    r"""A decoder at one context, from z of shape (..., K) to natural parameters of shape (..., \*event_shape).
+    r"""A decoder at one context and one offset, from z of shape (..., K) to natural parameters (..., \*event_shape).
 
-    .. math:: z \mapsto f(z; c), \qquad \|f(z; c) - f(z'; c)\| \ge L \|z - z'\|.
+    .. math:: z \mapsto f(z; c) + o, \qquad \|f(z; c) - f(z'; c)\| \ge L \|z - z'\|.
 
     Args:
-        decoder: a decoder with a context.
-        context: the context :math:`c`, of shape (C,).
+        decoder: a decoder.
+        context: the context :math:`c`, of shape (C,); None for a decoder without one.
+        offset: what is added, :math:`o`: a number, or of shape event_shape; nothing if None.
 
     Raises:
-        ValueError: for a decoder without a context, and a context of another shape.
+        ValueError: for a context or an offset of another shape, and for neither of them.
     """
 
     _kind = "decoder"
 
     conditional = False
 
-    def __init__(self, decoder: nn.Module, context: Tensor) -> None:
+    def __init__(
+        self, decoder: nn.Module, context: Tensor | None = None, *, offset: Tensor | float | None = None
+    ) -> None:
         super().__init__()
         size: int | None = getattr(decoder, "context_dim", None)
         if context is not None:
             context = dense("context", context)
+        if context is None and offset is None:
+            raise ValueError("Expected a context or an offset at which a decoder is taken, got neither")
         _checks.context(context, size)
-        if context.dim() != 1:
+        if context is not None and context.dim() != 1:
             raise ValueError(f"Expected context of shape ({size},), got {tuple(context.shape)}")
         self.decoder = decoder
         self.latent_dim: int = decoder.latent_dim  # type: ignore[assignment]
         self.event_shape: torch.Size = decoder.event_shape  # type: ignore[assignment]
         self.register_buffer("context", context, persistent=False)
+        if offset is not None:
+            offset = torch.tensor(float(offset)) if getattr(offset, "ndim", 0) == 0 else _checks.real("offset", offset)
+            if offset.shape not in (torch.Size(), self.event_shape) or not offset.isfinite().all():
+                raise ValueError(
+                    f"Expected offset to be a finite number, or finite numbers of shape {tuple(self.event_shape)}, got "
+                    f"{offset if offset.dim() == 0 else tuple(offset.shape)}"
+                )
+        self.register_buffer("offset", offset, persistent=False)
 
-    context: Tensor
+    context: Tensor | None
+    offset: Tensor | None
 
     @property
     def inverse_lipschitz(self) -> float | None:
@@ -143,4 +161,5 @@ class DecoderGiven(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K)."""
-        return self.decoder(z, self.context)  # type: ignore[no-any-return]
+        eta: Tensor = self.decoder(z) if self.context is None else self.decoder(z, self.context)
+        return eta if self.offset is None else eta + self.offset.to(eta)

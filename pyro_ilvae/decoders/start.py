@@ -14,7 +14,7 @@ from pyro_ilvae.decoders.nats import information_diagonal, noise_unit
 from pyro_ilvae.decoders.principal import Moments, TokenCounts, batches_of
 from pyro_ilvae.likelihoods import Categorical, check_support
 
-__all__ = ["Place", "Start", "check_weights", "start_from_data", "start_from_tokens"]
+__all__ = ["Place", "Start", "WorkingData", "check_weights", "start_from_data", "start_from_tokens"]
 
 
 # Of data for whose dtypes PyTorch has few operations.
@@ -30,6 +30,14 @@ class Place(NamedTuple):
     frame: Frame | None = None  #: a frame that stays; None for the directions of the data
     num_categories: int = 0  #: of a centered frame
     weights: Tensor | None = None  #: scales of the entries, in units of which the frame lies
+
+
+class WorkingData(NamedTuple):
+    """A sample on the scale of means, from which what else explains the data has been taken off."""
+
+    values: Tensor  #: of shape (N, *event_shape); they need not be in the support of the likelihood
+    center: Tensor | None  #: the natural parameters of their mean, of shape event_shape; computed from the mean if None
+    shift: Tensor | None  #: what the natural parameters have beyond the decoder's; nothing if None
 
 
 class Start(NamedTuple):
@@ -59,8 +67,8 @@ def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> 
     """The start for a sample or its batches."""
     with seeded(seed):  # a loader may draw, and what is drawn afterwards must not depend on that
         moments = _moments(x, likelihood, place)
-    offset = _natural_parameters(likelihood, moments, place)
-
+    center = x.center if isinstance(x, WorkingData) else None
+    offset = _natural_parameters(likelihood, moments, place) if center is None else center.to(place.like)
     if place.frame is None:
         found = _directions(moments, likelihood, offset, place).to(place.like.device)
         directions, num_found = completed(found, place.num_directions, place.num_categories), found.shape[1]
@@ -74,6 +82,8 @@ def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> 
     spread = math.sqrt(float(moments.variances(columns).mean()))
     # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
     spread = spread * unit * unit if noise is None else spread
+    if isinstance(x, WorkingData) and x.shift is not None:
+        offset = offset - x.shift.to(place.like)
     return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread)
 
 
@@ -131,6 +141,9 @@ def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
     """The moments of the data, checked; those of the indicators of categories."""
     categories, data_shape = _categories(likelihood, place.event_shape)
     moments = Moments()
+    if isinstance(x, WorkingData):
+        moments.add(x.values)
+        return moments
     for batch in batches_of(x, data_shape, place.event_shape.numel()):
         if len(batch) > 0:
             batch = batch.to(_WIDER.get(batch.dtype, batch.dtype))

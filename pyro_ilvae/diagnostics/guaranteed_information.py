@@ -16,6 +16,7 @@ from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.channels import Channel, channel_of
 from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site, part_of
 from pyro_ilvae.diagnostics._engine.decoding import (
+    at_any_context,
     certified_constant,
     check_likelihood,
     jacobian,
@@ -110,8 +111,10 @@ def guaranteed_information(
     Args:
         model_or_decoder: a model with the attributes ``decoder``, ``likelihood`` and ``prior``, the distribution of the
             z that the decoder takes, such as a :class:`~pyro_ilvae.VAE`, or its method ``model``, which is not run; or
-            a decoder of z alone. For a decoder with a context, pass ``decoder.given(context)``. For K < D it needs
-            the method ``coordinates``, see :class:`~pyro_ilvae.protocols.Decoder`.
+            a decoder. With a context c, a :class:`~pyro_ilvae.ProjectedDecoder` guarantees the same
+            :math:`I(x; z \mid c)` for every c; for any other decoder with a context, pass ``decoder.given(context)``.
+            A known shift of its value changes nothing. For K < D the decoder needs the method ``coordinates``, see
+            :class:`~pyro_ilvae.protocols.Decoder`.
         likelihood: for a decoder, a function from its value to the distribution of the data. It has to be Normal around
             this value, with one scale :math:`\sigma` or a scale for each entry, the same for all z.
         prior: the distribution of z, of event shape (K,); if None, the model's, and N(0, I) for a decoder. An entropy
@@ -156,6 +159,7 @@ def guaranteed_information(
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model_or_decoder, likelihood), seeded(seed):
         try:
             decoder, likelihood, prior = _parts(model_or_decoder, likelihood, prior)
+            decoder = at_any_context(decoder)
             spread = spread_of(prior)
             counts = _counts(spread.weights, num_samples)
             drawn = draws_by_component(prior, spread.numbers, counts)

@@ -43,7 +43,7 @@ def convert(
     """Return all groups of (chain, draw) = ``shape`` posterior draws; see ``Sampler`` for ``given`` and ``source``."""
     arguments = Arguments.of(model_args, model_kwargs)
     _names.check_call(model, arguments)
-    constants = _names.constants(constant_data)
+    constants = _names.constants_of(constant_data)
     groups: dict[str, Any] = {
         "prior": _checks.boolean("prior", prior),
         "posterior_predictive": _checks.boolean("posterior_predictive", posterior_predictive),
@@ -53,7 +53,9 @@ def convert(
     }
     with torch.no_grad(), seeded(seed):
         sampler = Sampler(model, guide, arguments, given=given, source=source, **groups)
-        names = _names.dims(sampler, constants, dims)
+        covariates, their_dims = _names.covariates(model, arguments, sampler, constants)
+        constants |= covariates
+        names = their_dims | _names.dims(sampler, constants, dims)
         _names.check_coords(sampler, constants, names, coords, shape)
         notes = sampler.notes(strict=log_likelihood == "integrated")
         try:

@@ -11,6 +11,8 @@ from torch import nn
 from pyro_ilvae._programs import Arguments, Program
 from pyro_ilvae.io_pyro._sampler import Arrays, Sampler
 
+_COVARIATES = ("context", "offset")
+
 
 def check_call(model: Program, arguments: Arguments) -> None:
     """Raise unless the model can be called with the arguments."""
@@ -24,7 +26,7 @@ def check_call(model: Program, arguments: Arguments) -> None:
         raise TypeError(f"Expected model_args and model_kwargs that the model takes, got: {error}") from None
 
 
-def constants(given: Mapping[str, Any] | None) -> Arrays:
+def constants_of(given: Mapping[str, Any] | None) -> Arrays:
     """Return copies of constant data as arrays."""
     result = {}
     for name, value in _mapping("constant_data", given).items():
@@ -38,6 +40,33 @@ def constants(given: Mapping[str, Any] | None) -> Arrays:
             )
         result[name] = array
     return result
+
+
+def covariates(
+    model: Program, arguments: Arguments, sampler: Sampler, constants: Arrays
+) -> tuple[Arrays, dict[str, list[str]]]:
+    """The arguments of the model that stand beside its data, and the names of their dimensions.
+
+    These are a context and an offset of each datum, unless a constant or a site has that name.
+    """
+    try:
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        bound = signature.bind(*arguments.args, **arguments.kwargs).arguments
+    except (TypeError, ValueError):
+        return {}, {}
+    plates = {kept[0] for name in sampler.data if (kept := sampler.shapes[name].kept)}
+    if len(plates) != 1:
+        return {}, {}
+    ((plate, size),) = plates
+    found: Arrays = {}
+    names: dict[str, list[str]] = {}
+    for name in _COVARIATES:
+        value = bound.get(name)
+        shape = tuple(getattr(value, "shape", ()))
+        if shape[:1] == (size,) and name not in constants and name not in sampler.shapes:
+            found |= constants_of({name: value})
+            names[name] = [str(plate), *(f"{name}_dim_{i}" for i in range(len(shape) - 1))]
+    return found, names
 
 
 def dims(sampler: Sampler, constants: Arrays, given: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:

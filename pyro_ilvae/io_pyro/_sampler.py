@@ -25,6 +25,7 @@ from pyro_ilvae._programs import (
     site_log_prob,
     site_numbers,
     site_shape,
+    within_event,
 )
 from pyro_ilvae.io_pyro._integrated import IntegratedLikelihood
 from pyro_ilvae.io_pyro._log_densities import LogDensities
@@ -93,7 +94,16 @@ class Sampler:
         self.coords = {plate: own for plate, own in held.items() if own.ndim == 1 and own.dtype.kind in "iu"}
         self.integrated = IntegratedLikelihood(self.runs, num_importance_samples, plate)
         self.log_densities = LogDensities(self.runs, self.integrated)
-        self.observed = {name: self._array(name, nodes[name]["value"], 1)[0].copy() for name in self.data}
+        self.observed = {name: self._observed(name, nodes[name]) for name in self.data}
+
+    def _observed(self, name: str, node: Any) -> np.ndarray:
+        """The data of a site, with NaN in place of the entries of a datum that a mask leaves out."""
+        found = self._array(name, node["value"], 1)[0].copy()
+        mask = within_event(node["fn"])
+        if mask is None or bool(mask.all()):
+            return found
+        there = self._array(name, mask.expand(torch.as_tensor(node["value"]).shape), 1)[0]
+        return np.where(there, found, np.nan)
 
     def dims(self, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Return the names of the dimensions of every site, after chain and draw."""

@@ -61,7 +61,8 @@ def from_pyro_svi(
         dims: names by site, either of the event dimensions or of all dimensions. By default
             dimensions of plates are named after the plates, and all others ``<site>_dim_0``, ``<site>_dim_1``, ...
             For an entry of ``constant_data``, names of all its dimensions.
-        constant_data: arrays by name for the group ``constant_data``, such as covariates.
+        constant_data: arrays by name for the group ``constant_data``, such as covariates. The arguments ``context`` and
+            ``offset`` of the model are there by themselves, where they have a row for each datum.
         seed: a seed for the draws, which then leave the global random state of PyTorch as it was.
 
     Returns:
@@ -97,6 +98,7 @@ def from_pyro_svi(
           corrects for the guide (Magnusson et al. 2019, https://arxiv.org/abs/1904.10679); with the conditional one,
           ``lp`` and ``lp_approx`` do. ArviZ 0 has no such function: there ``arviz.psislw`` of
           ``stats.lp_global - stats.lp_approx_global - log_likelihood``, draws last, gives the same log weights.
+        - Entries of a datum that a mask leaves out are NaN in ``observed_data``.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.

@@ -13,8 +13,10 @@ _DATA = "data at site 'x'"
 _SMALL_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16)
 
 
-def parts(x: Any, shapes: Collection[torch.Size], event_dim: int) -> Iterator[Any]:
+def parts(x: Any, shapes: Collection[torch.Size], event_dim: int) -> Iterator[tuple[Any, bool]]:
     """The batches of an iterable, such as a DataLoader or a list of tensors; anything else is a single batch.
+
+    Each comes with whether it is the batch of an iterable, which may hold more than data.
 
     Args:
         x: the data.
@@ -22,13 +24,12 @@ def parts(x: Any, shapes: Collection[torch.Size], event_dim: int) -> Iterator[An
         event_dim: the number of dimensions that one datum has at most.
     """
     if not _is_iterable_of_batches(x, shapes, event_dim):
-        yield x
+        yield x, False
         return
     found = False
     for batch in x:
         found = True
-        # Data sets with labels give tuples, of which the data come first.
-        yield batch[0] if isinstance(batch, tuple | list) and batch and hasattr(batch[0], "__array__") else batch
+        yield batch, True
     if not found:
         raise ValueError(f"Expected {_DATA}, got an iterable without a batch")
 
@@ -40,6 +41,8 @@ def _is_iterable_of_batches(x: Any, shapes: Collection[torch.Size], event_dim: i
         return isinstance(x, Iterable) and not hasattr(x, "toarray")
     # A sequence can also hold the data one by one, as lists of numbers do.
     first: Any = x[0] if len(x) > 0 else None
+    if isinstance(first, Mapping):
+        return True
     with_labels = isinstance(first, tuple | list) and len(first) > 0
     shape = getattr(first[0] if with_labels else first, "shape", None)
     if not isinstance(shape, tuple):  # of a tensor, an array or a data frame

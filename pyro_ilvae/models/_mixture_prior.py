@@ -1,6 +1,5 @@
 """What a mixture model has for its components: the prior of z that they are, and where they start."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.models._autoencoder import DenseAutoencoder
 from pyro_ilvae.models._clusters import find_clusters
+from pyro_ilvae.models._dense import DenseAutoencoder
 
 _NUM_DRAWS = 1000
 
@@ -48,7 +47,15 @@ class MixturePrior(DenseAutoencoder):
         return {"component_loc": reach * loc, "component_log_scale": torch.full_like(loc, reach).log()}
 
     @torch.no_grad()
-    def initialize(self, x: Any, *, seed: int | None = None) -> None:
+    def initialize(
+        self,
+        x: Any,
+        context: Tensor | None = None,
+        *,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
         r"""Start where the data are: first the decoder, then components that are spread as the data are.
 
         .. math:: m_c = r\, \frac{e_c - \bar e}{\operatorname{rms}(e - \bar e)}, \qquad s_c = r, \qquad
@@ -68,25 +75,28 @@ class MixturePrior(DenseAutoencoder):
 
         Args:
             x: a sample of the data of shape (N, \*data shape), or an iterable of batches, which is read once.
+            context: as for :meth:`~pyro_ilvae.VAE.initialize`.
+            offset: as for :meth:`~pyro_ilvae.VAE.initialize`.
+            mask: as for :meth:`~pyro_ilvae.VAE.initialize`.
             seed: a seed for the weights that are drawn anew; the global random state if None.
 
         Raises:
             TypeError: for a decoder without a method ``initialize``.
             ValueError: as for the model.
         """
-        super().initialize(x, seed=seed)
+        super().initialize(x, context, offset=offset, mask=mask, seed=seed)
 
-    def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
+    def _initialize(self, data: Any, seed: int | None) -> None:
         decoder: Any = self.decoder
         start_of = getattr(decoder, "_start_of", None)
         if start_of is None:
-            super()._initialize(batches, seed)
+            super()._initialize(data, seed)
         with seeded(seed):
             loc = torch.randn(self.num_components, self.latent_dim)
             if start_of is None:
                 reach = self._reach_of_constant()
             else:
-                start = start_of(batches, self.likelihood, seed)
+                start = start_of(data, self.likelihood, seed)
                 decoder._apply_start(start)
                 reach = start.extent / max(start.extent, self._slope())
                 if self.num_components > 1:
@@ -105,15 +115,24 @@ class MixturePrior(DenseAutoencoder):
     def _slope(self) -> float:
         """The root mean square by which a unit of z moves what the decoder returns, over draws from N(0, I)."""
         z = torch.randn(_NUM_DRAWS, self.latent_dim).to(self._prior_loc)
+        # With a context, at the context 0.
+        context = () if self.context_dim is None or not self.decoder.conditional else (z.new_zeros(self.context_dim),)
         with evaluation_mode(self):
-            y = self.decoder(z)
+            y = self.decoder(z, *context)
         coordinates = getattr(self.decoder, "coordinates", None)
         y = y.flatten(1) if coordinates is None else coordinates(y)
         return float(((y - y.mean(0)).double().square().sum(-1).mean() / self.latent_dim).sqrt())
 
     @torch.no_grad()
     def initialize_components(
-        self, x: Tensor, batch_size: int | None = None, *, restarts: int = 10, seed: int | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        restarts: int = 10,
+        batch_size: int | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         r"""Place the components at clusters of encoded data, found by k-means; the encoder must be trained.
 
@@ -128,8 +147,10 @@ class MixturePrior(DenseAutoencoder):
 
         Args:
             x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
-            batch_size: the number of data encoded at a time; all at once if None.
+            context: as for the model.
+            mask: as for the model.
             restarts: the number of runs of k-means; the run with the closest clusters counts.
+            batch_size: the number of data encoded at a time; all at once if None.
             seed: a seed for k-means; the global random state if None.
 
         Returns:
@@ -145,7 +166,7 @@ class MixturePrior(DenseAutoencoder):
         """
         _checks.positive_int("restarts", restarts)
         self._check_no_prior("initialize_components")
-        loc, scale = self._encoded(x, batch_size)
+        loc, scale = self._encoded(self._batches(x, context, mask=mask, batch_size=batch_size))
         sign = 1.0 if self.enumerate_in == "model" else -1.0
         clusters = find_clusters(loc, sign * scale.square(), self.num_components, restarts, seed)
         self._set("component_loc", clusters.loc)

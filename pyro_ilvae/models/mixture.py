@@ -5,22 +5,20 @@ from typing import Literal
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._contexts import evaluation_mode, seeded
-from pyro_ilvae.models._components import checked, mean_and_scale, of_component, responsibilities, times_factor
+from pyro_ilvae.models._components import of_component
 from pyro_ilvae.models._labels import LabelledCategorical, checked_labels, known
-from pyro_ilvae.models._mixture_prior import MixturePrior
+from pyro_ilvae.models._mixture_posterior import MixturePosterior
 from pyro_ilvae.models._objective import refuse_without_enumeration
 
 __all__ = ["MixtureVAE"]
 
 
-class MixtureVAE(MixturePrior):
+class MixtureVAE(MixturePosterior):
     r"""A variational autoencoder whose prior is a mixture of Gaussians: a GMVAE, LIDMVAE or IL-LIDMVAE.
 
     .. math:: y_n \sim \operatorname{Categorical}(\pi), \qquad
@@ -76,6 +74,8 @@ class MixtureVAE(MixturePrior):
         likelihood: a function from natural parameters to a distribution, see :mod:`pyro_ilvae.likelihoods`.
         num_components: the number :math:`C` of components.
         data_size: the number N of data in the data set, as for :class:`~pyro_ilvae.VAE`.
+        context_network: as for :class:`~pyro_ilvae.VAE`. Components are the same in all contexts.
+        missing: as for :class:`~pyro_ilvae.VAE`.
         weights: "fixed" keeps :math:`\pi` uniform, which keeps components in use; "learned" trains it.
         scales: "learned" trains s; "fixed" keeps s at 1, and locations start from N(0, I). L is in units of z, so small
             scales weaken what L asks for.
@@ -123,6 +123,8 @@ class MixtureVAE(MixturePrior):
         num_components: int,
         *,
         data_size: int | None = None,
+        context_network: nn.Module | None = None,
+        missing: Literal["raise", "ignore"] = "raise",
         weights: Literal["fixed", "learned"] = "fixed",
         scales: Literal["learned", "fixed"] = "learned",
         enumerate_in: Literal["guide", "model"] = "guide",
@@ -130,7 +132,14 @@ class MixtureVAE(MixturePrior):
         event_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__(
-            decoder, encoder, likelihood, data_size=data_size, latent_dim=latent_dim, event_shape=event_shape
+            decoder,
+            encoder,
+            likelihood,
+            data_size=data_size,
+            context_network=context_network,
+            missing=missing,
+            latent_dim=latent_dim,
+            event_shape=event_shape,
         )
         self.num_components = _checks.positive_int("num_components", num_components)
         self.weights = _checks.choice("weights", weights, ("fixed", "learned"))
@@ -158,8 +167,11 @@ class MixtureVAE(MixturePrior):
     def model(
         self,
         x: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         y: Tensor | None = None,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
         index: Tensor | None = None,
         num_data: int = 1,
     ) -> Tensor:
@@ -167,43 +179,49 @@ class MixtureVAE(MixturePrior):
 
         Args:
             x: the data, as for :meth:`~pyro_ilvae.VAE.model`.
+            context: as for :meth:`~pyro_ilvae.VAE.model`.
             y: the known component of each datum, ints of shape (N,) from 0 to C - 1, or -1 where it is unknown.
+            offset: as for :meth:`~pyro_ilvae.VAE.model`.
+            mask: as for :meth:`~pyro_ilvae.VAE.model`.
             index: as for :meth:`~pyro_ilvae.VAE.model`.
-            num_data: the number of data to draw without ``x``.
+            num_data: as for :meth:`~pyro_ilvae.VAE.model`.
 
         Raises:
             ValueError: for labels of another shape, kind or range, and as for :meth:`~pyro_ilvae.VAE.model`.
             TypeError: for labels that are no tensor, and cannot be made one.
         """
         refuse_without_enumeration("y", self.enumerate_in)
-        x = self._checked(x)
-        plate = self._data_plate(x, index, num_data)
-        labels = self._labels(y, num_data if x is None else len(x))
+        given = self._given(x, context, mask=mask, offset=offset, num_data=num_data)
+        plate = self._data_plate(given, index)
+        labels = self._labels(y, given.num_data)
         # The components are read outside the plate, so that a prior on them is global and not one for each datum.
         logits, loc, scale = self._components()
         prior = dist.Categorical(logits=logits) if labels is None else LabelledCategorical(logits, labels)
         with plate:
             component = pyro.sample("y", prior, infer={"enumerate": "parallel"} if self.enumerate_in == "model" else {})
             z = pyro.sample("z", dist.Normal(of_component(loc, component), of_component(scale, component)).to_event(1))
-        return self._sample_x(z, x, plate)
+        return self._sample_x(z, given, plate)
 
     @pyro_method
     def guide(
         self,
         x: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         y: Tensor | None = None,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
         index: Tensor | None = None,
         num_data: int = 1,
     ) -> Tensor:
         """The amortized posterior, with arguments as for the model and value as for :meth:`~pyro_ilvae.VAE.guide`."""
-        x = self._checked(x)
+        given = self._given(x, context, mask=mask, offset=offset, num_data=num_data)
         self._warn_of_another_model()
-        plate = self._data_plate(x, index, num_data)
-        labels = self._labels(y, num_data if x is None else len(x))
+        plate = self._data_plate(given, index)
+        labels = self._labels(y, given.num_data)
         if self.enumerate_in == "model":
-            return self._sample_z(x, plate)
-        logits, loc, scale = self._components() if x is None else self._posterior(x)
+            return self._sample_z(given, plate)
+        logits, loc, scale = self._components() if given.x is None else self._posterior(given)
         with plate:
             component = pyro.sample(
                 "y", dist.Categorical(logits=known(logits, labels)), infer={"enumerate": "parallel"}
@@ -215,119 +233,17 @@ class MixtureVAE(MixturePrior):
     def create_plates(
         self,
         x: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         y: Tensor | None = None,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
         index: Tensor | None = None,
         num_data: int = 1,
     ) -> pyro.plate:
         """The plate over the data, as :meth:`~pyro_ilvae.VAE.create_plates`, which needs no labels."""
-        return super().create_plates(x, index=index, num_data=num_data)
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-        r"""Mean and standard deviation of :math:`q(z \mid x)`, over all components, each of shape (N, K).
-
-        Args:
-            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
-            batch_size: the number of data encoded at a time; all at once if None.
-        """
-        moments = [mean_and_scale(*self._posterior_of(batch)) for batch in self._batches(x, batch_size)]
-        return torch.cat([mean for mean, _ in moments]), torch.cat([scale for _, scale in moments])
-
-    @torch.no_grad()
-    def predict_component(
-        self, x: Tensor, batch_size: int | None = None, *, num_samples: int = 100, seed: int | None = None
-    ) -> Tensor:
-        r"""The probability of each component, :math:`q(y \mid x)`, of shape (N, C).
-
-        If y is enumerated in the model, the probability is :math:`E_{q(z \mid x)}\, p(y \mid z)`, an average over
-        draws of z. Otherwise it needs no draws.
-
-        Args:
-            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
-            batch_size: the number of data treated at a time; all at once if None.
-            num_samples: the number of draws of z for each datum.
-            seed: a seed for the draws; the global random state if None.
-        """
-        _checks.positive_int("num_samples", num_samples)
-        probs = []
-        with evaluation_mode(self), seeded(seed):
-            for batch in self._batches(x, batch_size):
-                if self.enumerate_in == "guide":
-                    probs.append(self._posterior_of(batch)[0])
-                else:
-                    q = dist.Normal(*self._code(batch))
-                    # One draw at a time, because each becomes C times as many numbers.
-                    draws = (responsibilities(q(), *self._components()) for _ in range(num_samples))
-                    probs.append(sum(draws, start=q.loc.new_zeros(())) / num_samples)
-        return torch.cat(probs)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
-        r"""The mean :math:`E[x \mid z]` at the posterior mean of z under each datum's most probable component.
-
-        If y is enumerated in the model, z is its posterior mean over all components instead. For a categorical
-        likelihood, the result holds probabilities, and has the categories as its last dimension.
-
-        Args:
-            x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
-            batch_size: the number of data treated at a time; all at once if None.
-        """
-        posteriors = map(self._posterior_of, self._batches(x, batch_size))
-        best = (of_component(loc, probs.argmax(-1)) for probs, loc, _ in posteriors)
-        return torch.cat([self._decoded(z, None, mean=True) for z in best])
-
-    @torch.no_grad()
-    def sample_component(
-        self,
-        component: int,
-        num_samples: int = 1,
-        batch_size: int | None = None,
-        *,
-        mean: bool = False,
-        seed: int | None = None,
-    ) -> Tensor:
-        r"""Draws from one component of the prior predictive, :math:`p(x \mid y)`, of shape (num_samples, \*data shape).
-
-        Args:
-            component: the number y of the component, from 0 to C - 1.
-            num_samples: the number of data to draw.
-            batch_size: the number of data drawn at a time; all at once if None.
-            mean: whether to return :math:`E[x \mid z]` for each drawn z instead of a draw of x.
-            seed: a seed for the draws; the global random state if None.
-        """
-        component = _checks.index_below("component", component, self.num_components)
-        _checks.positive_int("num_samples", num_samples)
-        _checks.boolean("mean", mean)
-        _, loc, scale = self._components()
-        with seeded(seed):
-            z = dist.Normal(loc[component], scale[component]).sample((num_samples,))
-            return self._decoded(z, batch_size, mean=mean)
+        return super().create_plates(x, context, offset=offset, mask=mask, index=index, num_data=num_data)
 
     def _labels(self, y: Tensor | None, num_data: int) -> Tensor | None:
         """The known components, checked, if there are any."""
         return checked_labels(y, num_data, self.num_components, self._prior_loc)
-
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of q(y | x), of shape (..., C); locations and scales of q(z | x, y), each of shape (..., C, K)."""
-        output = self._encoder_output(x)
-        if isinstance(output, tuple | list) and len(output) == 3:
-            return checked(tuple(output), self.num_components, self.latent_dim)
-        self._check_no_prior("a guide whose encoder gives a factor")
-        return times_factor(*self._components(), *self._location_and_scale(output))
-
-    def _posterior_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch's q(y | x), of shape (N, C), and location and scale of q(z | x, y), each of shape (N, C, K).
-
-        If y is enumerated in the model, C is 1, and the only component is q(z | x).
-        """
-        if self.enumerate_in == "model":
-            loc, scale = (part.unsqueeze(-2) for part in self._code(x))
-            return torch.ones_like(loc[..., 0]), loc, scale
-        with evaluation_mode(self):
-            logits, loc, scale = self._posterior(x)
-        if loc.shape[:-2] != (len(x),):
-            raise ValueError(
-                f"Expected encoder to return one posterior for each of {len(x)} data, got {loc.shape[:-2]}"
-            )
-        return logits.softmax(-1), loc, scale

@@ -1,6 +1,5 @@
 """The variational autoencoder over sequences of tokens: a Pyro model and its amortized guide in one PyroModule."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -42,6 +41,7 @@ class SequentialVAE(GeneratesSequences):
         encoder: a module from tokens (..., T) to the location and scale of z, each (..., K), such as
             :class:`~pyro_ilvae.SequenceEncoder`.
         data_size: the number N of data in the data set, see :class:`~pyro_ilvae.VAE`.
+        context_network: as for :class:`~pyro_ilvae.VAE`, for a decoder with a ``context_dim`` of covariates.
         end_token: the token at which a drawn or searched sequence ends; if None, all these sequences have
             ``max_length`` tokens. In data it is a token like any other, except that only padding may follow it.
         max_length: the number of tokens after which a drawn or searched sequence is cut off.
@@ -89,6 +89,7 @@ class SequentialVAE(GeneratesSequences):
         encoder: nn.Module,
         *,
         data_size: int | None = None,
+        context_network: nn.Module | None = None,
         end_token: int | None = None,
         max_length: int = 100,
     ) -> None:
@@ -98,7 +99,14 @@ class SequentialVAE(GeneratesSequences):
             "encoder.vocab_size": getattr(encoder, "vocab_size", None),
         }
         vocab_size = _checks.positive_int("vocab_size", agreed("vocab_size", sizes))
-        super().__init__(decoder, encoder, Categorical(vocab_size), data_size=data_size, event_shape=vocab_size)
+        super().__init__(
+            decoder,
+            encoder,
+            Categorical(vocab_size),
+            data_size=data_size,
+            context_network=context_network,
+            event_shape=vocab_size,
+        )
         self.vocab_size = vocab_size
         self.max_length = _checks.positive_int("max_length", max_length)
         self.end_token = None if end_token is None else _checks.index_below("end_token", end_token, self.vocab_size)
@@ -110,36 +118,44 @@ class SequentialVAE(GeneratesSequences):
             f"end_token={self.end_token}, max_length={self.max_length}"
         )
 
-    def _initialize(self, batches: Iterator[Tensor], seed: int | None) -> None:
-        self.decoder.initialize(batches, seed=seed)
-
     @pyro_method
-    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
+    def model(
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        num_data: int = 1,
+    ) -> Tensor:
         """The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
             x: a batch of tokens of shape (N, T), or None for a draw from the prior predictive.
+            context: as for :meth:`~pyro_ilvae.VAE.model`.
             index: as for :meth:`~pyro_ilvae.VAE.model`.
-            num_data: the number of data to draw if ``x`` is None.
+            num_data: as for :meth:`~pyro_ilvae.VAE.model`.
 
         Returns:
             The value of site ``x``: the data, or a draw of shape (num_data, max_length).
         """
-        x = self._checked(x)
-        plate = self._data_plate(x, index, num_data)
+        given = self._given(x, context, num_data=num_data)
+        x = given.x
+        plate = self._data_plate(given, index)
         with plate:
             z = pyro.sample("z", self._prior())
+        context = self._decoder_context(given.context)
         # Some handlers (uncondition) draw even if there are data: such draws have the length of the data.
-        draw = partial(self._drawn, z, self.max_length if x is None else x.shape[1])
+        draw = partial(self._drawn, z, context, self.max_length if x is None else x.shape[1])
         # The decoder runs outside the plate, so that a weight with a prior is drawn once and not for each datum.
-        tokens, logits = draw(z.shape[:-1]) if x is None else (x, self._logits(z, x))
-        distribution = TokenSequence(logits, tokens, draw, partial(self._logits_of_others, z), drawn=x is None)
+        tokens, logits = draw(z.shape[:-1]) if x is None else (x, self._logits(z, x, context))
+        logits_of = partial(self._logits_of_others, z, context)
+        distribution = TokenSequence(logits, tokens, draw, logits_of, drawn=x is None)
         with plate:
             value: Tensor = pyro.sample("x", distribution, obs=x)
         return value
 
-    def _logits(self, z: Tensor, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(z, tokens)
+    def _logits(self, z: Tensor, tokens: Tensor, context: Tensor | None) -> Tensor:
+        logits: Tensor = self.decoder(z, tokens) if context is None else self.decoder(z, tokens, context)
         if logits.shape[-2:] != (tokens.shape[-1], self.vocab_size):
             raise ValueError(
                 f"Expected decoder to return shape (..., {tokens.shape[-1]}, {self.vocab_size}), "
@@ -148,24 +164,28 @@ class SequentialVAE(GeneratesSequences):
         return logits
 
     @pyro_method
-    def _drawn(self, z: Tensor, max_length: int, batch_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    def _drawn(
+        self, z: Tensor, context: Tensor | None, max_length: int, batch_shape: torch.Size
+    ) -> tuple[Tensor, Tensor]:
         """Independent draws given z, of shape (..., max_length), and their logits."""
         z = z.expand(*batch_shape, self.latent_dim)
         # Draws and their density come from the model in evaluation mode, without dropout.
         with evaluation_mode(self.decoder):
             with torch.no_grad():
-                flat = ancestral_sample(self.decoder, z.reshape(-1, self.latent_dim), max_length, self.end_token)
+                beside = None if context is None else context.expand(*batch_shape, -1).flatten(0, -2)
+                rows = z.reshape(-1, self.latent_dim)
+                flat = ancestral_sample(self.decoder, rows, max_length, self.end_token, context=beside)
             tokens = flat.reshape(*batch_shape, max_length)
-            return tokens, self._logits(z, tokens)
+            return tokens, self._logits(z, tokens, context)
 
-    def _logits_of_others(self, z: Tensor, tokens: Tensor) -> Tensor:
+    def _logits_of_others(self, z: Tensor, context: Tensor | None, tokens: Tensor) -> Tensor:
         """The logits at tokens that a handler puts in place of the data before it asks for their density."""
         if any(isinstance(part, PyroModule) and part._pyro_samples for part in self.decoder.modules()):
             raise ValueError(
                 "Expected data as the argument x of a model whose decoder has a prior on a weight, got data from a "
                 "handler at site 'x', for which the draw of the weight is no longer known"
             )
-        return self._logits(z, tokens)
+        return self._logits(z, tokens, context)
 
     def _check_decoder(self, decoder: nn.Module) -> None:
         if not all(hasattr(decoder, name) for name in ("vocab_size", "begin", "step")):
@@ -175,7 +195,7 @@ class SequentialVAE(GeneratesSequences):
         """None: sequences have any length."""
         return set()
 
-    def _checked_data(self, x: Any) -> Tensor:
+    def _checked_data(self, x: Any, mask: Any = None) -> tuple[Tensor, None]:
         """The tokens, checked, without the columns that hold only padding."""
         x = as_tokens(x, self._prior_loc.device)
         if x.numel() and not (x.min() >= PADDING and x.max() < self.vocab_size):
@@ -201,4 +221,4 @@ class SequentialVAE(GeneratesSequences):
                     f"Expected only padding ({PADDING}) after the end token {self.end_token} at site 'x', got "
                     f"{int(after.any(-1).sum())} other rows, first row {row}: {x[row].tolist()}"
                 )
-        return x[:, : int(lengths.max())]
+        return x[:, : int(lengths.max())], None

@@ -5,7 +5,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pyro_ilvae.models._autoencoder import DenseAutoencoder
+from pyro_ilvae.models._dense import DenseAutoencoder
 
 __all__ = ["VAE"]
 
@@ -19,6 +19,16 @@ class VAE(DenseAutoencoder):
     for data :math:`n = 1, \dots, N` in the plate ``data``; the sites are ``z`` and ``x``. With a plain decoder this is
     an ordinary VAE, with an inverse Lipschitz decoder a LIDVAE (L = 0) or an IL-LIDVAE (L > 0).
 
+    Each datum may have a context c, such as covariates or the label of a batch, and an offset o, such as the log of a
+    library size or an exposure. Entries may be missing. The model is then
+
+    .. math:: x_n \mid z_n \sim p(x \mid \eta = f(z_n; c_n) + o_n), \qquad
+        q(z_n \mid x_n, c_n) = N(\mu(x_n, c_n), \operatorname{diag} \sigma(x_n, c_n)^2),
+
+    with the density of those entries alone that are there. L holds in z for each context. The decoder needs a
+    ``context_dim``; the encoder reads the context and the mask of missing entries where it has ``context_dim`` and
+    ``takes_mask``.
+
     All models of one class share names in Pyro's global param store: call ``pyro.clear_param_store()`` before fitting
     the next model with SVI. A warning reminds of a call that was forgotten.
 
@@ -29,12 +39,18 @@ class VAE(DenseAutoencoder):
         data_size: the number N of data in the data set. The ELBO of a batch is then scaled by N / batch size, so that
             for a random batch it is an unbiased estimate of the ELBO of the data set. If None, the batch is the data
             set.
+        context_network: a module from what is given as context to the context of decoder and encoder, of shape (N, C),
+            such as ``torch.nn.Embedding`` for labels; trained with the other parts. If None, the context itself has
+            this shape, or labels 0 ... C - 1 become indicators.
+        missing: "raise" refuses NaN in the data, "ignore" takes them as missing entries.
         latent_dim: the dimension :math:`K`, if neither decoder nor encoder has this attribute.
         event_shape: the shape of the natural parameters of one datum, if the decoder lacks this attribute.
 
     Raises:
-        ValueError: if the parts disagree on a dimension. ``model`` and ``guide`` raise it, naming the site, for data of
-            another shape or dtype, for data outside the likelihood's support, and for more data than ``data_size``.
+        ValueError: if the parts disagree on a dimension, and for ``missing="ignore"`` with an encoder that does not see
+            what is missing. ``model`` and ``guide`` raise it, naming the site, for data of another shape or dtype, for
+            data outside the likelihood's support, for more data than ``data_size``, for a context that is missing, of
+            another shape or not finite, for labels out of range, and for data of which all entries are missing.
 
     References:
         Kinoshita et al. 2023, Controlling posterior collapse by an inverse Lipschitz constraint on the decoder network,
@@ -58,36 +74,65 @@ class VAE(DenseAutoencoder):
     """
 
     @pyro_method
-    def model(self, x: Tensor | None = None, *, index: Tensor | None = None, num_data: int = 1) -> Tensor:
+    def model(
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+        index: Tensor | None = None,
+        num_data: int = 1,
+    ) -> Tensor:
         r"""The generative model, conditioned on the data ``x`` if they are given.
 
         Args:
             x: a batch of data of shape (N, \*data shape), or None for a draw from the prior predictive. Arrays, data
                 frames and lists are converted where that changes no value.
+            context: the context of each datum, of shape (N, C), or labels of shape (N,), ints from 0 to C - 1.
+            offset: what is added to the natural parameters, of shape (N,) for the same shift of all entries of a datum,
+                or of a shape that broadcasts with (N, \*event_shape).
+            mask: booleans of the shape of ``x``, False where an entry is missing. Its value then does not matter.
             index: the numbers of these data in the data set, different ints below ``data_size`` of shape (N,), at which
                 the plate is then held. A guide with a value for each datum needs them; the guide of this model does
                 not. If None, a batch of all data is taken to be in the order of the data set.
-            num_data: the number of data to draw if ``x`` is None.
+            num_data: the number of data to draw if ``x`` is None; as many as there are contexts if 1.
 
         Returns:
-            The value of site ``x``: the data, or the draw.
+            The value of site ``x``: the data, with another value in place of missing entries, or the draw.
         """
-        x = self._checked(x)
-        plate = self._data_plate(x, index, num_data)
+        given = self._given(x, context, mask=mask, offset=offset, num_data=num_data)
+        plate = self._data_plate(given, index)
         with plate:
             z = pyro.sample("z", self._prior())
-        return self._sample_x(z, x, plate)
+        return self._sample_x(z, given, plate)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, batch_size: int | None = None) -> Tensor:
-        r"""The mean :math:`E[x \mid z]` at the posterior mean of z, for ``x`` of shape (N, \*data shape).
+    def reconstruct(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        target_context: Tensor | None = None,
+        *,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        r"""The mean :math:`E[x \mid z]` at the posterior mean of z, of the shape of ``x``, missing entries included.
 
         For a categorical likelihood, the result holds probabilities, and has the categories as its last dimension.
 
         Args:
             x: the data, or an iterable of batches, as for :meth:`encode`.
+            context: as for the model.
+            target_context: the context in which z is decoded, ``context`` if None: what a datum would be in another
+                context. One for each datum, or one for all, of shape (C,) or a label.
+            offset: as for the model; 0 if None, which for counts is the mean per unit of size.
+            mask: as for the model.
             batch_size: the number of data treated at a time; all, or all of a batch, at once if None.
         """
+        given = self._batches(
+            x, context, mask=mask, offset=offset, target_context=target_context, batch_size=batch_size
+        )
         # Batch by batch, because a decoder takes more memory than its result.
-        means = [self._decoded(self._code(batch)[0], None, mean=True) for batch in self._batches(x, batch_size)]
-        return torch.cat(means)
+        return torch.cat([self._decoded(self._code(batch)[0], batch, mean=True) for batch in given])

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
+from pyro_ilvae.decoders.arguments import dense
 from pyro_ilvae.decoders.frame_arguments import check_centered
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import start_from_tokens
+from pyro_ilvae.encoders import beside_context
 from pyro_ilvae.networks import Module, public_method, unused
 from pyro_ilvae.sequences._tokens import tokens_of
 from pyro_ilvae.sequences.histories import State, make_history
@@ -38,6 +40,8 @@ class SequenceDecoder(Module):
         decoder: the map f from z and context to V logits, with ``event_shape=V``, ``context_dim`` the width of the
             state, and ``frame="centered"`` where it has a frame.
         word_dropout: the probability with which, in training, a token is hidden from the tokens after it.
+        context_dim: the width C of a context of the whole sequence, such as covariates; None for none. The context of
+            ``decoder`` is then the state and this context side by side, so that its width is H + C.
 
     Raises:
         ValueError: for a decoder without a context or with another event shape, a history of another width or
@@ -65,7 +69,14 @@ class SequenceDecoder(Module):
     # forward needs the tokens beside z.
     conditional = True
 
-    def __init__(self, history: str | nn.Module, decoder: nn.Module, *, word_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        history: str | nn.Module,
+        decoder: nn.Module,
+        *,
+        word_dropout: float = 0.0,
+        context_dim: int | None = None,
+    ) -> None:
         super().__init__()
         _checks.instance("decoder", decoder, nn.Module, "a module, such as MLPDecoder(...)")
         width = getattr(decoder, "context_dim", None)
@@ -76,10 +87,17 @@ class SequenceDecoder(Module):
             raise ValueError(
                 f"Expected decoder with event_shape (V,), V the number of tokens, got {tuple(event_shape)}"
             )
+        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+        width = int(width) - (self.context_dim or 0)
+        if width < 1:
+            raise ValueError(
+                f"Expected decoder with a context of the history's state and of {context_dim} numbers beside it, got "
+                f"context_dim = {decoder.context_dim}"
+            )
         self.vocab_size = int(event_shape[0])
         self.latent_dim = int(decoder.latent_dim)  # type: ignore[arg-type]
         self.event_shape = torch.Size(event_shape)
-        self.history = unused(make_history(history, self.vocab_size, int(width)))
+        self.history = unused(make_history(history, self.vocab_size, width))
         for name, own in (("features", width), ("vocab_size", self.vocab_size)):
             # A module of the user need not say what its vocabulary is.
             known = getattr(self.history, name, own if name == "vocab_size" else None)
@@ -92,7 +110,8 @@ class SequenceDecoder(Module):
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
-        return f"vocab_size={self.vocab_size}, latent_dim={self.latent_dim}, word_dropout={self.word_dropout:g}"
+        sizes = f"vocab_size={self.vocab_size}, latent_dim={self.latent_dim}, word_dropout={self.word_dropout:g}"
+        return sizes if self.context_dim is None else f"{sizes}, context_dim={self.context_dim}"
 
     @property
     def inverse_lipschitz(self) -> float:
@@ -145,12 +164,13 @@ class SequenceDecoder(Module):
         with seeded(seed):
             decoder._apply_start(start_from_tokens(x, self.latent_dim, decoder._place(), seed))
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+    def forward(self, z: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Logits of shape (..., N, T, V), each token's given the true tokens before it.
 
         Args:
             z: of shape (..., N, K).
             x: the tokens, int64 of shape (..., N, T); padding may follow them.
+            context: of shape (..., N, C); None without ``context_dim``.
         """
         z = _checks.tensor("z", z)
         _checks.last_dim("z", z, self.latent_dim)
@@ -162,11 +182,24 @@ class SequenceDecoder(Module):
             hidden[..., 0] = False
             inputs = inputs.masked_fill(hidden, self.vocab_size + 1)
         states = self.history(inputs.reshape(-1, inputs.shape[-1]))
-        return self.decoder(z.unsqueeze(-2), states.reshape(*inputs.shape, -1))  # type: ignore[no-any-return]
+        states = self._beside(states.reshape(*inputs.shape, -1), context)
+        return self.decoder(z.unsqueeze(-2), states)  # type: ignore[no-any-return]
+
+    def _beside(self, states: Tensor, context: Tensor | None) -> Tensor:
+        """The states of positions, of shape (..., T, H), and the context of their sequence side by side."""
+        if context is None:
+            return beside_context(states, None, self.context_dim, "a decoder")
+        context = _checks.tensor("context", context)
+        return beside_context(states, context.unsqueeze(-2), self.context_dim, "a decoder")
 
     @public_method
-    def begin(self, z: Tensor) -> tuple[Tensor, State]:
-        """Logits of the first token, of shape (N, V) for ``z`` of shape (N, K), and the state for :meth:`step`."""
+    def begin(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, State]:
+        """Logits of the first token, of shape (N, V), and the state for :meth:`step`.
+
+        Args:
+            z: of shape (N, K).
+            context: of shape (N, C); None without ``context_dim``.
+        """
         z = _checks.tensor("z", z)
         _checks.last_dim("z", z, self.latent_dim)
         for name in ("begin", "step"):
@@ -175,21 +208,26 @@ class SequenceDecoder(Module):
                     f"Expected history with a method {name} to draw sequences, got a {type(self.history).__name__}"
                 )
         start = torch.full((len(z),), self.vocab_size, device=z.device)
-        return self.step(start, (z, *self.history.begin(len(z))))  # type: ignore[operator]
+        _checks.context(context, self.context_dim)
+        beside = () if context is None else (_checks.tensor("context", context),)
+        return self.step(start, (z, *beside, *self.history.begin(len(z))))  # type: ignore[operator]
 
     @public_method
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the token after ``tokens``, of shape (N, V), and the next state; ``tokens`` has shape (N,)."""
-        z, *before = state
-        history, after = self.history.step(tokens, tuple(before))  # type: ignore[operator]
+        split = 1 if self.context_dim is None else 2
+        own, before = state[:split], state[split:]
+        history, after = self.history.step(tokens, before)  # type: ignore[operator]
         # With a dimension of positions, as in forward: a prior's draw of a weight has dimensions to the left.
-        return self.decoder(z.unsqueeze(-2), history.unsqueeze(-2)).squeeze(-2), (z, *after)
+        states = self._beside(history.unsqueeze(-2), *own[1:]) if own[1:] else history.unsqueeze(-2)
+        return self.decoder(own[0].unsqueeze(-2), states).squeeze(-2), (*own, *after)
 
-    def given(self, x: Tensor) -> "SequenceDecoderGiven":
+    def given(self, x: Tensor, context: Tensor | None = None) -> "SequenceDecoderGiven":
         """The decoder of one sequence as a function of z alone, for :func:`~pyro_ilvae.diagnostics.lipschitz_audit`.
 
         Args:
             x: the tokens, int64 of shape (T,), none of them padding.
+            context: of shape (C,); None without ``context_dim``.
 
         Example:
             >>> from pyro_ilvae import InverseLipschitzDecoder
@@ -202,7 +240,7 @@ class SequenceDecoder(Module):
             >>> round(audit.certified, 3), audit.smallest >= audit.certified
             (6.928, True)
         """
-        return SequenceDecoderGiven(self, x)
+        return SequenceDecoderGiven(self, x, context)
 
 
 class SequenceDecoderGiven(nn.Module):
@@ -213,14 +251,15 @@ class SequenceDecoderGiven(nn.Module):
     Args:
         decoder: a decoder of sequences.
         x: the tokens, int64 of shape (T,).
+        context: the context of the sequence, of shape (C,); None for a decoder without one.
 
     Raises:
-        ValueError: for tokens of another shape, and padding.
+        ValueError: for tokens or a context of another shape, and padding.
     """
 
     conditional = False
 
-    def __init__(self, decoder: SequenceDecoder, x: Tensor) -> None:
+    def __init__(self, decoder: SequenceDecoder, x: Tensor, context: Tensor | None = None) -> None:
         super().__init__()
         _checks.instance("decoder", decoder, SequenceDecoder, "a SequenceDecoder")
         x = tokens_of("x", x, decoder.vocab_size)
@@ -229,7 +268,13 @@ class SequenceDecoderGiven(nn.Module):
         self.decoder = decoder
         self.latent_dim = decoder.latent_dim
         self.event_shape = torch.Size([len(x), decoder.vocab_size])
+        if context is not None:
+            context = dense("context", context)
+            if context.dim() != 1:
+                raise ValueError(f"Expected context of shape ({decoder.context_dim},), got {tuple(context.shape)}")
+        _checks.context(context, decoder.context_dim)
         self.register_buffer("x", x, persistent=False)
+        self.register_buffer("context", context, persistent=False)
 
     def extra_repr(self) -> str:
         """The number of tokens and the constant, for ``print``."""
@@ -243,6 +288,8 @@ class SequenceDecoderGiven(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits of shape (..., T, V), for ``z`` of shape (..., K)."""
-        return self.decoder(z.unsqueeze(-2), self.x.unsqueeze(0)).squeeze(-3)  # type: ignore[no-any-return]
+        beside = () if self.context is None else (self.context.unsqueeze(0),)
+        return self.decoder(z.unsqueeze(-2), self.x.unsqueeze(0), *beside).squeeze(-3)  # type: ignore[no-any-return]
 
     x: Tensor
+    context: Tensor | None

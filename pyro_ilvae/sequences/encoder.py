@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_ilvae import _checks
 from pyro_ilvae._recording import is_recording
-from pyro_ilvae.encoders import location_and_scale
+from pyro_ilvae.encoders import beside_context, location_and_scale
 from pyro_ilvae.networks import Module, mlp
 from pyro_ilvae.sequences._tokens import tokens_of
 
@@ -27,10 +27,11 @@ class SequenceEncoder(Module):
         embedding_features: the width of the embedding.
         hidden_features: the width of the state in each direction, and of the perceptron's hidden layer.
         num_layers: the number of layers of the GRU.
+        context_dim: the width of a context, such as covariates, that the perceptron reads too; None for x alone.
 
     Raises:
         ValueError: for widths below 1, and from ``forward`` for sequences without a token, for tokens outside the
-            vocabulary, and for tokens after padding.
+            vocabulary, for tokens after padding, and for a context of another width.
 
     Example:
         >>> encoder = SequenceEncoder(vocab_size=10, latent_dim=2)
@@ -49,6 +50,7 @@ class SequenceEncoder(Module):
         embedding_features: int = 64,
         hidden_features: int = 256,
         num_layers: int = 1,
+        context_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.vocab_size = _checks.positive_int("vocab_size", vocab_size)
@@ -58,14 +60,21 @@ class SequenceEncoder(Module):
         layers = _checks.positive_int("num_layers", num_layers)
         self.embedding = nn.Embedding(self.vocab_size, width)
         self.recurrent = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
-        self.network = mlp(2 * hidden, (hidden,), 2 * self.latent_dim)
+        self.context_dim = None if context_dim is None else _checks.positive_int("context_dim", context_dim)
+        self.network = mlp(2 * hidden + (self.context_dim or 0), (hidden,), 2 * self.latent_dim)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
-        return f"vocab_size={self.vocab_size}, latent_dim={self.latent_dim}"
+        sizes = f"vocab_size={self.vocab_size}, latent_dim={self.latent_dim}"
+        return sizes if self.context_dim is None else f"{sizes}, context_dim={self.context_dim}"
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale, each of shape (..., K), for tokens ``x`` of shape (..., T), int64, padded with -1."""
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Location and scale, each of shape (..., K).
+
+        Args:
+            x: tokens of shape (..., T), int64, padded with -1.
+            context: of shape (..., context_dim); batch dimensions of ``x`` and context broadcast.
+        """
         x = tokens_of("x", x, self.vocab_size)
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         lengths = (flat >= 0).sum(-1)
@@ -79,7 +88,8 @@ class SequenceEncoder(Module):
             _, last = self.recurrent(packed)
             # The last layer's two directions.
             summary = torch.cat([last[-2], last[-1]], dim=-1)
-        return location_and_scale(self.network(summary.reshape(*x.shape[:-1], -1)))
+        summary = beside_context(summary.reshape(*x.shape[:-1], -1), context, self.context_dim)
+        return location_and_scale(self.network(summary))
 
     def _summary_of_padded(self, embedded: Tensor, lengths: Tensor) -> Tensor:
         """The same from padded sequences, by operations that are the same for all lengths."""

@@ -56,6 +56,7 @@ def ancestral_sample(
     end_token: int | None,
     temperature: float = 1.0,
     *,
+    context: Tensor | None = None,
     exclusions: Exclusions | None = None,
 ) -> Tensor:
     r"""One sequence for each z, drawn token by token given z and the tokens before.
@@ -68,6 +69,7 @@ def ancestral_sample(
         max_length: the number of tokens after which a sequence is cut off.
         end_token: the token that ends a sequence; if None, every sequence has ``max_length`` tokens.
         temperature: :math:`\tau > 0`; below 1, probable tokens become more probable.
+        context: the context of each sequence, of shape (N, C), for a decoder that takes one.
         exclusions: tokens whose probability is taken as 0.
 
     Returns:
@@ -76,7 +78,7 @@ def ancestral_sample(
     _checks.positive("temperature", temperature)
     tokens = torch.full((len(z), max_length), PADDING, device=z.device)
     running = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    logits, state = decoder.begin(z)
+    logits, state = decoder.begin(z) if context is None else decoder.begin(z, context)
     masks = (exclusions or Exclusions()).masks(logits, end_token, max_length)
     for t in range(max_length):
         logits = logits.masked_fill(masks[t], -torch.inf)
@@ -98,6 +100,7 @@ def beam_search(
     end_token: int | None,
     num_beams: int = 1,
     *,
+    context: Tensor | None = None,
     length_bonus: float = 0.0,
     exclusions: Exclusions | None = None,
 ) -> Tensor:
@@ -114,6 +117,7 @@ def beam_search(
         max_length: the number of tokens after which a sequence is cut off.
         end_token: the token that ends a sequence; if None, every sequence has ``max_length`` tokens.
         num_beams: the number of sequences that are kept.
+        context: the context of each sequence, of shape (N, C), for a decoder that takes one.
         length_bonus: the number :math:`b` of nats that each token earns.
         exclusions: tokens that no sequence has; the probabilities of the others stay as they are.
 
@@ -127,7 +131,7 @@ def beam_search(
     tokens = torch.full((count, 1, max_length), PADDING, device=z.device)
     score = z.new_zeros(count, 1)
     running = torch.ones(count, 1, dtype=torch.bool, device=z.device)
-    logits, state = decoder.begin(z)
+    logits, state = decoder.begin(z) if context is None else decoder.begin(z, context)
     masks = (exclusions or Exclusions()).masks(logits, end_token, max_length)
     for t in range(max_length):
         vocab_size = logits.shape[-1]

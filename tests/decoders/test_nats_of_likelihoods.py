@@ -238,7 +238,7 @@ def test_draws_from_the_prior_have_the_scale_that_the_constant_follows():
         vae.decoder.map.icnn.output_weight_raw.fill_(-1e3)
     # x = sigma (ratio Q z + e), of which the spread along the frame over that across it does not depend on sigma.
     for seed in range(5):
-        x = vae.sample_prior(4000, 1000, seed=seed).flatten(1)
+        x = vae.sample_prior(4000, batch_size=1000, seed=seed).flatten(1)
         inside = vae.decoder.coordinates(x.reshape(-1, *EVENT)).square().sum() / LATENT
         outside = (x.square().sum() - inside * LATENT) / (FEATURES - LATENT)
         assert float(inside / outside) == pytest.approx(math.exp(4.0), rel=0.1)

@@ -1,6 +1,7 @@
 """The models over which the contract is parametrized: each with its data, its sites and its objectives."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,18 @@ from helpers.decoders import DECODERS, EVENT, LATENT
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_ilvae import VAE, MixtureVAE, MLPEncoder, Nats, SequenceEncoder, SequentialVAE, likelihoods
+from pyro_ilvae import (
+    VAE,
+    MixtureVAE,
+    MLPDecoder,
+    MLPEncoder,
+    Nats,
+    ProjectedDecoder,
+    SequenceDecoder,
+    SequenceEncoder,
+    SequentialVAE,
+    likelihoods,
+)
 
 NUM_DATA, NUM_COMPONENTS, LENGTH = 12, 3, 6
 X = torch.randn(NUM_DATA, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
@@ -20,9 +32,9 @@ FORMS = ["factor", "components", "summed-out"]
 ENUMERATED = ["factor", "components"]
 
 
-def vae_with(name="projected-mlp", *, kind=VAE, encoder=None, likelihood=None, **options):
+def vae_with(name="projected-mlp", *, kind=VAE, decoder=None, encoder=None, likelihood=None, **options):
     return kind(
-        DECODERS[name](),
+        decoder or DECODERS[name](),
         encoder or MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(16,)),
         likelihood or likelihoods.Normal(0.5, "learned"),
         **options,
@@ -40,10 +52,18 @@ def enumerated_in(form):
 
 
 def mixture_with(
-    form, name="projected-mlp", num_components=NUM_COMPONENTS, *, encoder=None, likelihood=None, **options
+    form,
+    name="projected-mlp",
+    num_components=NUM_COMPONENTS,
+    *,
+    kind=MixtureVAE,
+    decoder=None,
+    encoder=None,
+    likelihood=None,
+    **options,
 ):
-    return MixtureVAE(
-        DECODERS[name](),
+    return kind(
+        decoder or DECODERS[name](),
         encoder or mixture_encoder(form, num_components=num_components),
         likelihood or likelihoods.Normal(0.5, "learned"),
         num_components,
@@ -52,10 +72,9 @@ def mixture_with(
     )
 
 
-def sequence_encoder(latent_dim=LATENT):
-    return SequenceEncoder(
-        vocab_size=sequence_decoders.VOCAB, latent_dim=latent_dim, embedding_features=4, hidden_features=8
-    )
+def sequence_encoder(latent_dim=LATENT, **options):
+    options = {"embedding_features": 4, "hidden_features": 8} | options
+    return SequenceEncoder(vocab_size=sequence_decoders.VOCAB, latent_dim=latent_dim, **options)
 
 
 def sequential_with(name="plain-gru", *, kind=SequentialVAE, encoder=None, decoder=None, **options):
@@ -124,6 +143,89 @@ def _vae_in_nats():
     return _vae("projected-mlp")._replace(build=build)
 
 
+class WithCovariates:
+    """Gives the class that comes after it a context, offset and mask that follow from the data."""
+
+    def _given(self, x, context=None, *, mask=None, offset=None, num_data=1):
+        if x is not None and (not isinstance(x, torch.Tensor) or x.dim() < 2 or len(x) == 0 or x.is_complex()):
+            return super()._given(x, context)  # which says what is wrong with the data
+        count = len(x) if x is not None else num_data if type(num_data) is int and num_data > 0 else 1
+        like = self._prior_loc
+        first = like.new_zeros(count) if x is None else x.flatten(1)[:, 0].to(like).nan_to_num(0, 0, 0)
+        context = first[:, None].expand(-1, COVARIATES)
+        if isinstance(self, SequentialVAE):
+            return super()._given(x, context, num_data=num_data)
+        if x is not None:
+            mask = ~(x >= 0.5)
+            mask.flatten(1)[:, 0] = True
+        return super()._given(x, context, mask=mask, offset=0.1 * first, num_data=num_data)
+
+    def _given_to_decode(self, context, batch_shape):
+        if context is None:
+            context = self._prior_loc.new_zeros(*batch_shape, COVARIATES)
+        return super()._given_to_decode(context, batch_shape)
+
+
+class VAEWithCovariates(WithCovariates, VAE):
+    pass
+
+
+class MixtureWithCovariates(WithCovariates, MixtureVAE):
+    pass
+
+
+class SequentialWithCovariates(WithCovariates, SequentialVAE):
+    pass
+
+
+KINDS = {VAE: VAEWithCovariates, MixtureVAE: MixtureWithCovariates, SequentialVAE: SequentialWithCovariates}
+
+
+def of_covariates(model, kind, **parts):
+    """A row of the contract whose models have covariates, offsets and missing entries."""
+
+    def build(**options):
+        own = {name: part() for name, part in parts.items()}
+        return model.build(kind=KINDS[kind], **own | options)
+
+    return model._replace(build=build, encoder=lambda latent_dim: parts["encoder"](latent_dim=latent_dim))
+
+
+def covariate_encoder(**options):
+    options = {"latent_dim": LATENT, "event_shape": EVENT, "hidden_features": (8,)} | options
+    return MLPEncoder(context_dim=COVARIATES, takes_mask=True, **options)
+
+
+def covariate_decoder():
+    sizes = {"latent_dim": LATENT, "event_shape": EVENT, "context_dim": COVARIATES}
+    return ProjectedDecoder(MLPDecoder(**sizes, hidden_features=(16,)), **sizes, map_features=(8,))
+
+
+def covariate_sequence_decoder():
+    sizes = {"latent_dim": LATENT, "event_shape": sequence_decoders.VOCAB, "context_dim": 8 + COVARIATES}
+    return SequenceDecoder("gru", MLPDecoder(**sizes, hidden_features=(12,)), context_dim=COVARIATES)
+
+
+COVARIATES = 2
+OF_COVARIATES = {
+    "vae-covariates": of_covariates(_vae("plain"), VAE, decoder=covariate_decoder, encoder=covariate_encoder),
+    **{
+        f"mixture-{form}-covariates": of_covariates(
+            _mixture(form, "plain"),
+            MixtureVAE,
+            decoder=covariate_decoder,
+            encoder=partial(covariate_encoder, num_components=NUM_COMPONENTS if form == "components" else None),
+        )
+        for form in FORMS
+    },
+    "sequential-covariates": of_covariates(
+        _sequential("plain-gru"),
+        SequentialVAE,
+        decoder=covariate_sequence_decoder,
+        encoder=partial(sequence_encoder, context_dim=COVARIATES),
+    ),
+}
+
 # With every decoder, for laws that a decoder could break.
 MODELS = {
     **{f"vae-{name}": _vae(name) for name in DECODERS},
@@ -131,6 +233,7 @@ MODELS = {
     **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS if "started" not in name},
     **{f"mixture-{form}": _mixture(form) for form in FORMS[1:]},
     **{f"sequential-{name}": _sequential(name) for name in sequence_decoders.DECODERS},
+    **OF_COVARIATES,
 }
 ONE_OF_EACH = {
     "vae": MODELS["vae-projected-mlp"],
@@ -138,4 +241,5 @@ ONE_OF_EACH = {
     "mixture-components": MODELS["mixture-components"],
     "mixture-summed-out": MODELS["mixture-summed-out"],
     "sequential": MODELS["sequential-plain-gru"],
+    **OF_COVARIATES,
 }

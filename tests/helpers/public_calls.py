@@ -241,7 +241,7 @@ CALLS = {
             },
         ),
         {
-            "decoder": ["ab", 3, None, ilvae.MLPDecoder, encoder(), projected(context_dim=3)],
+            "decoder": ["ab", 3, None, ilvae.MLPDecoder, encoder()],
             "encoder": ["ab", 3, None, ilvae.MLPEncoder, projected()],
             "data_size": [0, -1, 2.5, "a"],
         },

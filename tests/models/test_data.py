@@ -24,7 +24,7 @@ METHODS = {
         poutine.trace(poutine.condition(model.model, {"z": torch.zeros(NUM_DATA, LATENT)}))
         .get_trace(x)
         .nodes["x"]["fn"]
-        .log_prob(model._checked(x))
+        .log_prob(model._checked_data(x)[0])
     ),
 }
 
@@ -93,7 +93,7 @@ def test_batches_give_what_all_data_give(case, kind, batch_size):
     for name in names:
         expected = getattr(model, name)(case.x, **({"seed": 0} if name == "initialize_components" else {}))
         options = {"seed": 0} if name == "initialize_components" else {}
-        found = getattr(model, name)(loaders(case.x)[kind], batch_size, **options)
+        found = getattr(model, name)(loaders(case.x)[kind], batch_size=batch_size, **options)
         for some, other in zip(*((v if isinstance(v, tuple) else (v,)) for v in (found, expected)), strict=True):
             torch.testing.assert_close(some, other, rtol=1e-4, atol=1e-5)
 

@@ -61,7 +61,7 @@ def test_draws_of_the_prior_and_of_a_component():
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_probabilities_do_not_depend_on_the_batch_size(form, batch_size):
     mixture = perturb(mixture_with(form, weights="learned"), 0.3)
-    probs = [mixture.predict_component(X, size, num_samples=500) for size in (None, batch_size)]
+    probs = [mixture.predict_component(X, batch_size=size, num_samples=500) for size in (None, batch_size)]
     # Where y is summed out they are averages over draws of z.
     tolerance = 0.5 * 5 * (2 / 500) ** 0.5 if form == "summed-out" else 1e-5
     assert ((probs[0] - probs[1]).abs() <= tolerance).all()
@@ -78,7 +78,7 @@ def test_probabilities_need_draws_where_y_is_summed_out_only(form):
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_clusters_do_not_depend_on_the_batch_size_or_the_training_mode(form, batch_size):
     mixture = mixture_with(form)
-    clusters = mixture.initialize_components(X, batch_size, seed=1)
+    clusters = mixture.initialize_components(X, batch_size=batch_size, seed=1)
     assert torch.equal(clusters, mixture.initialize_components(X, seed=1))
     mixture.encoder.network.insert(1, torch.nn.BatchNorm1d(8))
     mixture.encoder.network.insert(2, torch.nn.Dropout(0.5))
@@ -109,7 +109,7 @@ def test_components_are_put_on_clusters(weights, scales, enumerate_in):
     mixture = MixtureVAE(
         torch.nn.Identity(), Datum(0.5), num_components=3, likelihood=likelihoods.Normal(0.5), **options
     )
-    clusters = mixture.initialize_components(CLUSTERED, 30)
+    clusters = mixture.initialize_components(CLUSTERED, batch_size=30)
     assert clusters.shape == (200,)
     order = torch.stack([clusters[label == LABELS].mode().values for label in range(3)])
     assert torch.equal(order[LABELS], clusters)

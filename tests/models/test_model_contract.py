@@ -398,7 +398,7 @@ def test_methods_do_not_depend_on_the_batch_size(case):
             for value, other in zip(whole[name], batched[name], strict=True):
                 torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-5)
                 assert not other.requires_grad
-        assert model.sample_prior(7, batch_size).shape == (7, *case.sites["x"])
+        assert model.sample_prior(7, batch_size=batch_size).shape == (7, *case.sites["x"])
 
 
 @pytest.mark.parametrize(

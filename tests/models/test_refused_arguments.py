@@ -84,8 +84,6 @@ def test_parts_are_objects_that_can_be_called(model, part, value):
         ("vae", {"decoder": likelihoods.Normal()}, "decoder"),
         ("vae", {"likelihood": decoder()}, "likelihood"),
         ("vae", {"encoder": decoder()}, "encoder"),
-        ("vae", {"decoder": decoder(context_dim=3)}, "decoder.*context"),
-        ("mixture", {"decoder": decoder(context_dim=3)}, "decoder.*context"),
         ("vae", {"decoder": sequence_decoder(), "event_shape": VOCAB}, "decoder"),
         ("sequential", {"decoder": MLPDecoder(latent_dim=LATENT, event_shape=VOCAB)}, "decoder"),
     ],
@@ -116,7 +114,7 @@ OF_INTS = {
         torch.nn.Linear(3, 8), lambda x: x, likelihoods.Normal(), latent_dim=value, event_shape=8
     ),
     "max_length": lambda value: sequential_with(max_length=value),
-    "batch_size": lambda value: vae_with().encode(X, value),
+    "batch_size": lambda value: vae_with().encode(X, batch_size=value),
     "num_components": lambda value: factor(num_components=value),
     "num_samples": lambda value: vae_with().sample_prior(value),
     "num_data": lambda value: vae_with().guide(num_data=value),

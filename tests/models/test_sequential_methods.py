@@ -64,8 +64,8 @@ def test_searches_do_not_depend_on_the_batch(name, num_beams, end_token):
     # With an end token, which is the most probable sequence for some of these decoders, all may be equal.
     assert end_token is not None or len(searched.unique(dim=0)) > 1
     for batch_size in (1, 3, 7, 100):
-        assert torch.equal(vae.search(z, batch_size, num_beams=num_beams), searched)
-        assert torch.equal(vae.reconstruct(X, batch_size, num_beams=num_beams), reconstructed)
+        assert torch.equal(vae.search(z, batch_size=batch_size, num_beams=num_beams), searched)
+        assert torch.equal(vae.reconstruct(X, batch_size=batch_size, num_beams=num_beams), reconstructed)
     assert torch.equal(vae.search(vae.encode(X)[0], num_beams=num_beams), reconstructed)
     wider = torch.nn.functional.pad(X, (0, 3), value=PADDING)
     assert torch.equal(vae.reconstruct(wider, num_beams=num_beams), reconstructed)
@@ -99,8 +99,8 @@ def test_draws_have_the_probabilities_of_the_model(name, batch_size, temperature
     # One point many times, and the average over the prior.
     z, prior = codes(1).expand(count, -1), codes(count)
     for draws, points in (
-        (vae.sample(z, batch_size, temperature=temperature), z),
-        (vae.sample_prior(count, batch_size, temperature=temperature), prior),
+        (vae.sample(z, batch_size=batch_size, temperature=temperature), z),
+        (vae.sample_prior(count, batch_size=batch_size, temperature=temperature), prior),
     ):
         probs = (vae.decoder.begin(points)[0] / temperature).softmax(-1)
         exact = probs.mean(0)
@@ -246,7 +246,9 @@ def test_z_may_have_any_left_dimensions_and_a_length_of_its_own(name):
     vae, z = vae_with(name), codes(6)
     found = vae.search(z, num_beams=2, max_length=4)
     assert found.shape == (6, 4)
-    assert torch.equal(vae.search(z.reshape(2, 3, LATENT), 2, num_beams=2, max_length=4), found.reshape(2, 3, 4))
+    assert torch.equal(
+        vae.search(z.reshape(2, 3, LATENT), batch_size=2, num_beams=2, max_length=4), found.reshape(2, 3, 4)
+    )
     assert vae.search(z[0], max_length=4).shape == (4,)
     assert vae.sample(z.reshape(2, 3, LATENT)).shape == (2, 3, LENGTH)
     assert vae.search(z[:0]).shape == vae.sample(z[:0]).shape == (0, LENGTH)

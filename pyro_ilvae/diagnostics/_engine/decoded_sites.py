@@ -36,12 +36,15 @@ class Decoded(NamedTuple):
     site: str | None  #: the latent site whose value the decoder is called with; None if it is called with no such value
     likelihood: Any  #: the likelihood of the decoder's output; None if none is found
     trace: Trace  #: a trace of the model
+    beside: tuple[Any, ...] = ()  #: what the decoder is called with beside the value of the site, such as a context
+    shift: Tensor | None = None  #: what is added to the decoder's output, the same for all values of the site
 
 
 class _Call(NamedTuple):
     module: nn.Module
     inside: tuple[int, ...]  #: the positions of the calls that make this call
     argument: Any
+    beside: tuple[Any, ...]
     output: Any
 
 
@@ -53,9 +56,7 @@ def decoded_site(batch: Batch) -> Decoded | None:
     """
     named = part_of(batch.model, "decoder")
     draws: Any = {name: batch.guide_trace.nodes[name]["value"] for name in batch.latent_sites}
-    with seeded(0), torch.no_grad(), _watched(named) as calls:
-        # Of the model alone: an encoder has sizes too.
-        _, trace = batch.traces(1, conditioned=draws, guide=placeholders(draws))
+    calls, trace = _run(batch, draws, named)
     nodes: Any = trace.nodes
     values = {name: nodes[name]["value"] for name in batch.latent_sites if not nodes[name]["fn"].support.is_discrete}
     sites = [_site_of(call.argument, values) for call in calls]
@@ -75,11 +76,29 @@ def decoded_site(batch: Batch) -> Decoded | None:
             raise UnavailableError(f"Expected one module that decodes a latent site, got calls of {kinds}; {_WAY}")
         if found:
             first = calls[found[0]]
-            return Decoded(first.module, sites[found[0]], _likelihood(batch, calls, first.output), trace)
+            likelihood = _likelihood(batch, calls, first.output)
+            decoded = Decoded(first.module, sites[found[0]], likelihood, trace, first.beside)
+            shift = _shift(calls, first.module, likelihood)
+            if shift is not None:
+                # A shift that depends on the site is a second path from it to the data.
+                with seeded(1), torch.no_grad():
+                    again, _ = batch.traces(1)
+                others: Any = {name: again.nodes[name]["value"] for name in batch.latent_sites}
+                calls, _ = _run(batch, others, named)
+                known = _same_shift(shift, _shift(calls, first.module, likelihood), first.output)
+                decoded = decoded._replace(shift=shift) if known else decoded
+            return decoded
     if named is None:
         return None
     only = list(values) if len(values) == 1 else [None]
     return Decoded(named, only[0], part_of(batch.model, "likelihood"), trace)
+
+
+def _run(batch: Batch, draws: dict[str, Tensor], named: Any) -> tuple[list[_Call], Trace]:
+    """The calls of modules in a run of the model alone at these draws, because an encoder has sizes too."""
+    with seeded(0), torch.no_grad(), _watched(named) as calls:
+        _, trace = batch.traces(1, conditioned=draws, guide=placeholders(draws))
+    return calls, trace
 
 
 def check_likelihood_of_model(batch: Batch, found: Decoded) -> None:
@@ -109,7 +128,8 @@ def _densities_agree(batch: Batch, found: Decoded) -> bool:
     x = observed[0]["value"]
     with torch.no_grad(), evaluation_mode(found.decoder, found.likelihood):
         z = batch.data_first(node["value"], node, node["fn"].event_dim)[0]
-        fn = found.likelihood(found.decoder(z))
+        eta = found.decoder(z, *found.beside)
+        fn = found.likelihood(eta if found.shift is None else eta + found.shift.reshape(eta.shape))
         if fn.batch_shape + fn.event_shape != x.shape or len(x) != batch.num_data:
             return False
         own = fn.log_prob(x).reshape(len(x), -1).sum(1)
@@ -125,6 +145,24 @@ def _likelihood(batch: Batch, calls: list[_Call], eta: Any) -> Any:
         if isinstance(call.output, torch.distributions.Distribution) and call.argument is eta
     }
     return next(iter(makers.values())) if len(makers) == 1 else part_of(batch.model, "likelihood")
+
+
+def _shift(calls: list[_Call], module: nn.Module, likelihood: Any) -> Tensor | None:
+    """What the likelihood's argument has beyond the output of a module; None for nothing."""
+    output = next((call.output for call in calls if call.module is module), None)
+    for call in calls:
+        eta = call.argument
+        if call.module is likelihood and isinstance(eta, Tensor) and isinstance(output, Tensor) and eta is not output:
+            return eta - output if eta.shape == output.shape else None
+    return None
+
+
+def _same_shift(shift: Tensor, other: Tensor | None, output: Tensor) -> bool:
+    """Whether a shift of an output is the same at other values of the sites."""
+    if other is None or other.shape != shift.shape:
+        return False
+    rounding = 10 * torch.finfo(shift.dtype).eps ** 0.5
+    return torch.allclose(shift, other, rtol=rounding, atol=rounding * float(output.abs().max()))
 
 
 def _carries(module: nn.Module) -> bool:
@@ -154,7 +192,7 @@ def _watched(named: Any) -> Iterator[list[_Call]]:
     inside: list[int] = []
 
     def before(module: nn.Module, inputs: Any) -> None:
-        calls.append(_Call(module, tuple(inside), inputs[0] if inputs else None, None))
+        calls.append(_Call(module, tuple(inside), inputs[0] if inputs else None, tuple(inputs[1:]), None))
         inside.append(len(calls) - 1)
 
     def after(_: nn.Module, __: Any, output: Any) -> None:

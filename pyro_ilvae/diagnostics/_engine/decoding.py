@@ -27,6 +27,20 @@ def check_unconditional(decoder: object) -> None:
         )
 
 
+def has_context(decoder: object) -> bool:
+    """Whether a decoder is a function of z at each context, and needs nothing else, as a decoder of sequences does."""
+    conditional = getattr(decoder, "conditional", False) and getattr(decoder, "context_dim", None) is not None
+    return conditional and not hasattr(decoder, "vocab_size")
+
+
+def at_any_context(decoder: Any) -> Any:
+    """The decoder at one context, where what it guarantees is the same in all of them; otherwise the decoder itself."""
+    if not has_context(decoder) or getattr(decoder, "_channel", None) is None:
+        return decoder
+    like = next((part for part in decoder.parameters() if part.is_floating_point()), torch.empty(0))
+    return decoder.given(like.new_zeros(decoder.context_dim))
+
+
 def certified_constant(decoder: object) -> float | None:
     """The inverse Lipschitz constant that the decoder carries; None without one."""
     value: Any = getattr(decoder, "inverse_lipschitz", None)

@@ -14,7 +14,7 @@ from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.calls import check_programs
 from pyro_ilvae.diagnostics._engine.decoded_sites import decoded_site, part_of
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional
+from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, has_context
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -167,7 +167,8 @@ def _check_bound(decoder: nn.Module, ratio: Tensor) -> None:
 
 def _bounding_part(decoder: nn.Module) -> tuple[nn.Module, float]:
     """The part of a decoder whose output's score is bounded, from the latent variable on, and its constant."""
-    check_unconditional(decoder)
+    if not has_context(decoder):  # with one, the bound holds for each datum in its own context
+        check_unconditional(decoder)
     latent_dim, event_shape = getattr(decoder, "latent_dim", None), getattr(decoder, "event_shape", None)
     features = None if event_shape is None else torch.Size(event_shape).numel()
     constant, kind = certified_constant(decoder), type(decoder).__name__

@@ -189,6 +189,11 @@ def _variables(call: Call) -> dict[str, Any]:
             "mean_fisher_divergence(decoder, likelihood, sampler=...) for one that is written otherwise"
         )
     check_unconditional(found.decoder)
+    if found.shift is not None:
+        raise UnavailableError(
+            "Expected a likelihood of the decoder's value, got one of this value and an offset, on which the Fisher "
+            "information depends: call mean_fisher_divergence(decoder.given(offset=...), likelihood)"
+        )
     check_likelihood_of_model(call.batch, found)
     with seeded(call.options["seed"]):
         z = draws_of_prior(call, str(found.site))

@@ -1,0 +1,147 @@
+"""What model and guide are given: data, and beside them a context, known shifts, and which entries are missing."""
+
+from collections.abc import Callable, Iterator
+from inspect import Parameter, signature
+from operator import index
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ilvae import _checks
+
+_PARAMETERS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+
+
+class Given(NamedTuple):
+    """The checked arguments of model and guide, each with the data in its first dimension."""
+
+    num_data: int
+    x: Tensor | None = None  #: the data, with another value in place of what is missing
+    context: Tensor | None = None  #: of shape (N, C), or as the network of the contexts takes it
+    offset: Tensor | None = None  #: what is added to natural parameters, broadcasting with their shape
+    mask: Tensor | None = None  #: False where an entry of x is missing
+    target_context: Tensor | None = None  #: the context to decode in, where it is another one
+
+    def batches(self, batch_size: int | None) -> Iterator["Given"]:
+        """The same for ``batch_size`` data at a time; all at once if None."""
+        if batch_size is None:
+            yield self
+            return
+        size = _checks.positive_int("batch_size", batch_size)
+        for start in range(0, self.num_data, size):
+            rows = [None if part is None else part[start : start + size] for part in self[1:]]
+            yield Given(min(size, self.num_data - start), *rows)
+
+
+def takes(part: Any, name: str, attribute: str) -> bool:
+    """Whether a part of a model is called with an argument of that name: by its own attribute, or its signature."""
+    own = getattr(part, attribute, part)
+    if own is not part:
+        return own is not None and own is not False
+    try:
+        found = signature(getattr(part, "forward", part)).parameters.get(name)
+    except (TypeError, ValueError):  # no signature is known
+        return False
+    return found is not None and found.kind in _PARAMETERS
+
+
+def checked_context(
+    name: str, value: Any, num_data: int, like: Tensor, width: int | None, *, embedded: bool, repeat: bool = False
+) -> Tensor:
+    """A context of each datum, in the dtype and on the device of ``like``.
+
+    Args:
+        name: the name of the argument.
+        value: the context of shape (N, C), or labels of shape (N,), which become indicators unless they are embedded.
+        num_data: the number N of data.
+        like: a tensor.
+        width: the width C, if it is known.
+        embedded: whether a network of the user's takes the context, of any width and with labels as ints.
+        repeat: whether one context may stand for all data, of shape (C,) or a label.
+    """
+    if repeat and not isinstance(value, Tensor) and _checks.is_int(value):
+        value = torch.tensor(index(value))
+    value = _checks.tensor(name, value)
+    if value.layout != torch.strided:
+        raise TypeError(f"Expected {name} as a dense tensor, got {value.layout}; make it dense with .to_dense()")
+    if value.is_complex():
+        raise ValueError(f"Expected {name} to hold real numbers, got {value.dtype}")
+    value = value.to(like.device)
+    is_label = not value.is_floating_point() and value.dtype != torch.bool
+    labels = is_label and (value.dim() == 1 or (repeat and value.dim() == 0))
+    if repeat and (value.dim() == 0 or (value.dim() == 1 and not (labels and len(value) == num_data))):
+        value = value.expand(num_data, *value.shape)
+        labels = is_label and value.dim() == 1
+    expected = f"({num_data}, {'C' if width is None or embedded else width})"
+    if value.dim() == 0 or len(value) != num_data:
+        raise ValueError(f"Expected {name} of shape {expected}, one for each datum, got {tuple(value.shape)}")
+    if embedded:
+        value = value if is_label else value.to(like.dtype)
+    elif labels:
+        if width is None:
+            raise ValueError(f"Expected {name} of shape {expected}, got labels for a decoder without context_dim")
+        if width == 1 or ((value < 0) | (value >= width)).any():
+            raise ValueError(
+                f"Expected {name} to hold labels from 0 to {width - 1}, below the context_dim of the decoder, got "
+                f"{int(value.min())} to {int(value.max())}; numbers that are no labels have shape ({num_data}, {width})"
+            )
+        # PyTorch's one_hot reads values, which a recorded graph cannot.
+        return (value.unsqueeze(-1) == torch.arange(width, device=value.device)).to(like.dtype)
+    elif value.dim() != 2 or width not in (None, value.shape[1]):
+        raise ValueError(f"Expected {name} of shape {expected}, got {tuple(value.shape)}")
+    else:
+        value = value.to(like.dtype)
+    if value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"Expected {name} to hold finite numbers, got NaN or infinity")
+    return value
+
+
+def checked_offset(value: Any, num_data: int, like: Tensor, event_shape: torch.Size) -> Tensor:
+    """Shifts of natural parameters that broadcast with (N, \\*event_shape), in the dtype of ``like``."""
+    offset = _checks.tensor("offset", value)
+    if offset.layout != torch.strided:
+        raise TypeError(f"Expected offset as a dense tensor, got {offset.layout}; make it dense with .to_dense()")
+    if offset.is_complex():
+        raise ValueError(f"Expected offset to hold real numbers, got {offset.dtype}")
+    offset = offset.to(like.device, like.dtype)
+    own, dims = offset.shape, len(event_shape)
+    if offset.dim() == 1:
+        offset = offset.reshape(-1, *(1,) * dims)
+    fits = offset.dim() == dims + 1 and len(offset) == num_data
+    if not fits or any(size not in (1, other) for size, other in zip(offset.shape[1:], event_shape, strict=True)):
+        expected = ", ".join(map(str, (num_data, *event_shape)))
+        raise ValueError(
+            f"Expected offset of shape ({num_data},), one for each datum, or ({expected}), got {tuple(own)}"
+        )
+    if not offset.isfinite().all():
+        raise ValueError(
+            "Expected offset to hold finite numbers, such as the log of a size above 0, got NaN or infinity"
+        )
+    return offset
+
+
+def without_missing(x: Tensor, mask: Any, likelihood: Callable[..., Any], ignore: bool) -> tuple[Tensor, Tensor | None]:
+    """The data with another value where they are missing, and a mask that is False there; None where none can be.
+
+    Args:
+        x: the data.
+        mask: booleans of the shape of the data, False for missing entries, or None.
+        likelihood: the likelihood, in whose support the other values lie.
+        ignore: whether NaN are missing entries.
+    """
+    found = None if mask is None else _checks.mask("mask", mask, x.shape).to(x.device)
+    if ignore and x.is_floating_point():
+        found = ~x.isnan() if found is None else found & ~x.isnan()
+    if found is None:
+        return x, None
+    empty = ~found.flatten(1).any(1)
+    if empty.any():
+        raise ValueError(
+            f"Expected at least one entry of each datum at site 'x' that is not missing, got {int(empty.sum())} data "
+            f"without any, the first in row {int(empty.nonzero()[0])}: leave them out"
+        )
+    support, value = getattr(likelihood, "support", None), x.new_zeros(())
+    if support is not None and not support.check(value).all():
+        value = x[found][0]
+    return torch.where(found, x, value), found
