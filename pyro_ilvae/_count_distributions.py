@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from pyro_ilvae import _checks
 from pyro_ilvae._natural import Natural
@@ -67,8 +67,8 @@ class NaturalPoisson(Natural):
 class NaturalNegativeBinomial(dist.NegativeBinomial):
     r"""Counts with logits eta, PyTorch's distribution with a log density to more digits.
 
-    .. math:: \log p(x \mid \eta) = x \eta - (x + r) \log(1 + e^\eta)
-        + \log \Gamma(x + r) - \log \Gamma(r) - \log x!.
+    .. math:: \log p(x \mid \eta) = \log \Gamma(x + r) - \log \Gamma(r) - \log x!
+        - r \log(1 + e^\eta) - x \log(1 + e^{-\eta}).
 
     Args:
         total_count: the number :math:`r > 0`, of any shape that broadcasts with ``logits``.
@@ -104,9 +104,8 @@ class NaturalNegativeBinomial(dist.NegativeBinomial):
         """The log density in double precision, of values that are not checked."""
         # The total count as it was given, because a number needs the Gamma function once and not for each entry.
         eta, r, value = _wide(self.eta), _wide(self.common_total_count), _wide(value)
-        both = value + r
-        ways = torch.lgamma(both) - torch.lgamma(r) - torch.lgamma(value + 1)
-        return value * eta - both * softplus(eta) + ways
+        ways = torch.lgamma(value + r) - torch.lgamma(r) - torch.lgamma(value + 1)
+        return r * logsigmoid(-eta) + value * logsigmoid(eta) + ways
 
 
 class ZeroInflated(TorchDistribution):
@@ -180,5 +179,7 @@ class ZeroInflated(TorchDistribution):
         logits = _wide(self.gate_logits)
         nats = logsigmoid(-logits) + self.counts._in_double(value)
         # In double precision both are finite, also where single precision has no number for the rate.
-        nats = torch.where(value == 0, torch.logaddexp(logsigmoid(logits), nats), nats)
+        log_gate = logsigmoid(logits)
+        # log(pi + e^nats), in a form whose second derivatives are finite too.
+        nats = torch.where(value == 0, log_gate - logsigmoid(log_gate - nats), nats)
         return nats.to(torch.result_type(self.counts.eta, value))
