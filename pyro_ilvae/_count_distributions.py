@@ -163,7 +163,7 @@ class ZeroInflated(TorchDistribution):
         r"""The variance, :math:`(1 - \pi)(v + \pi \mu^2)` with :math:`\mu` and v those of ``counts``."""
         mean = self.counts.mean
         gate, rest = torch.sigmoid(self.gate_logits), torch.sigmoid(-self.gate_logits)
-        return rest * (self.counts.variance + gate * mean * mean)
+        return rest * self.counts.variance + (rest * mean) * (gate * mean)  # without a square that has no number
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, without gradients."""
