@@ -196,6 +196,7 @@ class ZeroInflatedPoisson(_ZeroInflatedCounts):
     .. math:: p(x_d \mid \eta) = \pi \, 1[x_d = 0] + (1 - \pi) \, \mathrm{Poisson}(x_d \mid e^{\eta_d}).
 
     A shift of :math:`\eta_d` by :math:`\log s` multiplies the mean, :math:`(1 - \pi) e^{\eta_d}`, by s.
+    The logits of :math:`\pi` are the attribute ``gate_logits``, which a ``PyroSample`` may replace.
 
     Args:
         gate: the probability :math:`\pi` in (0, 1), or the value at which its estimate starts: a number, equal for all
@@ -238,7 +239,8 @@ class ZeroInflatedNegativeBinomial(_ZeroInflatedCounts):
     .. math:: p(x_d \mid \eta) = \pi \, 1[x_d = 0] + (1 - \pi) \, \mathrm{NB}(x_d \mid r, \eta_d),
 
     with NB the distribution of :class:`NegativeBinomial`. A shift of :math:`\eta_d` by :math:`\log s` multiplies the
-    mean, :math:`(1 - \pi) r e^{\eta_d}`, by s.
+    mean, :math:`(1 - \pi) r e^{\eta_d}`, by s. The attributes ``log_total_count`` and ``gate_logits``, the logits of
+    :math:`\pi`, may be replaced by a ``PyroSample``.
 
     Args:
         total_count: the number :math:`r > 0`, or the value at which its estimate starts: a number, equal for all
