@@ -15,13 +15,18 @@ _T = TypeVar("_T")
 
 
 def tensor(name: str, value: Any, *, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Return ``value`` as a tensor, of ``dtype`` if that is given.
+    """Return ``value`` as a dense tensor, of ``dtype`` if that is given.
 
     Arrays, data frames and nested lists of numbers are converted; floats in lists take the default dtype, as
     ``torch.tensor`` does. A conversion to ``dtype`` that would change a value raises.
     """
     if not isinstance(value, torch.Tensor):
         value = _from_array(name, value)
+    elif value.layout != torch.strided:
+        layout = value.layout
+        raise TypeError(
+            f"Expected {name} to be a dense tensor, got one of layout {layout}; make it dense by .to_dense()"
+        )
     if dtype is None or value.dtype == dtype:
         return value
     converted = value if value.is_complex() else value.to(dtype)

@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_mean
+from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_mean, log_of
 from pyro_ilvae.distributions import IsotropicNormal
 from pyro_ilvae.networks import public_method
 
@@ -57,7 +57,7 @@ class Normal(ExponentialFamily):
     def __init__(self, scale: float | Tensor = 1.0, estimate: Literal["fixed", "learned", "optimal"] = "fixed") -> None:
         super().__init__()
         self.estimate = _checks.choice("estimate", estimate, ("fixed", "learned", "optimal"))
-        log_scale = _log_of(scale)
+        log_scale = log_of("scale", scale)
         if estimate == "learned":
             self.log_scale = nn.Parameter(log_scale)
         else:
@@ -89,7 +89,7 @@ class Normal(ExponentialFamily):
     def forward(self, eta: Tensor, x: Tensor | None = None, mask: Tensor | None = None) -> TorchDistribution:
         """The distribution of batch shape ``eta.shape``; only the optimal scale uses ``x``, where ``mask`` is True."""
         eta = as_eta(eta)
-        scale = self._scale_beside(eta)
+        scale = self._beside("log_scale", eta).exp()
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
             # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
             log_scale = self._optimal((x - eta.detach()).square(), mask)
@@ -113,25 +113,6 @@ class Normal(ExponentialFamily):
         found = 0.5 * (total / count.clamp(min=1)).clamp(min=1e-12).log()
         return torch.where(count > 0, found, self.log_scale)  # a feature that no datum of the batch has keeps its scale
 
-    def _scale_beside(self, eta: Tensor) -> Tensor:
-        """The scale that is used without data, of a shape that broadcasts with ``eta``."""
-        log_scale = self._beside("log_scale", eta)
-        if log_scale.dim() == 0:
-            return log_scale.exp()
-        if "log_scale" in self._pyro_samples:
-            try:
-                torch.broadcast_shapes(log_scale.shape, eta.shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"Expected a prior on log_scale with draws of the shape of a datum, or of one number, got draws of "
-                    f"shape {tuple(log_scale.shape)} for eta {tuple(eta.shape)}"
-                ) from None
-        elif eta.shape[max(0, eta.dim() - log_scale.dim()) :] != log_scale.shape:
-            raise ValueError(
-                f"Expected scale of the shape of a datum, got {tuple(log_scale.shape)} for eta {tuple(eta.shape)}"
-            )
-        return log_scale.exp()
-
     @public_method
     def smallest_information(self, eta: Tensor) -> Tensor:
         r"""The Fisher information of each entry, :math:`1 / \sigma_d^2`, of the shape of ``eta``.
@@ -139,7 +120,7 @@ class Normal(ExponentialFamily):
         The scale is the one that is used without data.
         """
         eta = as_eta(eta)
-        return torch.ones_like(eta) / self._scale_beside(eta).square()
+        return torch.ones_like(eta) / self._beside("log_scale", eta).exp().square()
 
     def natural_parameters(self, mean: Tensor) -> Tensor:
         r"""The natural parameters with this mean, which are the mean: :math:`\eta = m`, of the shape of ``mean``."""
@@ -148,20 +129,3 @@ class Normal(ExponentialFamily):
     def _interior_mean(self, average: Tensor, num_data: int) -> Tensor:
         """The average itself: every number is a mean."""
         return average
-
-
-def _log_of(scale: float | Tensor) -> Tensor:
-    """The logarithm of a number, or of the numbers of an array, of the default dtype."""
-    if getattr(scale, "ndim", 0) == 0 and not isinstance(scale, list | tuple):
-        return _in_range(torch.tensor(math.log(_checks.positive("scale", scale))), scale)  # type: ignore[arg-type]
-    scales = _checks.real("scale", scale).detach()
-    if scales.numel() == 0 or not ((scales > 0) & scales.isfinite()).all():
-        raise ValueError(f"Expected scale to hold finite numbers > 0, got {scales}")
-    return _in_range(scales.double().log().to(torch.get_default_dtype()), scale)
-
-
-def _in_range(log_scale: Tensor, scale: float | Tensor) -> Tensor:
-    """The logarithm of a scale, whose exponential must neither be 0 nor infinite in its dtype."""
-    if not (log_scale.exp().log() - log_scale).isfinite().all():
-        raise ValueError(f"Expected scale within the range of {log_scale.dtype}, got {scale}")
-    return log_scale

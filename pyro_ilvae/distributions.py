@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pyro_ilvae import _checks
+from pyro_ilvae._count_distributions import NaturalNegativeBinomial, NaturalPoisson, ZeroInflated
+from pyro_ilvae._natural import Natural
 
-__all__ = ["PADDING", "IsotropicNormal", "NaturalContinuousBernoulli", "NaturalPoisson", "TokenSequence"]
+__all__ = [
+    "PADDING",
+    "IsotropicNormal",
+    "NaturalContinuousBernoulli",
+    "NaturalNegativeBinomial",
+    "NaturalPoisson",
+    "TokenSequence",
+    "ZeroInflated",
+]
 
 PADDING = -1  #: the number that fills a row of tokens after the last token of a shorter sequence
 
@@ -66,63 +76,7 @@ class IsotropicNormal(dist.Normal):
         return -0.5 * error.square() - (self.common_scale.log() + 0.5 * math.log(2 * math.pi))
 
 
-class _Natural(TorchDistribution):
-    """A univariate distribution with a single parameter ``eta``."""
-
-    arg_constraints = {"eta": constraints.real}  # noqa: RUF012 - PyTorch's name and form
-
-    def __init__(self, eta: Tensor, validate_args: bool | None = None) -> None:
-        self.eta = eta = _checks.tensor("eta", eta)
-        super().__init__(eta.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = self._get_checked_instance(type(self), _instance)
-        new.eta = self.eta.expand(batch_shape)
-        super(_Natural, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-
-class NaturalPoisson(_Natural):
-    r"""Counts with log rate eta.
-
-    .. math:: \log p(x \mid \eta) = x \eta - e^\eta - \log x!.
-
-    PyTorch's form takes the rate, which underflows for eta < -104 in float32 and makes the gradient NaN.
-
-    Args:
-        eta: the log rate :math:`\eta`, of any shape.
-
-    Example:
-        >>> NaturalPoisson(torch.tensor(-200.0)).log_prob(torch.tensor(1.0))
-        tensor(-200.)
-    """
-
-    support = constraints.nonnegative_integer
-
-    @property
-    def mean(self) -> Tensor:
-        """The rate."""
-        return self.eta.exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """The rate."""
-        return self.eta.exp()
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, without gradients."""
-        with torch.no_grad():
-            return torch.poisson(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The log density in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return value * self.eta - self.eta.exp() - torch.lgamma(value + 1)
-
-
-class NaturalContinuousBernoulli(_Natural):
+class NaturalContinuousBernoulli(Natural):
     r"""Intensities in [0, 1] with a density that is exponential in them.
 
     .. math:: \log p(x \mid \eta) = \eta x - \log \frac{e^\eta - 1}{\eta}

@@ -12,23 +12,30 @@ which is block-diagonal, with a block for each entry of the datum. ``information
 I v, and ``smallest_information(eta)`` is the smallest eigenvalue of each block.
 """
 
-import math
 from collections.abc import Callable
-from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae._counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from pyro_ilvae._exponential_family import ExponentialFamily, as_eta, as_mean, as_pair, as_tangent
 from pyro_ilvae._normal import Normal
-from pyro_ilvae.distributions import NaturalContinuousBernoulli, NaturalPoisson
-from pyro_ilvae.networks import public_method
+from pyro_ilvae.distributions import NaturalContinuousBernoulli
 
-__all__ = ["Bernoulli", "Categorical", "ContinuousBernoulli", "NegativeBinomial", "Normal", "Poisson"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
+]
 
 _NEWTON_STEPS = 8  # five reach the rounding error for every mean
 _TOLERANCE = 1e-3  # of the sum of probabilities, which may have been rounded to half precision
@@ -189,81 +196,6 @@ class Categorical(PyroModule):
     def _interior_mean(self, average: Tensor, num_data: int) -> Tensor:
         """The frequencies in ``num_data`` data, made positive by one datum that is spread over the categories."""
         return (num_data * average + 1 / self.num_categories) / (num_data + 1)
-
-
-class Poisson(ExponentialFamily):
-    r"""Counts with rate :math:`e^{\eta_d}`.
-
-    Example:
-        >>> Poisson()(torch.zeros(2)).mean
-        tensor([1., 1.])
-    """
-
-    support = constraints.nonnegative_integer
-    _natural_directions = True
-
-    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        return NaturalPoisson(as_eta(eta))
-
-    def smallest_information(self, eta: Tensor) -> Tensor:
-        r"""The Fisher information of each entry, :math:`e^\eta`, of the shape of ``eta``."""
-        return as_eta(eta).exp()
-
-    def natural_parameters(self, mean: Tensor) -> Tensor:
-        r"""The natural parameters with a mean above 0, :math:`\log m`, of the shape of ``mean``."""
-        return as_mean(mean, 0, math.inf).log()
-
-
-class NegativeBinomial(ExponentialFamily):
-    r"""Overdispersed counts with logits eta: mean :math:`r e^{\eta_d}`, variance :math:`r e^{\eta_d}(1 + e^{\eta_d})`.
-
-    Args:
-        total_count: the number :math:`r > 0`, or the value at which its estimate starts.
-        estimate: "fixed", or "learned" for one scalar parameter, trained with the other parameters.
-
-    Raises:
-        ValueError: for a ``total_count`` that is not positive, and for another ``estimate``.
-
-    Example:
-        >>> NegativeBinomial(total_count=3.0, estimate="fixed")(torch.zeros(2)).mean
-        tensor([3., 3.])
-    """
-
-    support = constraints.nonnegative_integer
-    _natural_directions = True
-
-    def __init__(self, total_count: float = 1.0, estimate: Literal["fixed", "learned"] = "learned") -> None:
-        super().__init__()
-        self.estimate = _checks.choice("estimate", estimate, ("fixed", "learned"))
-        log_total_count = torch.tensor(math.log(_checks.positive("total_count", total_count)))
-        if estimate == "learned":
-            self.log_total_count = nn.Parameter(log_total_count)
-        else:
-            self.register_buffer("log_total_count", log_total_count)
-
-    log_total_count: Tensor
-
-    def extra_repr(self) -> str:
-        """The total count and its estimate, for ``print``."""
-        return f"total_count={self._shown('log_total_count')}, estimate={self.estimate!r}"
-
-    def forward(self, eta: Tensor, x: Tensor | None = None) -> TorchDistribution:
-        """The distribution of batch shape ``eta.shape``; ``x`` is not used."""
-        eta = as_eta(eta)
-        return dist.NegativeBinomial(self._beside("log_total_count", eta).exp(), logits=eta)
-
-    @public_method
-    def smallest_information(self, eta: Tensor) -> Tensor:
-        r"""The Fisher information of each entry, :math:`r / (1 + e^{-\eta})`, of the shape of ``eta``."""
-        eta = as_eta(eta)
-        return self._beside("log_total_count", eta).exp() * torch.sigmoid(eta)
-
-    @public_method
-    def natural_parameters(self, mean: Tensor) -> Tensor:
-        r"""The natural parameters with a mean above 0, :math:`\log(m / r)`, of the shape of ``mean``."""
-        mean = as_mean(mean, 0, math.inf)
-        return mean.log() - self._beside("log_total_count", mean)
 
 
 def check_support(likelihood: object, x: Tensor, site: str) -> None:

@@ -19,6 +19,14 @@ EXPECTED = {
     "poisson": (likelihoods.Poisson(), dist.Poisson(ETA.exp())),
     "negative_binomial": (likelihoods.NegativeBinomial(3.0), dist.NegativeBinomial(3.0, torch.sigmoid(ETA))),
     "categorical": (likelihoods.Categorical(4), dist.Categorical(ETA.reshape(2, 4).softmax(-1))),
+    "zero_inflated_poisson": (
+        likelihoods.ZeroInflatedPoisson(0.3),
+        dist.ZeroInflatedPoisson(ETA.exp(), gate=torch.tensor(0.3)),
+    ),
+    "zero_inflated_negative_binomial": (
+        likelihoods.ZeroInflatedNegativeBinomial(3.0, 0.3),
+        dist.ZeroInflatedNegativeBinomial(torch.tensor(3.0), logits=ETA, gate=torch.tensor(0.3)),
+    ),
 }
 BAD = {
     "normal": ([float("nan")], "1 NaN or infinite values"),
@@ -27,6 +35,8 @@ BAD = {
     "poisson": ([-1.0, 1.5], "2 values outside it, from -1 to 1.5"),
     "negative_binomial": ([-2.0], "from -2 to -2"),
     "categorical": ([4.0, -1.0], "from -1 to 4"),
+    "zero_inflated_poisson": ([0.5], "from 0.5 to 0.5"),
+    "zero_inflated_negative_binomial": ([-2.0, 0.5], "from -2 to 0.5"),
 }
 
 
@@ -59,6 +69,8 @@ ATTRIBUTES = {
     "poisson": (False, False, None),
     "negative_binomial": (False, False, None),
     "categorical": (True, False, None),
+    "zero_inflated_poisson": (False, False, None),
+    "zero_inflated_negative_binomial": (False, False, None),
 }
 
 
@@ -125,6 +137,8 @@ INFORMATION = {
     "poisson": likelihoods.Poisson,
     "negative_binomial": lambda: likelihoods.NegativeBinomial(3.0),
     "categorical": lambda: likelihoods.Categorical(4),
+    "zero_inflated_poisson": lambda: likelihoods.ZeroInflatedPoisson(0.3),
+    "zero_inflated_negative_binomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(3.0, 0.3),
 }
 
 
@@ -225,13 +239,13 @@ def test_divergence_is_pytorchs(name):
         assert_divergence(likelihood, eta, other, torch.distributions.kl_divergence(p, q))
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli", "negative_binomial", "categorical"])
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "normal"])
 def test_divergence_is_finite_where_probabilities_round_to_one(name):
     likelihood = INFORMATION[name]()
     eta = torch.tensor([[80.0, -80.0, 30.0, -30.0]])
     divergence = likelihood.divergence(eta, -eta)
     assert divergence.isfinite().all()
-    assert (divergence > 10).all()
+    assert (divergence > 10).logical_or((eta < 0) & ("zero_inflated" in name)).all()  # where almost all data are 0
     if name == "bernoulli":
         torch.testing.assert_close(divergence.float(), eta.abs())
 
@@ -351,6 +365,9 @@ def test_optimal_scale_survives_a_step_that_is_refused():
         (lambda: likelihoods.Normal(1.0, "free"), "estimate .*'fixed', 'learned', 'optimal', got 'free'"),
         (lambda: likelihoods.NegativeBinomial(-1.0), "total_count to be a finite number > 0"),
         (lambda: likelihoods.NegativeBinomial(1.0, "optimal"), "estimate .*'fixed', 'learned', got 'optimal'"),
+        (lambda: likelihoods.ZeroInflatedNegativeBinomial(0.0), "total_count to be a finite number > 0"),
+        (lambda: likelihoods.ZeroInflatedPoisson(1.0), r"gate to be a number in \(0, 1\), got 1.0"),
+        (lambda: likelihoods.ZeroInflatedPoisson(0.5, "optimal"), "estimate .*'fixed', 'learned', got 'optimal'"),
         (lambda: likelihoods.Categorical(0), "num_categories"),
         (lambda: likelihoods.Categorical(3)(torch.zeros(2, 4)), r"Expected eta of shape \(..., 3\)"),
         (

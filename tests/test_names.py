@@ -57,6 +57,8 @@ MODULES = {
     "Normal": (lambda: likelihoods.Normal(1.0, "learned"), (X,)),
     "Normal of features": (lambda: likelihoods.Normal(torch.ones(X.shape[-1]), "learned"), (X,)),
     "NegativeBinomial": (lambda: likelihoods.NegativeBinomial(), (X,)),
+    "ZeroInflatedPoisson": (lambda: likelihoods.ZeroInflatedPoisson(), (X,)),
+    "ZeroInflatedNegativeBinomial": (lambda: likelihoods.ZeroInflatedNegativeBinomial(torch.ones(D)), (X,)),
 }
 EVERY_MODULE = pytest.mark.parametrize(("build", "arguments"), MODULES.values(), ids=MODULES.keys())
 

@@ -18,6 +18,8 @@ LIKELIHOODS = {
     "poisson": likelihoods.Poisson,
     "negative_binomial": lambda: likelihoods.NegativeBinomial(3.0),
     "categorical": lambda: likelihoods.Categorical(4),
+    "zero_inflated_poisson": lambda: likelihoods.ZeroInflatedPoisson(0.3),
+    "zero_inflated_negative_binomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(3.0, 0.3),
 }
 DTYPES = [torch.float32, torch.float64]
 
@@ -29,7 +31,7 @@ def means(name, dtype):
         return raw.softmax(-1)
     if name == "normal":
         return raw
-    return raw.exp() if name in ("poisson", "negative_binomial") else raw.sigmoid()
+    return raw.sigmoid() if "bernoulli" in name else raw.exp()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,15 +89,26 @@ def test_of_the_continuous_bernoulli_at_the_middle_and_at_the_ends():
     torch.testing.assert_close(likelihood.natural_parameters(tiny), -1 / tiny)
 
 
-@pytest.mark.parametrize("name", ["negative_binomial"])
-def test_follows_the_parameters_of_the_likelihood(name):
+@pytest.mark.parametrize(
+    ("name", "parameter", "share"),
+    [
+        ("negative_binomial", "log_total_count", 1.0),
+        ("zero_inflated_negative_binomial", "log_total_count", 0.7),
+        ("zero_inflated_negative_binomial", "gate_logits", 3.0),
+        ("zero_inflated_poisson", "gate_logits", 1.0),
+    ],
+)
+def test_follows_the_parameters_of_the_likelihood(name, parameter, share):
     likelihood, mean = LIKELIHOODS[name](), means(name, torch.float32)
     with torch.no_grad():
-        likelihood.log_total_count += 1.0
+        getattr(likelihood, parameter).add_(1.0)
     torch.testing.assert_close(likelihood.mean(likelihood.natural_parameters(mean)), mean)
-    likelihood.log_total_count = PyroSample(dist.Normal(0.0, 1.0))
-    with pyro.condition(data={"log_total_count": torch.tensor(math.log(2.0))}):
-        torch.testing.assert_close(likelihood.natural_parameters(mean), (mean / 2).log())
+    with torch.no_grad():
+        getattr(likelihood, parameter).sub_(1.0)
+    setattr(likelihood, parameter, PyroSample(dist.Normal(0.0, 1.0)))
+    with pyro.condition(data={parameter: torch.tensor(math.log(2.0))}):
+        factor = (2.0 if parameter == "log_total_count" else 1 / 3) * share  # log 2 is the logit of 2/3
+        torch.testing.assert_close(likelihood.natural_parameters(mean), (mean / factor).log())
 
 
 REFUSED = {
@@ -105,6 +118,8 @@ REFUSED = {
     "poisson": [0.0, -1.0, math.inf, math.nan],
     "negative_binomial": [0.0, -1.0, math.inf, math.nan],
     "categorical": [0.0, 1.0, -0.1, math.nan],
+    "zero_inflated_poisson": [0.0, -1.0, math.inf, math.nan],
+    "zero_inflated_negative_binomial": [0.0, -1.0, math.inf, math.nan],
 }
 
 

@@ -11,7 +11,14 @@ from pyro.infer import Predictive
 from pyro.nn import PyroSample
 
 from pyro_ilvae import ConvEncoder, MLPEncoder, SequenceEncoder, likelihoods, mlp
-from pyro_ilvae.distributions import IsotropicNormal, NaturalContinuousBernoulli, NaturalPoisson, TokenSequence
+from pyro_ilvae.distributions import (
+    IsotropicNormal,
+    NaturalContinuousBernoulli,
+    NaturalNegativeBinomial,
+    NaturalPoisson,
+    TokenSequence,
+    ZeroInflated,
+)
 
 NAN = math.nan
 WRONG_INTS = [0, -1, 2.5, "a", NAN, True, [3], None]
@@ -21,6 +28,10 @@ LIKELIHOODS = [
     likelihoods.ContinuousBernoulli(),
     likelihoods.Poisson(),
     likelihoods.NegativeBinomial(),
+    likelihoods.NegativeBinomial(torch.ones(3)),
+    likelihoods.ZeroInflatedPoisson(),
+    likelihoods.ZeroInflatedNegativeBinomial(),
+    likelihoods.ZeroInflatedNegativeBinomial(torch.ones(3), torch.full((3,), 0.5)),
     likelihoods.Categorical(3),
 ]
 
@@ -69,16 +80,39 @@ def calls(name, values, *functions):
         *calls(
             "scale", [torch.zeros(3), torch.tensor([1.0, NAN]), torch.ones(3, dtype=torch.cfloat)], likelihoods.Normal
         ),
-        *calls("total_count", [0, -1, NAN, "a", None, torch.ones(3), [1.0]], likelihoods.NegativeBinomial),
+        *calls(
+            "total_count",
+            [0, -1, NAN, "a", None, 1e60, [], [1.0, 0.0], torch.tensor([1.0, NAN]), torch.ones(3, dtype=torch.cfloat)],
+            likelihoods.NegativeBinomial,
+            likelihoods.ZeroInflatedNegativeBinomial,
+        ),
+        *calls(
+            "gate",
+            [0, 1, -1, 2, NAN, "a", None, True, [], [0.5, 0.0], [0.5, 1.0], torch.tensor([0.5, NAN]), {0.5}],
+            likelihoods.ZeroInflatedPoisson,
+            lambda v: likelihoods.ZeroInflatedNegativeBinomial(1.0, v),
+        ),
         *calls(
             "estimate",
             ["leraned", None, 1, True, ["fixed"], {}],
             lambda v: likelihoods.Normal(1.0, v),
             lambda v: likelihoods.NegativeBinomial(1.0, v),
+            lambda v: likelihoods.ZeroInflatedPoisson(0.5, v),
+            lambda v: likelihoods.ZeroInflatedNegativeBinomial(1.0, 0.5, v),
         ),
         *calls("num_categories", WRONG_INTS, likelihoods.Categorical),
         *calls("scale", ["a", torch.tensor(-1.0)], lambda v: IsotropicNormal(torch.zeros(3), v)),
         *calls("eta", ["a", None, torch.tensor(NAN)], NaturalPoisson, NaturalContinuousBernoulli),
+        *calls("logits", ["a", None, torch.tensor(NAN)], lambda v: NaturalNegativeBinomial(torch.ones(()), v)),
+        *calls("total_count", ["a", None, torch.tensor(-1.0)], lambda v: NaturalNegativeBinomial(v, torch.zeros(3))),
+        *calls(
+            "gate_logits", ["a", None, torch.tensor(NAN)], lambda v: ZeroInflated(NaturalPoisson(torch.zeros(3)), v)
+        ),
+        *calls(
+            "counts",
+            ["a", None, dist.Poisson(1.0), NaturalPoisson(torch.zeros(2)).to_event(1)],
+            lambda v: ZeroInflated(v, torch.zeros(())),
+        ),
         *calls("logits", ["a", None], lambda v: TokenSequence(v, torch.zeros(2, 3, dtype=torch.long))),
         *calls(
             "tokens",
@@ -150,13 +184,16 @@ PRIORS = {
 @pytest.mark.parametrize(
     ("likelihood", "name"),
     [
-        (likelihoods.Normal, "log_scale"),
-        (likelihoods.NegativeBinomial, "log_total_count"),
+        (lambda: likelihoods.Normal(2.0, "learned"), "log_scale"),
+        (lambda: likelihoods.NegativeBinomial(2.0), "log_total_count"),
+        (lambda: likelihoods.ZeroInflatedNegativeBinomial(2.0), "log_total_count"),
+        (lambda: likelihoods.ZeroInflatedNegativeBinomial(2.0), "gate_logits"),
+        (likelihoods.ZeroInflatedPoisson, "gate_logits"),
     ],
 )
 @torch.no_grad()
 def test_draws_of_a_scalar_parameter_are_each_for_all_data(likelihood, name, num_draws, prior):
-    vae = vae_with(likelihood=likelihood(2.0, "learned"))
+    vae = vae_with(likelihood=likelihood())
     setattr(vae.likelihood, name, PyroSample(prior))
     program = plate("draws", num_draws, dim=-2)(vae.model)
     together = poutine.trace(program).get_trace(num_data=NUM_DATA)

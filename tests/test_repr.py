@@ -127,6 +127,12 @@ def sequential():
         (likelihoods.Normal, "scale=1, estimate='fixed'"),
         (lambda: likelihoods.Normal([0.5, 2.0], "learned"), "scale=0.5 to 2 of shape (2,), estimate='learned'"),
         (lambda: likelihoods.NegativeBinomial(2.0), "total_count=2, estimate='learned'"),
+        (lambda: likelihoods.NegativeBinomial([0.5, 2.0]), "total_count=0.5 to 2 of shape (2,), estimate='learned'"),
+        (lambda: likelihoods.ZeroInflatedPoisson(0.25, "fixed"), "gate=0.25, estimate='fixed'"),
+        (
+            lambda: likelihoods.ZeroInflatedNegativeBinomial(2.0, [0.25, 0.5]),
+            "total_count=2, gate=0.25 to 0.5 of shape (2,), estimate='learned'",
+        ),
         (lambda: likelihoods.Categorical(4), "num_categories=4"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 
-__all__ = ["dense", "dtype_of", "points", "points_of_shape", "without_autocast"]
+__all__ = ["dtype_of", "points", "points_of_shape", "without_autocast"]
 
 
 def dtype_of(module: nn.Module, *path: str) -> torch.dtype | None:
@@ -32,7 +32,7 @@ def points(name: str, value: Any, size: int, dtype: torch.dtype | None) -> Tenso
 
 def points_of_shape(name: str, value: Any, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
     """Return ``value`` of shape (..., \\*shape) as a tensor of shape (..., D) and of ``dtype``, or raise."""
-    value = dense(name, value)
+    value = _checks.tensor(name, value)
     split = value.dim() - len(shape)
     if split < 0 or value.shape[split:] != shape:
         expected = ", ".join(["...", *map(str, shape)])
@@ -40,16 +40,8 @@ def points_of_shape(name: str, value: Any, shape: torch.Size, dtype: torch.dtype
     return points(name, value.reshape(*value.shape[:split], shape.numel()), shape.numel(), dtype)
 
 
-def dense(name: str, value: Any) -> Tensor:
-    """Return ``value`` as a dense tensor; arrays, data frames and nested lists of numbers are converted."""
-    value = _checks.tensor(name, value)
-    if value.layout != torch.strided:
-        raise TypeError(f"Expected {name} to be a dense tensor, got one of layout {value.layout}; use .to_dense()")
-    return value
-
-
 def _converted(name: str, value: Any, dtype: torch.dtype | None) -> Tensor:
-    value = dense(name, value)
+    value = _checks.tensor(name, value)
     if dtype is None:
         return value
     if value.is_floating_point():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode
-from pyro_ilvae.decoders.arguments import dense, points
+from pyro_ilvae.decoders.arguments import points
 from pyro_ilvae.networks import Module
 
 __all__ = ["ConditionalDecoder", "DecoderGiven"]
@@ -108,7 +108,7 @@ class DecoderGiven(nn.Module):
         super().__init__()
         size: int | None = getattr(decoder, "context_dim", None)
         if context is not None:
-            context = dense("context", context)
+            context = _checks.tensor("context", context)
         if context is None and offset is None:
             raise ValueError("Expected a context or an offset at which a decoder is taken, got neither")
         _checks.context(context, size)

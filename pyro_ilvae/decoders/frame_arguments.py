@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ilvae.decoders.arguments import dense, without_autocast
+from pyro_ilvae import _checks
+from pyro_ilvae.decoders.arguments import without_autocast
 from pyro_ilvae.decoders.frames import (
     Frame,
     IdentityFrame,
@@ -24,7 +25,7 @@ def frame_argument(frame: Any) -> str | Tensor:
     """The ``frame`` argument of a decoder, its matrix as a tensor; arrays and nested lists are converted."""
     if isinstance(frame, nn.Module | type):
         raise TypeError(f"Expected frame to be a name or a matrix, such as decoder.frame.matrix, got {frame!r}")
-    return frame if isinstance(frame, str) else dense("frame", frame)
+    return frame if isinstance(frame, str) else _checks.tensor("frame", frame)
 
 
 def make_frame(frame: str | Tensor, event_shape: torch.Size, latent_dim: int, *, trained: bool = False) -> Frame:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pyro_ilvae import _checks
-from pyro_ilvae.decoders.arguments import dense
 from pyro_ilvae.decoders.frames import centered
 
 __all__ = ["principal_frame", "principal_token_frame"]
@@ -136,7 +135,7 @@ def batches_of(x: Any, shape: torch.Size | None = None, features: int | None = N
 
 
 def _sample(name: str, x: Any, event_dim: int) -> Tensor:
-    x = dense(name, x)
+    x = _checks.tensor(name, x)
     if x.dim() < 1 + event_dim or x.is_complex():
         raise ValueError(f"Expected {name} of shape (N, *event_shape), real, got {tuple(x.shape)}, {x.dtype}")
     return x
@@ -219,7 +218,7 @@ class TokenCounts:
 
         parts = []
         if not _is_iterable_of_batches(x):
-            x = dense("x", x)
+            x = _checks.tensor("x", x)
             _check_tokens(x, vocab_size)
         for batch in batches_of(x):
             _check_tokens(batch, vocab_size)

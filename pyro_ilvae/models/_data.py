@@ -65,8 +65,6 @@ def refuse_single_datum(x: Tensor, shapes: Collection[torch.Size]) -> None:
 def as_tensor(x: Any) -> Tensor:
     """The data as a dense tensor with at least one datum."""
     x = _checks.tensor(_DATA, x)
-    if x.layout != torch.strided:
-        raise TypeError(f"Expected {_DATA} as a dense tensor, got {x.layout}; make it dense with .to_dense()")
     if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which PyTorch has few operations
         x = x.to(torch.int64)
     if x.dim() == 0 or len(x) == 0:

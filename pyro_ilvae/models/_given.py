@@ -63,8 +63,6 @@ def checked_context(
     if repeat and not isinstance(value, Tensor) and _checks.is_int(value):
         value = torch.tensor(index(value))
     value = _checks.tensor(name, value)
-    if value.layout != torch.strided:
-        raise TypeError(f"Expected {name} as a dense tensor, got {value.layout}; make it dense with .to_dense()")
     if value.is_complex():
         raise ValueError(f"Expected {name} to hold real numbers, got {value.dtype}")
     value = value.to(like.device)
@@ -100,8 +98,6 @@ def checked_context(
 def checked_offset(value: Any, num_data: int, like: Tensor, event_shape: torch.Size) -> Tensor:
     """Shifts of natural parameters that broadcast with (N, \\*event_shape), in the dtype of ``like``."""
     offset = _checks.tensor("offset", value)
-    if offset.layout != torch.strided:
-        raise TypeError(f"Expected offset as a dense tensor, got {offset.layout}; make it dense with .to_dense()")
     if offset.is_complex():
         raise ValueError(f"Expected offset to hold real numbers, got {offset.dtype}")
     offset = offset.to(like.device, like.dtype)

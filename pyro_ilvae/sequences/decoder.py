@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
-from pyro_ilvae.decoders.arguments import dense
 from pyro_ilvae.decoders.frame_arguments import check_centered
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import start_from_tokens
@@ -269,7 +268,7 @@ class SequenceDecoderGiven(nn.Module):
         self.latent_dim = decoder.latent_dim
         self.event_shape = torch.Size([len(x), decoder.vocab_size])
         if context is not None:
-            context = dense("context", context)
+            context = _checks.tensor("context", context)
             if context.dim() != 1:
                 raise ValueError(f"Expected context of shape ({decoder.context_dim},), got {tuple(context.shape)}")
         _checks.context(context, decoder.context_dim)

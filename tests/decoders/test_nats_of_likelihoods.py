@@ -277,6 +277,9 @@ LIKELIHOODS = {
     "continuous-bernoulli": lambda: likelihoods.ContinuousBernoulli(),
     "poisson": lambda: likelihoods.Poisson(),
     "negative-binomial": lambda: likelihoods.NegativeBinomial(3.0),
+    "negative-binomial-of-entries": lambda: likelihoods.NegativeBinomial(torch.rand(EVENT) + 0.5),
+    "zero-inflated-poisson": lambda: likelihoods.ZeroInflatedPoisson(0.3),
+    "zero-inflated-negative-binomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(3.0, torch.rand(EVENT)),
     "categorical": lambda: likelihoods.Categorical(EVENT[-1]),
 }
 

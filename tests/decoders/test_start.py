@@ -34,6 +34,7 @@ DECODERS = {
     "composition": lambda **options: InverseLipschitzDecoder(**SIZES | {"map_features": (8,)} | options),
 }
 FRAMED = ["projected", "composition"]
+DISPERSIONS = torch.linspace(0.5, 5.0, FEATURES).reshape(EVENT)
 
 
 def factors(num_data=200, seed=0):
@@ -59,11 +60,24 @@ def of_kind(name, num_data=200):
         "continuous-bernoulli": lambda: (likelihoods.ContinuousBernoulli(), logits.sigmoid()),
         "poisson": lambda: (likelihoods.Poisson(), counts),
         "negative-binomial": lambda: (likelihoods.NegativeBinomial(3.0), counts),
+        "negative-binomial-of-entries": lambda: (likelihoods.NegativeBinomial(DISPERSIONS), counts),
+        "zero-inflated-poisson": lambda: (likelihoods.ZeroInflatedPoisson(0.3), counts * (uniform > 0.3)),
+        "zero-inflated-negative-binomial": lambda: (
+            likelihoods.ZeroInflatedNegativeBinomial(DISPERSIONS, 0.3),
+            counts * (uniform > 0.3),
+        ),
         "categorical": lambda: (likelihoods.Categorical(EVENT[-1]), logits.argmax(-1)),
     }[name]()
 
 
-LIKELIHOODS = ["normal", "bernoulli", "continuous-bernoulli", "poisson", "negative-binomial", "categorical"]
+COUNTS = [
+    "poisson",
+    "negative-binomial",
+    "negative-binomial-of-entries",
+    "zero-inflated-poisson",
+    "zero-inflated-negative-binomial",
+]
+LIKELIHOODS = ["normal", "bernoulli", "continuous-bernoulli", *COUNTS, "categorical"]
 
 
 def smoothed_mean(name, x):
@@ -105,12 +119,12 @@ def test_directions_are_the_principal_ones(name, likelihood_name):
     flat = (torch.nn.functional.one_hot(x, EVENT[-1]) if likelihood_name == "categorical" else x).flatten(1)
     flat = flat.double()
     noise = torch.ones(FEATURES).double()
-    if likelihood_name in ("poisson", "negative-binomial"):
+    if likelihood_name in COUNTS:
         # Of data in units of their noise, taken to log rates: I(b)^-1 times the score, if I and noise are of one datum.
         b = likelihood.natural_parameters(smoothed_mean(likelihood_name, x).float()).detach()
         noise = likelihood(b).variance.flatten().double().sqrt()
     expected = np.linalg.svd(((flat - flat.mean(0)) / noise.detach()).numpy())[2][:LATENT].T
-    if likelihood_name in ("poisson", "negative-binomial"):
+    if likelihood_name in COUNTS:
         information = likelihood.smallest_information(b).flatten().detach().double().sqrt()
         expected = np.linalg.qr(expected / information[:, None].numpy())[0]
     matrix = torch.nn.functional.normalize(matrix.detach().double(), dim=0)

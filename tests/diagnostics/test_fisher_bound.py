@@ -50,6 +50,10 @@ LIKELIHOODS = {
     "continuous_bernoulli": (likelihoods.ContinuousBernoulli, lambda n, d: torch.rand(n, d)),
     "poisson": (likelihoods.Poisson, lambda n, d: torch.rand(n, d).mul(4).floor()),
     "negative_binomial": (lambda: likelihoods.NegativeBinomial(3.0), lambda n, d: torch.rand(n, d).mul(4).floor()),
+    "zero_inflated_negative_binomial": (
+        lambda: likelihoods.ZeroInflatedNegativeBinomial(3.0, 0.3),
+        lambda n, d: torch.rand(n, d).mul(4).floor(),
+    ),
     "categorical": (lambda: likelihoods.Categorical(2), lambda n, d: torch.rand(n, d // 2).round().long()),
 }
 

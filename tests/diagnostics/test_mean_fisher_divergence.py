@@ -19,6 +19,8 @@ LIKELIHOODS = {
     "continuous_bernoulli": likelihoods.ContinuousBernoulli,
     "poisson": likelihoods.Poisson,
     "negative_binomial": lambda: likelihoods.NegativeBinomial(3.0),
+    "zero_inflated_poisson": lambda: likelihoods.ZeroInflatedPoisson(0.3),
+    "zero_inflated_negative_binomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(3.0, 0.3),
     "categorical": lambda: likelihoods.Categorical(EVENT[-1]),
 }
 

@@ -64,6 +64,8 @@ LIKELIHOODS = {
     "continuous-bernoulli": likelihoods.ContinuousBernoulli(),
     "poisson": likelihoods.Poisson(),
     "negative-binomial": likelihoods.NegativeBinomial(2.5),
+    "zero-inflated-poisson": likelihoods.ZeroInflatedPoisson(0.3),
+    "zero-inflated-negative-binomial": likelihoods.ZeroInflatedNegativeBinomial(2.5, 0.3),
     "categorical": likelihoods.Categorical(4),
 }
 

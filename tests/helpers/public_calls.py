@@ -1,12 +1,11 @@
 """Right calls of the classes and functions that models are made and trained with, and of their methods."""
 
-import math
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from helpers.wrong_values import POSITIVE, TENSOR
+from helpers.wrong_values import TENSOR
 from pyro.infer import JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_ilvae as ilvae
@@ -394,40 +393,6 @@ CALLS = {
             {"start": tokens()[0], "end": tokens()[1], "num_steps": 3, "max_length": 3} | _LIMITS | _BONUS,
         ),
         {"num_steps": [0, -1, 2.5, "a"]},
-    ),
-    "likelihoods.Normal": Call(
-        lambda: (likelihoods.Normal, {"scale": torch.full((D,), 0.5), "estimate": "fixed"}),
-        {
-            "scale": [
-                *(value for value in POSITIVE if value != [1.0]),
-                torch.zeros(D),
-                torch.full((D,), math.nan),
-                torch.ones(D, dtype=torch.cfloat),
-            ]
-        },
-    ),
-    "likelihoods.NegativeBinomial": Call(
-        lambda: (likelihoods.NegativeBinomial, {"total_count": 1.0, "estimate": "fixed"})
-    ),
-    "likelihoods.Categorical": Call(
-        lambda: (likelihoods.Categorical, {"num_categories": 3}), {"num_categories": [0, 1, -1, 2.5, "a"]}
-    ),
-    **{
-        f"likelihoods.{likelihood.__name__}.natural_parameters": Call(
-            lambda likelihood=likelihood: (likelihood().natural_parameters, {"mean": torch.full((N, D), 0.5)}),
-            {"mean": [*TENSOR, torch.full((N, D), math.nan), torch.full((N, D), math.inf)]},
-        )
-        for likelihood in (
-            likelihoods.Normal,
-            likelihoods.Bernoulli,
-            likelihoods.ContinuousBernoulli,
-            likelihoods.Poisson,
-            likelihoods.NegativeBinomial,
-        )
-    },
-    "likelihoods.Categorical.natural_parameters": Call(
-        lambda: (likelihoods.Categorical(3).natural_parameters, {"mean": torch.full((N, 3), 1 / 3)}),
-        {"mean": [*TENSOR, torch.full((N, 2), 0.5), torch.eye(3), torch.full((N, 3), 0.2)]},
     ),
     "AnnealedELBO": Call(
         lambda: (ilvae.AnnealedELBO, {"elbo": TraceMeanField_ELBO(), "beta": 0.5}),

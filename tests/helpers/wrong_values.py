@@ -97,6 +97,7 @@ BY_NAME = {
     "frame": ["typo", 3, Other(), torch.zeros(6, 2), torch.eye(3), torch.eye(6)[:, :2] * 2, with_nan()],
     "function": FUNCTION,
     "gain": POSITIVE,
+    "gate": [*POSITIVE, 1.0],
     "guide": FUNCTION,
     "hidden_features": WIDTHS,
     "history": ["typo", 3, None, Other(), torch.nn.GRU, torch.nn.Linear(3, 3)],

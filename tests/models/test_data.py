@@ -9,10 +9,11 @@ import torch
 from helpers.decoders import EVENT, LATENT, perturb
 from helpers.models import NUM_DATA, ONE_OF_EACH, TOKENS, X, mixture_with, vae_with
 from pyro import poutine
+from scipy import sparse
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_ilvae import VAE, MixtureVAE, MLPDecoder, MLPEncoder, likelihoods
-from pyro_ilvae.diagnostics import kl_divergence
+from pyro_ilvae import VAE, MixtureVAE, MLPDecoder, MLPEncoder, likelihoods, principal_frame
+from pyro_ilvae.diagnostics import kl_divergence, linear_reference
 
 EVERY_MODEL = pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=ONE_OF_EACH.keys())
 METHODS = {
@@ -58,7 +59,17 @@ def test_what_converts_without_loss_is_taken_as_the_tensor(case, convert):
         assert torch.equal(METHODS[name](model, convert(case.x)), expected), name
 
 
-@pytest.mark.parametrize("likelihood", [likelihoods.Poisson(), likelihoods.NegativeBinomial(), likelihoods.Normal()])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        likelihoods.Poisson(),
+        likelihoods.NegativeBinomial(),
+        likelihoods.NegativeBinomial(torch.ones(8)),
+        likelihoods.ZeroInflatedPoisson(),
+        likelihoods.ZeroInflatedNegativeBinomial(torch.ones(8), torch.full((8,), 0.2)),
+        likelihoods.Normal(),
+    ],
+)
 def test_counts_of_any_dtype_are_the_same_data(likelihood):
     counts = torch.randint(1000, (20, 8))
     encoder = MLPEncoder(event_shape=8, latent_dim=2, hidden_features=(8,), input_transform=torch.log1p)
@@ -69,6 +80,7 @@ def test_counts_of_any_dtype_are_the_same_data(likelihood):
         assert torch.equal(vae.encode(x)[0], expected)
         assert vae.guide(x).shape == (20, 2)
         assert torch.equal(vae.model(x), counts.float())
+        assert torch.equal(vae.reconstruct(x), vae.reconstruct(counts.float()))
 
 
 def loaders(x):
@@ -227,6 +239,7 @@ NOT_DATA = {
     "no data": [],
     "scalar": torch.tensor(1.0),
     "sparse": X.flatten(1).to_sparse(),
+    "sparse array": sparse.csr_array(X.flatten(1).numpy(force=True)),
     "complex": X + 0j,
     "data and labels": (X, torch.arange(NUM_DATA)),
 }
@@ -244,6 +257,38 @@ def test_what_is_no_data_is_refused(case, x):
     for function in (model.encode, model.reconstruct):
         with pytest.raises((ValueError, TypeError), match="Expected data at site 'x'"):
             function(None)
+
+
+SPARSE = {
+    "coordinates": (lambda x: x.to_sparse(), r"a dense tensor, got one of layout torch.sparse_coo; .*\.to_dense\(\)"),
+    "rows": (lambda x: x.to_sparse_csr(), r"a dense tensor, got one of layout torch.sparse_csr; .*\.to_dense\(\)"),
+    "matrix": (lambda x: sparse.csr_matrix(x.numpy(force=True)), r"got a csr_matrix; .*\.toarray\(\)"),
+    "array": (lambda x: sparse.coo_array(x.numpy(force=True)), r"got a coo_array; .*\.toarray\(\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_data_are_refused_with_what_makes_them_dense(kind):
+    make, message = SPARSE[kind]
+    x = torch.randint(3, (20, 8)).float()
+    encoder = MLPEncoder(event_shape=8, latent_dim=2, hidden_features=(8,))
+    decoder = MLPDecoder(latent_dim=2, event_shape=8, hidden_features=(8,), linear_path=True)
+    vae = VAE(decoder, encoder, likelihoods.NegativeBinomial(torch.ones(8)))
+    for function in (
+        vae.model,
+        vae.guide,
+        vae.encode,
+        vae.reconstruct,
+        vae.initialize,
+        encoder,
+        lambda x: decoder.initialize(x, vae.likelihood),
+        lambda x: principal_frame(x, 2),
+        lambda x: linear_reference(x, 0.5),
+    ):
+        function(x)
+        with pytest.raises(TypeError, match=message):
+            function(make(x))
 
 
 def test_lossy_conversions_are_refused():

@@ -114,8 +114,10 @@ def test_a_linear_decoder_has_the_spread_in_closed_form(scale):
         (likelihoods.Bernoulli(), torch.arange(80).reshape(10, *EVENT) % 3 == 0),
         (likelihoods.Poisson(), torch.arange(80).reshape(10, *EVENT) % 7),
         (likelihoods.NegativeBinomial(), torch.arange(80).reshape(10, *EVENT) % 7),
+        (likelihoods.ZeroInflatedPoisson(), torch.arange(80).reshape(10, *EVENT) % 7),
+        (likelihoods.ZeroInflatedNegativeBinomial(), torch.arange(80).reshape(10, *EVENT) % 7),
     ],
-    ids=["Bernoulli", "Poisson", "NegativeBinomial"],
+    ids=["Bernoulli", "Poisson", "NegativeBinomial", "ZeroInflatedPoisson", "ZeroInflatedNegativeBinomial"],
 )
 def test_other_likelihoods_have_their_spread_in_natural_parameters(likelihood, x):
     """A tenth of L is ten times the reach, once L is what z can be told apart by."""

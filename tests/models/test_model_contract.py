@@ -271,6 +271,15 @@ LIKELIHOODS = {
     "bernoulli-bool": (likelihoods.Bernoulli, torch.rand(NUM_DATA, *EVENT) > 0.5),
     "poisson": (likelihoods.Poisson, torch.randint(9, (NUM_DATA, *EVENT))),
     "negative-binomial": (likelihoods.NegativeBinomial, torch.randint(9, (NUM_DATA, *EVENT)).float()),
+    "negative-binomial-of-entries": (
+        lambda: likelihoods.NegativeBinomial(torch.ones(EVENT)),
+        torch.randint(9, (NUM_DATA, *EVENT)).double(),
+    ),
+    "zero-inflated-poisson": (likelihoods.ZeroInflatedPoisson, torch.randint(9, (NUM_DATA, *EVENT))),
+    "zero-inflated-negative-binomial": (
+        lambda: likelihoods.ZeroInflatedNegativeBinomial(torch.ones(EVENT), torch.full(EVENT, 0.5)),
+        torch.randint(9, (NUM_DATA, *EVENT)).double(),
+    ),
     "continuous-bernoulli": (likelihoods.ContinuousBernoulli, torch.rand(NUM_DATA, *EVENT)),
     "continuous-bernoulli-int": (likelihoods.ContinuousBernoulli, torch.randint(2, (NUM_DATA, *EVENT))),
     "normal-bool": (likelihoods.Normal, torch.rand(NUM_DATA, *EVENT) > 0.5),

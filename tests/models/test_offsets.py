@@ -165,7 +165,7 @@ SIZES = torch.tensor([10.0] * (N - 1) + [-3.0])
         (torch.zeros(1, D), "offset of shape"),
         (torch.zeros(()), "offset of shape"),
         (torch.zeros(N) * 1j, "offset to hold real numbers"),
-        (torch.zeros(N, D).to_sparse(), "offset as a dense tensor"),
+        (torch.zeros(N, D).to_sparse(), "offset to be a dense tensor"),
         ("log", "offset to be a tensor"),
     ],
 )

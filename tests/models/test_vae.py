@@ -179,7 +179,12 @@ def test_refuses(build, message):
 @pytest.mark.slow
 def test_large_counts_train():
     x = torch.distributions.NegativeBinomial(0.2, logits=torch.tensor(9.0)).sample((12, *EVENT))
-    for likelihood in (likelihoods.Poisson(), likelihoods.NegativeBinomial()):
+    for likelihood in (
+        likelihoods.Poisson(),
+        likelihoods.NegativeBinomial(torch.ones(EVENT)),
+        likelihoods.ZeroInflatedPoisson(),
+        likelihoods.ZeroInflatedNegativeBinomial(),
+    ):
         pyro.clear_param_store()
         encoder = MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(16,), input_transform=torch.log1p)
         vae = VAE(DECODERS["projected-mlp"](), encoder, likelihood)
