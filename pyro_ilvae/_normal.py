@@ -92,6 +92,7 @@ class Normal(ExponentialFamily):
         scale = self._beside("log_scale", eta).exp()
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
             # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
+            mask = None if mask is None else _checks.mask("mask", mask, x.shape)
             log_scale = self._optimal((x - eta.detach()).square(), mask)
             scale = log_scale.exp()
             if log_scale.isfinite().all():  # a step with a loss that is not finite must not enter the average
@@ -106,7 +107,7 @@ class Normal(ExponentialFamily):
         if mask is None:
             mean = squares.reshape(-1, *shape).mean(0) if shape else squares.mean()
             return 0.5 * mean.clamp(min=1e-12).log()
-        there = _checks.mask("mask", mask, squares.shape[squares.dim() - mask.dim() :]).expand_as(squares)
+        there = mask.expand_as(squares)
         squares = torch.where(there, squares, 0.0)
         dims = tuple(range(squares.dim() - len(shape)))
         total, count = squares.sum(dims), there.sum(dims)

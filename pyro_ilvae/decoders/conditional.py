@@ -119,7 +119,9 @@ class DecoderGiven(nn.Module):
         self.event_shape: torch.Size = decoder.event_shape  # type: ignore[assignment]
         self.register_buffer("context", context, persistent=False)
         if offset is not None:
-            offset = torch.tensor(float(offset)) if getattr(offset, "ndim", 0) == 0 else _checks.real("offset", offset)
+            if isinstance(offset, float | int):
+                offset = torch.tensor(_checks.finite("offset", offset))
+            offset = _checks.real("offset", offset)
             if offset.shape not in (torch.Size(), self.event_shape) or not offset.isfinite().all():
                 raise ValueError(
                     f"Expected offset to be a finite number, or finite numbers of shape {tuple(self.event_shape)}, got "

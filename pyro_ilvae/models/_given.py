@@ -134,8 +134,8 @@ def without_missing(x: Tensor, mask: Any, likelihood: Callable[..., Any], ignore
     empty = ~found.flatten(1).any(1)
     if empty.any():
         raise ValueError(
-            f"Expected at least one entry of each datum at site 'x' that is not missing, got {int(empty.sum())} data "
-            f"without any, the first in row {int(empty.nonzero()[0])}: leave them out"
+            "Expected at least one entry of each datum at site 'x' that is neither NaN nor False in mask, got "
+            f"{int(empty.sum())} data without any, the first in row {int(empty.nonzero()[0])}: leave them out"
         )
     support, value = getattr(likelihood, "support", None), x.new_zeros(())
     if support is not None and not support.check(value).all():

@@ -207,8 +207,9 @@ class SequenceDecoder(Module):
                     f"Expected history with a method {name} to draw sequences, got a {type(self.history).__name__}"
                 )
         start = torch.full((len(z),), self.vocab_size, device=z.device)
+        context = None if context is None else _checks.tensor("context", context)
         _checks.context(context, self.context_dim)
-        beside = () if context is None else (_checks.tensor("context", context),)
+        beside = () if context is None else (context,)
         return self.step(start, (z, *beside, *self.history.begin(len(z))))  # type: ignore[operator]
 
     @public_method

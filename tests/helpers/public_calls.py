@@ -83,7 +83,7 @@ class Call(NamedTuple):
 
 
 _DATA = [value for value in TENSOR if value is not None]  # without data, models draw from the prior predictive
-_LABELS = ["ab", [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, -2], [0.0, 1.0, 2.0, 1.0], torch.zeros(4, 1, dtype=torch.int64)]
+LABELS = ["ab", [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, -2], [0.0, 1.0, 2.0, 1.0], torch.zeros(4, 1, dtype=torch.int64)]
 _LIMITS = {"min_length": 1, "exclude": [2]}
 _BONUS = {"num_beams": 2, "length_bonus": 0.5}
 _TOKENS = ["ab", None, [["a"]], torch.full((N, 3), 99), torch.full((N, 3), 0.5), torch.tensor(1)]
@@ -293,7 +293,7 @@ CALLS = {
         ),
         {"data_size": [0, -1, 2.5, "a"]},
     ),
-    "MixtureVAE.model": Call(lambda: (mixture().model, {"x": x(), "y": [0, 1, 2, -1]}), {"x": _DATA, "y": _LABELS}),
+    "MixtureVAE.model": Call(lambda: (mixture().model, {"x": x(), "y": [0, 1, 2, -1]}), {"x": _DATA, "y": LABELS}),
     "MixtureVAE.encode": Call(lambda: (mixture().encode, {"x": x(), "batch_size": 2})),
     "MixtureVAE.reconstruct": Call(lambda: (mixture().reconstruct, {"x": x(), "batch_size": 2})),
     "MixtureVAE.predict_component": Call(
