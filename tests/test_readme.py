@@ -8,11 +8,25 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
+DOCS = sorted((README.parent / "docs").glob("*.md"))
+
+
+def blocks_of(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_examples_of_pages_run(page):
+    variables = {}
+    for block in blocks_of(page):
+        exec(compile(block, page.name, "exec"), variables)
+    assert variables
+
+
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, autoguide, graph, mixture, sequences = re.findall(
-        r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL
-    )
+    example, autoguide, graph, mixture, covariates, sequences = blocks_of(README)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
@@ -24,6 +38,8 @@ def test_examples_run(capsys):
     assert variables["svi"].runs == "graph"
     exec(compile(mixture, README.name, "exec"), variables)
     assert 1 <= variables["usage"].effective_number <= 3
+    exec(compile(covariates, README.name, "exec"), variables)
+    assert variables["in_batch_0"].shape == (1000, 20)
     exec(compile(sequences, README.name, "exec"), variables)
     assert variables["sequential"].reconstruct(variables["data"].test[:2]).shape == (2, 20)
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)
@@ -31,7 +47,7 @@ def test_examples_run(capsys):
 
 def test_paths_exist():
     text = README.read_text()
-    paths = re.findall(r"(?:tutorials|experiments|benchmarks)/[\w./]+\.(?:py|png|md)", text)
+    paths = re.findall(r"(?:tutorials|experiments|benchmarks|docs)/[\w./]+\.(?:py|png|md)", text)
     assert len(paths) > 8
     assert not [path for path in paths if not (README.parent / path).exists()]
     named = set(re.findall(r"`(\w+\.py)`", text))

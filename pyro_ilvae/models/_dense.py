@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae.decoders.start import WorkingData
 from pyro_ilvae.likelihoods import mean_of_data
 from pyro_ilvae.models._autoencoder import Autoencoder
-from pyro_ilvae.models._given import Given, takes
+from pyro_ilvae.models._given import Given
 from pyro_ilvae.models._parts import check_nats
 from pyro_ilvae.models._start import working_data
 
@@ -158,6 +159,8 @@ class DenseAutoencoder(Autoencoder):
         self._initialize(working_data(batches, self.likelihood, self.event_shape), seed)
 
     def _initialize(self, data: Any, seed: int | None) -> None:
+        if isinstance(data, WorkingData) and not hasattr(self.decoder, "_start_of"):
+            data = data.values  # for a decoder of a user's, as data
         self.decoder.initialize(data, self.likelihood, seed=seed)  # type: ignore[operator]
 
     @property
@@ -172,7 +175,10 @@ class DenseAutoencoder(Autoencoder):
             )
 
     def _takes_context(self, decoder: Any, encoder: Any) -> bool:
-        return bool(getattr(decoder, "conditional", False)) or super()._takes_context(decoder, encoder)
+        return self._decoder_takes_context(decoder) or super()._takes_context(decoder, encoder)
+
+    def _decoder_takes_context(self, decoder: Any) -> bool:
+        return bool(getattr(decoder, "conditional", False)) or getattr(decoder, "context_dim", None) is not None
 
     @torch.no_grad()
     def sample_prior(
@@ -221,11 +227,10 @@ class DenseAutoencoder(Autoencoder):
     def _natural_parameters(self, z: Tensor, given: Given) -> Tensor:
         """The value of the decoder, checked, and shifted by the offset."""
         context = given.context if given.target_context is None else given.target_context
-        # An encoder alone may have the context.
-        beside = (
-            () if context is None or not takes(self.decoder, "context", "context_dim") else (self._context_of(context),)
-        )
-        eta = self.decoder(z, *beside)
+        if context is None or not self._decoder_takes_context(self.decoder):  # an encoder alone may have it
+            eta = self.decoder(z)
+        else:
+            eta = self.decoder(z, self._context_of(context))
         if not isinstance(eta, Tensor):
             raise TypeError(f"Expected decoder to return a tensor, got a {type(eta).__name__}")
         split = eta.dim() - len(self.event_shape)

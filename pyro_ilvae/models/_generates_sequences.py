@@ -237,7 +237,6 @@ class GeneratesSequences(SequenceAutoencoder):
             raise ValueError(f"Expected context {expected}, got {'None' if context is None else 'a context'}")
         if context is None:
             return Given(count)
-        context = _checks.tensor("context", context)
-        if len(batch_shape) > 1 and context.shape[: len(batch_shape)] == batch_shape:
-            context = context.flatten(0, len(batch_shape) - 1)
+        if len(batch_shape) > 1 and getattr(context, "shape", ())[: len(batch_shape)] == batch_shape:
+            context = _checks.tensor("context", context).flatten(0, len(batch_shape) - 1)
         return Given(count, context=self._checked_context("context", context, count, repeat=True))

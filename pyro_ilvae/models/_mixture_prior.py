@@ -116,7 +116,8 @@ class MixturePrior(DenseAutoencoder):
         """The root mean square by which a unit of z moves what the decoder returns, over draws from N(0, I)."""
         z = torch.randn(_NUM_DRAWS, self.latent_dim).to(self._prior_loc)
         # With a context, at the context 0.
-        context = () if self.context_dim is None or not self.decoder.conditional else (z.new_zeros(self.context_dim),)
+        own: int | None = getattr(self.decoder, "context_dim", None)
+        context = () if own is None else (z.new_zeros(own),)
         with evaluation_mode(self):
             y = self.decoder(z, *context)
         coordinates = getattr(self.decoder, "coordinates", None)

@@ -241,5 +241,4 @@ ONE_OF_EACH = {
     "mixture-components": MODELS["mixture-components"],
     "mixture-summed-out": MODELS["mixture-summed-out"],
     "sequential": MODELS["sequential-plain-gru"],
-    **OF_COVARIATES,
 }

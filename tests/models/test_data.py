@@ -232,7 +232,7 @@ NOT_DATA = {
     "data set": TensorDataset(X),
     "no batch": _NoBatches(),
     "a batch that is none": iter(["ab"]),
-    "a batch by name": iter([{"x": X}]),
+    "a batch by another name": iter([{"data": X}]),
     "object array": np.array([object()] * 3),
     "strings": pd.DataFrame({"a": ["x", "y"]}),
     "ragged": [[1.0, 2.0], [1.0]],

@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import EVENT, LATENT, perturb
-from helpers.models import MODELS, NUM_DATA, ONE_OF_EACH
+from helpers.models import MODELS, NUM_DATA, OF_COVARIATES
+from helpers.models import ONE_OF_EACH as WITHOUT_COVARIATES
 from pyro import poutine
 from pyro.infer import SVI, Predictive
 from pyro.poutine.util import prune_subsample_sites
@@ -18,6 +19,7 @@ from pyro_ilvae import VAE, AnnealedELBO, SequentialVAE, from_pyro_svi, likeliho
 from pyro_ilvae.diagnostics import collapse_summary
 
 ADAM = {"lr": 1e-2}
+ONE_OF_EACH = WITHOUT_COVARIATES | OF_COVARIATES
 
 
 def every_model():
