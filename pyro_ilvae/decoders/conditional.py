@@ -59,12 +59,13 @@ class ConditionalDecoder(Module):
             ) from error
         return z, context
 
-    def _mean_over_prior(self) -> Tensor:
-        """The mean of the decoder over z from N(0, I), of shape (D,), at the context 0 if there is one."""
+    def _mean_over_prior(self, context: Tensor | None = None) -> Tensor:
+        """The mean of the decoder over z from N(0, I), of shape (D,), at a context: at 0 if there is none."""
         like = next(self.parameters())
         z = torch.randn(_NUM_DRAWS, self.latent_dim).to(like)
         z = torch.cat([z, -z])  # what is linear in z then has the mean 0
-        context = None if self.context_dim is None else torch.zeros(self.context_dim).to(like)
+        if context is None and self.context_dim is not None:
+            context = torch.zeros(self.context_dim).to(like)
         with evaluation_mode(self):
             return self(z, context).mean(0).flatten()  # type: ignore[no-any-return]
 

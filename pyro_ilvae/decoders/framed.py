@@ -175,4 +175,4 @@ class FramedDecoder(ConditionalDecoder):
         if start.offset is None:
             return
         # What a network returns at its start is not centered.
-        self.offset.add_(start.offset - self._mean_over_prior())
+        self.offset.add_(start.offset - self._mean_over_prior(start.context.mean if start.context else None))

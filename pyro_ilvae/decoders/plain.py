@@ -141,4 +141,4 @@ class MLPDecoder(ConditionalDecoder):
         if start.offset is None:
             return
         # What a network returns at its start is not centered.
-        self.network[-1].bias += start.offset - self._mean_over_prior()  # type: ignore[operator]
+        self.network[-1].bias += start.offset - self._mean_over_prior(start.context.mean if start.context else None)  # type: ignore[operator]

@@ -140,6 +140,9 @@ class ProjectedDecoder(FramedDecoder):
 
     def _start(self, start: Start) -> None:
         self.map.icnn.reset_parameters(gradient_scale=start.scale / self.map.gain)
+        if start.context is not None:
+            # Where it starts elsewhere, z learns the effects of the context first, because a step moves g by more.
+            self.from_context.weight.copy_(self.coordinates(start.context.slopes.unflatten(-1, self.event_shape)).mT)
         if not self.conditional:  # with a context, the backbone has to learn its part from the first step on
             zero_last_layer(self.backbone)
 

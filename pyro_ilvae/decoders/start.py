@@ -14,7 +14,7 @@ from pyro_ilvae.decoders.nats import information_diagonal, noise_unit
 from pyro_ilvae.decoders.principal import Moments, TokenCounts, batches_of
 from pyro_ilvae.likelihoods import Categorical, check_support
 
-__all__ = ["Place", "Start", "WorkingData", "check_weights", "start_from_data", "start_from_tokens"]
+__all__ = ["LinearContext", "Place", "Start", "WorkingData", "check_weights", "start_from_data", "start_from_tokens"]
 
 
 # Of data for whose dtypes PyTorch has few operations.
@@ -38,6 +38,14 @@ class WorkingData(NamedTuple):
     values: Tensor  #: of shape (N, *event_shape); they need not be in the support of the likelihood
     center: Tensor | None  #: the natural parameters of their mean, of shape event_shape; computed from the mean if None
     shift: Tensor | None  #: what the natural parameters have beyond the decoder's; nothing if None
+    context: "LinearContext | None" = None  #: what the natural parameters owe to a context; nothing if None
+
+
+class LinearContext(NamedTuple):
+    """The part of natural parameters that is linear in a context."""
+
+    slopes: Tensor  #: of shape (C, *event_shape)
+    mean: Tensor  #: the mean context, of shape (C,), at which this part is 0
 
 
 class Start(NamedTuple):
@@ -48,6 +56,7 @@ class Start(NamedTuple):
     num_found: int  #: how many of the columns come from the data, which may vary in few directions
     unit: float  #: the noise unit u of the likelihood at b, in these directions
     spread: float  #: the root mean square of the data's coordinates in these directions, in natural parameters
+    context: LinearContext | None = None  #: what the natural parameters owe to a context
     share: float = 0.5  #: how many noise units a map adds to a linear one; more learn faster at first and end lower
 
     @property
@@ -84,7 +93,10 @@ def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> 
     spread = spread * unit * unit if noise is None else spread
     if isinstance(x, WorkingData) and x.shift is not None:
         offset = offset - x.shift.to(place.like)
-    return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread)
+    context = None
+    if isinstance(x, WorkingData) and x.context is not None:
+        context = LinearContext(x.context.slopes.flatten(1).to(place.like), x.context.mean.to(place.like))
+    return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread, context)
 
 
 @torch.no_grad()

@@ -133,7 +133,8 @@ class DenseAutoencoder(Autoencoder):
         r"""Start where the data are: the decoder's start from data, with the likelihood of this model.
 
         Call it before training; see :meth:`~pyro_ilvae.ProjectedDecoder.initialize` for what is set. The directions are
-        sought in what a context leaves of the data: what is linear in the context is taken off. With an ``offset`` they
+        sought in what a context leaves of the data: what is linear in the context is taken off. A of a projected
+        decoder starts at these effects of the context, so that z need not learn them. With an ``offset`` directions
         are sought in data moved to the mean :math:`\bar o` of the offsets, and b is at the maximum of the likelihood,
 
         .. math:: \tilde x = \mu + I (x - \mu(b + o)) / I(b + o), \qquad \sum_n (x_n - \mu(b + o_n)) = 0,
@@ -156,7 +157,10 @@ class DenseAutoencoder(Autoencoder):
             raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
         check_nats(self.decoder, self.likelihood)
         batches = self._batches(x, context, mask=mask, offset=offset)
-        self._initialize(working_data(batches, self.likelihood, self.event_shape), seed)
+        with torch.no_grad(), evaluation_mode(self):
+            given = (batch._replace(context=self._context_of(batch.context)) for batch in batches)
+            data = working_data(given, self.likelihood, self.event_shape)
+        self._initialize(data, seed)
 
     def _initialize(self, data: Any, seed: int | None) -> None:
         if isinstance(data, WorkingData) and not hasattr(self.decoder, "_start_of"):

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ilvae._contexts import evaluation_mode
-from pyro_ilvae.decoders.start import WorkingData
+from pyro_ilvae.decoders.start import LinearContext, WorkingData
 from pyro_ilvae.models._given import Given
 
 _ITERATIONS = 50  # at most; for a log link the first is exact
+_CAUTION = 100  # the number of data that means at the end of their range are taken to come from
 
 
 @torch.no_grad()
@@ -41,9 +42,14 @@ def _sample(batches: list[Given], likelihood: Any, event_shape: torch.Size) -> W
         x = _at_center(x, offset - shift, center, likelihood)
     mean = _mean(x, weight)
     x = torch.where(weight > 0, x, mean)
-    if context is not None:
-        x = x - _explained(x - mean, context)
-    return WorkingData(x, center, shift)
+    if context is None:
+        return WorkingData(x, center, shift)
+    columns = context.flatten(1).double()
+    columns = columns - columns.mean(0)
+    solve = torch.linalg.pinv(columns)  # of least squares
+    explained = (columns @ (solve @ (x - mean).flatten(1))).reshape(x.shape)
+    slopes = (solve @ _at_means(mean + explained, x, likelihood).flatten(1)).reshape(-1, *event_shape)
+    return WorkingData(x - explained, center, shift, LinearContext(slopes, context.double().mean(0)))
 
 
 def _joined(parts: list[Any]) -> Tensor | None:
@@ -85,10 +91,9 @@ def _mean_of_data(likelihood: Any, eta: Tensor) -> Tensor:
     return mean.double()
 
 
-def _explained(x: Tensor, context: Tensor) -> Tensor:
-    """What is linear in the context of centered data, by least squares."""
-    labels = context.dim() == 1 and not context.is_floating_point()
-    columns = (F.one_hot(context.long() - context.min().long()) if labels else context.flatten(1)).double()
-    columns = columns - columns.mean(0)
-    flat = x.flatten(1)
-    return (columns @ (torch.linalg.pinv(columns) @ flat)).reshape(x.shape)
+def _at_means(means: Tensor, x: Tensor, likelihood: Any) -> Tensor:
+    """The natural parameters of means, moved inside of the range of the data and of the likelihood's means."""
+    means = torch.minimum(torch.maximum(means, x.amin(0)), x.amax(0))
+    interior = getattr(likelihood, "_interior_mean", None)
+    eta: Tensor = likelihood.natural_parameters(means if interior is None else interior(means, _CAUTION))
+    return eta.double()

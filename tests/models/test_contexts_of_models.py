@@ -276,6 +276,29 @@ def test_start_from_data_leaves_to_the_context_what_it_explains():
     assert abs(column @ directions[0]) < 0.1
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("name", ["Normal", "Poisson", "Bernoulli"])
+def test_start_from_data_is_at_the_mean_of_each_label_in_the_directions_of_z(name, embedded):
+    torch.manual_seed(0)
+    likelihood, labels = getattr(likelihoods, name)(), torch.randint(0, 3, (6000,))
+    direction = torch.ones(8) / 8**0.5
+    eta = torch.randn(3, 8)[labels] + 1.5 * torch.randn(6000, 1) * direction
+    x = likelihood(eta).sample()
+    sizes = {"latent_dim": 1, "event_shape": 8, "context_dim": 3}
+    decoder = ProjectedDecoder(MLPDecoder(**sizes), **sizes)
+    network = torch.nn.Embedding(3, 3) if embedded else None
+    model = VAE(decoder, MLPEncoder(**sizes), likelihood, context_network=network)
+    model.initialize(x, labels, seed=0)
+    contexts = torch.eye(3) if network is None else network.weight
+    with torch.no_grad():
+        start = torch.stack([decoder(torch.randn(4000, 1), context).mean(0) for context in contexts])
+        means = torch.stack([likelihood.natural_parameters(x[labels == label].mean(0)) for label in range(3)])
+        error = decoder.coordinates(start - start.mean(0)) - decoder.coordinates(means - means.mean(0))
+        assert error.abs().max() < 0.05
+        before = decoder.coordinates(means - means.mean(0)).abs().max()
+    assert before > 0.3  # the labels do differ in this direction
+
+
 @pytest.mark.parametrize("network", [None, torch.nn.Embedding(C, C)], ids=["none", "embedding"])
 def test_graph_steps_are_those_of_svi_and_see_other_contexts(network):
     def run(kind, **options):

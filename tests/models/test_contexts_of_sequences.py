@@ -1,4 +1,4 @@
-"""Covariates of sequences: the model by hand, the guarantee, drawing and searching in a context, and what is refused."""
+"""Covariates of sequences: the model by hand, the guarantee, draws and searches in a context, and what is refused."""
 
 import pyro
 import pytest
