@@ -1,7 +1,9 @@
 """Ready models: each is a PyroModule with the methods ``model`` and ``guide``."""
 
+from pyro_ilvae.models.hierarchical import HierarchicalVAE
+from pyro_ilvae.models.layer import Layer
 from pyro_ilvae.models.mixture import MixtureVAE
 from pyro_ilvae.models.sequential import SequentialVAE
 from pyro_ilvae.models.vae import VAE
 
-__all__ = ["VAE", "MixtureVAE", "SequentialVAE"]
+__all__ = ["VAE", "HierarchicalVAE", "Layer", "MixtureVAE", "SequentialVAE"]

@@ -260,7 +260,11 @@ class DenseAutoencoder(Autoencoder):
         shape = torch.Size([_checks.positive_int("num_samples", num_samples)])
         _checks.boolean("mean", mean)
         with seeded(seed):
-            return self._decoded(self._prior().sample(shape), batch_size, mean=mean)
+            return self._decoded(self._prior_draws(shape), batch_size, mean=mean)
+
+    def _prior_draws(self, shape: torch.Size) -> Tensor:
+        """Draws of the latent variable that the decoder takes."""
+        return self._prior().sample(shape)
 
     def _decoded(self, z: Tensor, batch_size: int | None, *, mean: bool) -> Tensor:
         """The mean of x, or a draw of x, for each row of ``z``."""
