@@ -192,7 +192,7 @@ class HierarchicalVAE(DenseAutoencoder):
         if self.inference == "top_down":
             return self._sample_down(plate, self._upward(code))
         refuse_closed_form("a bottom-up guide, which draws z1 before z2", "inference='top_down'")
-        values = []
+        values: list[Any] = []
         for t, site in enumerate(self.latent_sites):
             loc, scale = code if t == 0 else self._layers()[t - 1].factor(values[-1])
             with plate:
