@@ -1,6 +1,7 @@
 """The models over which the contract is parametrized: each with its data, its sites and its objectives."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,20 @@ from helpers.decoders import DECODERS, EVENT, LATENT
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_ilvae import VAE, MixtureVAE, MLPEncoder, Nats, SequenceEncoder, SequentialVAE, likelihoods
+from pyro_ilvae import (
+    VAE,
+    HierarchicalVAE,
+    Layer,
+    MixtureVAE,
+    MLPDecoder,
+    MLPEncoder,
+    Nats,
+    ProjectedDecoder,
+    SequenceEncoder,
+    SequentialVAE,
+    likelihoods,
+    mlp,
+)
 
 NUM_DATA, NUM_COMPONENTS, LENGTH = 12, 3, 6
 X = torch.randn(NUM_DATA, *EVENT, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
@@ -63,6 +77,29 @@ def sequential_with(name="plain-gru", *, kind=SequentialVAE, encoder=None, decod
     return kind(decoder or sequence_decoders.DECODERS[name](), encoder or sequence_encoder(), **options)
 
 
+def layer_of(below, above, *, kappa=0.5, scale=0.6, estimate="learned", event_dim=0):
+    """A layer with a constant in nats that follows its noise, or with a plain decoder for kappa=None."""
+    noise = likelihoods.Normal(torch.full((below,), scale) if event_dim else scale, estimate)
+    decoder = MLPDecoder(latent_dim=above, event_shape=below, hidden_features=(8,))
+    if kappa is not None:
+        decoder = ProjectedDecoder(
+            mlp(above, (8,), below), latent_dim=above, event_shape=below, inverse_lipschitz=Nats(kappa, noise)
+        )
+    return Layer(decoder, MLPEncoder(event_shape=below, latent_dim=above, hidden_features=(8,)), noise)
+
+
+def hierarchy_with(inference, name="projected-mlp", dims=(LATENT, 2), *, encoder=None, likelihood=None, **options):
+    layers = options.pop("layers", None) or [layer_of(*pair) for pair in pairwise(dims)]
+    return HierarchicalVAE(
+        DECODERS[name](),
+        encoder or MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(16,)),
+        likelihood or likelihoods.Normal(0.5, "learned"),
+        layers,
+        inference=inference,
+        **options,
+    )
+
+
 class Model(NamedTuple):
     """A model and what is known of it."""
 
@@ -76,6 +113,12 @@ class Model(NamedTuple):
     def data(self, dtype: torch.dtype) -> Tensor:
         """The data, in another dtype unless they are tokens."""
         return self.x.to(dtype) if self.x.is_floating_point() else self.x
+
+    def latent_values(self, *batch_shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Values of the latent sites, and of the component of a mixture in any case."""
+        continuous = {name: shape for name, shape in self.sites.items() if name.startswith("z")}
+        values = {name: torch.randn(*batch_shape, *shape, dtype=dtype) for name, shape in continuous.items()}
+        return values | {"y": torch.randint(3, batch_shape)}
 
 
 def _vae(name):
@@ -99,6 +142,16 @@ def _mixture(form, name="projected-mlp"):
         sites={"y": (), "z": (LATENT,), "x": EVENT},
         guide_sites=("z",) if form == "summed-out" else ("y", "z"),
         objectives=(TraceEnum_ELBO,),
+    )
+
+
+def _hierarchy(inference, dims=(LATENT, 2)):
+    vae = _vae("projected-mlp")
+    return vae._replace(
+        build=lambda **options: hierarchy_with(inference, dims=dims, **options),
+        sites={f"z{t}": (size,) for t, size in enumerate(dims, start=1)} | {"x": EVENT},
+        guide_sites=tuple(f"z{t}" for t in range(1, len(dims) + 1)),
+        objectives=(TraceMeanField_ELBO, Trace_ELBO) if inference == "top_down" else (Trace_ELBO,),
     )
 
 
@@ -130,6 +183,9 @@ MODELS = {
     "vae-in-nats": _vae_in_nats(),
     **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS if "started" not in name},
     **{f"mixture-{form}": _mixture(form) for form in FORMS[1:]},
+    "hierarchical-bottom-up": _hierarchy("bottom_up"),
+    "hierarchical-top-down": _hierarchy("top_down"),
+    "hierarchical-three": _hierarchy("top_down", (LATENT, 2, 1)),
     **{f"sequential-{name}": _sequential(name) for name in sequence_decoders.DECODERS},
 }
 ONE_OF_EACH = {
@@ -137,5 +193,7 @@ ONE_OF_EACH = {
     "mixture-factor": MODELS["mixture-factor-projected-mlp"],
     "mixture-components": MODELS["mixture-components"],
     "mixture-summed-out": MODELS["mixture-summed-out"],
+    "hierarchical-bottom-up": MODELS["hierarchical-bottom-up"],
+    "hierarchical-top-down": MODELS["hierarchical-top-down"],
     "sequential": MODELS["sequential-plain-gru"],
 }

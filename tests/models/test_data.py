@@ -15,13 +15,20 @@ from pyro_ilvae import VAE, MixtureVAE, MLPDecoder, MLPEncoder, likelihoods
 from pyro_ilvae.diagnostics import kl_divergence
 
 EVERY_MODEL = pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=ONE_OF_EACH.keys())
+
+
+def decoded(model):
+    """The latent site that the decoder takes."""
+    return getattr(model, "latent_sites", ("z",))[0]
+
+
 METHODS = {
     "encode": lambda model, x: torch.stack(model.encode(x)),
     "reconstruct": lambda model, x: model.reconstruct(x),
     "predict_component": lambda model, x: model.predict_component(x, seed=0),
     "initialize_components": lambda model, x: model.initialize_components(x, seed=0),
     "log density": lambda model, x: (
-        poutine.trace(poutine.condition(model.model, {"z": torch.zeros(NUM_DATA, LATENT)}))
+        poutine.trace(poutine.condition(model.model, {decoded(model): torch.zeros(NUM_DATA, LATENT)}))
         .get_trace(x)
         .nodes["x"]["fn"]
         .log_prob(model._checked(x))
@@ -93,7 +100,7 @@ def test_batches_give_what_all_data_give(case, kind, batch_size):
     for name in names:
         expected = getattr(model, name)(case.x, **({"seed": 0} if name == "initialize_components" else {}))
         options = {"seed": 0} if name == "initialize_components" else {}
-        found = getattr(model, name)(loaders(case.x)[kind], batch_size, **options)
+        found = getattr(model, name)(loaders(case.x)[kind], batch_size=batch_size, **options)
         for some, other in zip(*((v if isinstance(v, tuple) else (v,)) for v in (found, expected)), strict=True):
             torch.testing.assert_close(some, other, rtol=1e-4, atol=1e-5)
 
