@@ -284,5 +284,6 @@ def _checked_layers(layers: Any, latent_dim: int) -> list[Layer]:
                 f"Expected layers[{i}] with a noise scale of one number or of shape ({below},), the shape of site "
                 f"'z{i + 1}', got {tuple(scale)}"
             )
+        layer._features = below
         below = layer.latent_dim
     return found

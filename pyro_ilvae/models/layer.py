@@ -84,8 +84,13 @@ class Layer(Module):
         r"""The distribution of the site below, of event shape (:math:`K_t`,), for ``z`` of the upper site."""
         check_nats(self.decoder, self.noise, "noise")  # either may have been replaced
         loc = self.decoder(z)
-        if not isinstance(loc, Tensor) or loc.dim() < 1:
+        if not isinstance(loc, Tensor):
             raise TypeError(f"Expected decoder of a layer to return a tensor, got a {type(loc).__name__}")
+        if loc.shape[-1:] != (self._features or loc.shape[-1],):
+            raise ValueError(
+                f"Expected decoder of a layer to return a tensor of shape (..., {self._features}), got "
+                f"{tuple(loc.shape)}"
+            )
         below: TorchDistribution = self.noise(loc).to_event(1)
         return below
 
