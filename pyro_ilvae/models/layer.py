@@ -51,6 +51,8 @@ class Layer(Module):
         torch.Size([10, 4])
     """
 
+    _features: int | None = None  # the dimension of the site below; a model sets it
+
     def __init__(self, decoder: nn.Module, encoder: nn.Module, noise: Normal, *, latent_dim: int | None = None) -> None:
         super().__init__()
         _checks.instance("noise", noise, Normal, "such as likelihoods.Normal(0.5)")
