@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import PyroModuleList, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
@@ -19,9 +19,6 @@ from pyro_ilvae.models.layer import Layer, unit_sample
 from pyro_ilvae.networks import unused
 
 __all__ = ["HierarchicalVAE"]
-
-# Type checkers cannot follow PyroModule[...], which makes classes at run time.
-_PyroModuleList: type[nn.ModuleList] = PyroModule[nn.ModuleList]  # type: ignore[assignment]
 
 
 class HierarchicalVAE(DenseAutoencoder):
@@ -110,7 +107,7 @@ class HierarchicalVAE(DenseAutoencoder):
         )
         self.inference = _checks.choice("inference", inference, ("bottom_up", "top_down"))
         found = _checked_layers(layers, self.latent_dim)
-        self.layers = _PyroModuleList([unused(layer) for layer in found])
+        self.layers = PyroModuleList([unused(layer) for layer in found])
         # The prior is that of the top site.
         self.register_buffer("_prior_loc", torch.zeros(found[-1].latent_dim), persistent=False)
 
@@ -278,8 +275,9 @@ def _checked_layers(layers: Any, latent_dim: int) -> list[Layer]:
                     f"Expected layers[{i}] with {name}.event_shape ({below},), the shape of site 'z{i + 1}', got "
                     f"{tuple(own)}"
                 )
-        scale = layer.noise.noise_scale.shape
-        if "log_scale" not in layer.noise._pyro_samples and scale not in ((), (1,), (below,)):
+        # A scale with a prior is drawn at each reading.
+        scale = () if layer.noise._pyro_samples else layer.noise.noise_scale.shape
+        if scale not in ((), (1,), (below,)):
             raise ValueError(
                 f"Expected layers[{i}] with a noise scale of one number or of shape ({below},), the shape of site "
                 f"'z{i + 1}', got {tuple(scale)}"

@@ -327,6 +327,25 @@ def test_a_prior_on_a_weight_of_a_layer(inference):
     assert vae.sample_prior(3).shape == (3, *EVENT)
 
 
+@both
+def test_a_prior_on_the_noise_of_a_layer(inference):
+    vae = hierarchy_with(inference)
+    vae.layers[0].noise.log_scale = PyroSample(dist.Normal(-0.5, 0.2))
+    name = "layers.0.noise.log_scale"
+    for parallel in (False, True):
+        draws = Predictive(vae.model, num_samples=4, parallel=parallel)(num_data=5)
+        assert draws[name].numel() == 4
+        assert draws["z1"].shape == (4, 5, LATENT)
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+
+    def guide(x):
+        pyro.sample(name, dist.Delta(pyro.param("log_scale", torch.tensor(-0.5))))
+        vae.guide(x)
+
+    one = guide if inference == "bottom_up" else vae.guide
+    assert math.isfinite(SVI(vae.model, one, pyro.optim.Adam({"lr": 1e-2}), elbo).step(X))
+
+
 def test_a_constant_in_nats_follows_the_noise_of_its_layer():
     vae = hierarchy_with("top_down")
     layer = vae.layers[0]
@@ -473,9 +492,8 @@ def test_other_choices_are_refused():
         with pytest.raises(ValueError, match="site to be one of"):
             method(X, site="z")
     other = likelihoods.Normal(0.5)
-    layer = layer_of(3, 2)
     with pytest.raises(ValueError, match="Expected noise to be the one"):
-        Layer(layer.decoder, layer.encoder, other)
+        Layer(layer_of(3, 2).decoder, encoder_of(3, 2), other)
     vae.decoder.inverse_lipschitz = Nats(0.5, vae.layers[0].noise)
     with pytest.raises(ValueError, match="Expected likelihood to be the one"):
         vae.model(X)
