@@ -3,8 +3,9 @@
 A ``HierarchicalVAE`` with 16 and 8 latent dimensions and Normal noise is fitted to images. All fits have the same
 projected decoder of images (kappa = 0.25) and differ in the step between the two layers: a plain decoder, a plain
 decoder with a linear path, which has the start of a projected decoder and none of its guarantees, and projected
-decoders at several kappa, the nats per dimension of z2 that are guaranteed. A ``VAE`` with the same decoder of images
-is the model without an upper layer. Recipe and early stopping are those of ``nats.py``, see ``_images.py``.
+decoders at several kappa, the nats per dimension of z2 that are guaranteed. The noise of the step is learned, and for
+one more fit at kappa = 1 fixed. A ``VAE`` with the same decoder of images is the model without an upper layer. Recipe
+and early stopping are those of ``nats.py``, see ``_images.py``.
 
 What is guaranteed is I(z2; z1) in the model. The bottom-up guide's mean KL of z2, E KL(q(z2 | z1) || p(z2)), is about
 this information; that of the top-down guide, E KL(q(z2 | x) || p(z2)), is about I(z2; x), which is smaller. Three
@@ -40,7 +41,8 @@ ENDS = {"digits": (600, 600, 600), "Fashion-MNIST": (80, 105, 120)}
 HIDDEN = {"digits": (32, 32) if SMOKE else (128, 128), "Fashion-MNIST": (256, 256)}
 WIDTHS = (16,) if SMOKE else (64, 64)  # of the step between the layers and of its encoder
 GUIDES = {"bottom_up": Trace_ELBO, "top_down": TraceMeanField_ELBO}
-KAPPAS = {f"kappa = {kappa:g}": kappa for kappa in (0.1, 0.25, 0.5, 1.0)}
+FIXED = "kappa = 1, fixed noise"
+KAPPAS = {f"kappa = {kappa:g}": kappa for kappa in (0.1, 0.25, 0.5, 1.0)} | {FIXED: 1.0}
 STEPS = {
     "plain": plain(linear_path=False),
     "plain, linear path": plain(linear_path=True),
@@ -67,7 +69,8 @@ def build(row: str, guide: str, data: str, part: Images) -> VAE | HierarchicalVA
     if row == ONE_LAYER:
         return VAE(**parts)
     # z1 starts near unit scale: with kappa nats L^2 + sigma^2 = 1, and the linear path of a plain step has slope sigma.
-    noise = likelihoods.Normal(math.exp(-KAPPAS[row]) if row in KAPPAS else math.sqrt(0.5), estimate="learned")
+    scale = math.exp(-KAPPAS[row]) if row in KAPPAS else math.sqrt(0.5)
+    noise = likelihoods.Normal(scale, estimate="fixed" if row == FIXED else "learned")
     step = STEPS[row](UPPER_DIM, (LATENT_DIM,), WIDTHS, noise)
     encoder = MLPEncoder(event_shape=LATENT_DIM, latent_dim=UPPER_DIM, hidden_features=WIDTHS)
     return HierarchicalVAE(**parts, layers=[Layer(step, encoder, noise)], inference=guide)

@@ -28,9 +28,10 @@ class HierarchicalVAE(DenseAutoencoder):
         x \mid z_1 \sim p(x \mid \eta = f(z_1)),
 
     for each datum in the plate ``data``; the sites are ``z1``, the lowest, to ``zT``, and ``x``. Upper layers collapse
-    first: with plain decoders :math:`z_t` does without :math:`z_{t+1}`. Inverse Lipschitz decoders of layers put a
+    first: with plain decoders :math:`z_t` can do without :math:`z_{t+1}`. Inverse Lipschitz decoders of layers put a
     floor under the information between :math:`z_{t+1}` and :math:`z_t`, see
-    :func:`~pyro_ilvae.diagnostics.guaranteed_information`.
+    :func:`~pyro_ilvae.diagnostics.guaranteed_information`. It is about neighbors, in the model: what :math:`z_2` says
+    about x goes through :math:`z_1` and can be less.
 
     The same parts serve two guides:
 
@@ -44,8 +45,11 @@ class HierarchicalVAE(DenseAutoencoder):
 
       .. math:: q(z_t \mid z_{t+1}, x) \propto p(z_t \mid z_{t+1})\, N(z_t; m_t, \operatorname{diag} s_t^2).
 
-      It needs no more than what a datum adds to the prior. Model and guide draw in one order, and both objectives are
-      right.
+      The encoders say what a datum adds to the prior. Model and guide draw in one order, and both objectives are right.
+
+    :meth:`initialize` starts the decoder where the data are, and the decoders of layers, where they have such a method,
+    as for a site below of mean 0 and scale 1, with the frame at its first coordinates: those in which the decoder below
+    has the leading directions of the data.
 
     A weight with a prior is drawn from this prior by the top-down guide, which calls the decoders of the layers. Each
     site may have a weight of its own, as in ``AnnealedELBO(Trace_ELBO(), beta={"z1": 1.0, "z2": schedule})``. ``model``
