@@ -10,7 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, autoguide, graph, mixture, sequences = re.findall(
+    example, autoguide, graph, mixture, sequences, layers = re.findall(
         r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL
     )
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
@@ -27,6 +27,8 @@ def test_examples_run(capsys):
     exec(compile(sequences, README.name, "exec"), variables)
     assert variables["sequential"].reconstruct(variables["data"].test[:2]).shape == (2, 20)
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)
+    exec(compile(layers, README.name, "exec"), variables)
+    assert capsys.readouterr().out.endswith("entropy power of the prior 1)\n")
 
 
 def test_paths_exist():
