@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyro
 import torch
 from _sweep import SMOKE, Run, chosen
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -26,6 +26,7 @@ from torch.distributions import MultivariateNormal
 from pyro_ilvae import (
     VAE,
     GraphSVI,
+    HierarchicalVAE,
     InverseLipschitzDecoder,
     JointOptim,
     MixtureVAE,
@@ -149,10 +150,16 @@ def build(decoder: str, likelihood: str, shape: Shape, hidden: Shape, data_size:
     return VAE(DECODERS[decoder](LATENT_DIM, shape, hidden, noise), encoder, noise, data_size=data_size)
 
 
-def train(vae: VAE, data: Images, ends: Sequence[int], learning_rate: float) -> Run:
+def train(
+    vae: VAE | HierarchicalVAE,
+    data: Images,
+    ends: Sequence[int],
+    learning_rate: float,
+    objective: Callable[[], ELBO] = TraceMeanField_ELBO,
+) -> Run:
     """Fit ``vae`` within the budget, each learning rate until its end at the latest, and leave it in its best state."""
     optimizer = JointOptim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
-    svi = GraphSVI(vae.model, vae.guide, optimizer, TraceMeanField_ELBO(), compile=not SMOKE)
+    svi = GraphSVI(vae.model, vae.guide, optimizer, objective(), compile=not SMOKE)
     best, best_epoch, state, waited, num_rates = -math.inf, 0, vae.state_dict(), 0, 1
     began = time.perf_counter()
     for epoch in range(1, ends[-1] + 1):

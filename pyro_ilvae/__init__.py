@@ -22,7 +22,7 @@ from pyro_ilvae.infer import (
     schedules,
 )
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
-from pyro_ilvae.models import VAE, MixtureVAE, SequentialVAE
+from pyro_ilvae.models import VAE, HierarchicalVAE, Layer, MixtureVAE, SequentialVAE
 from pyro_ilvae.networks import mlp
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.encoder import SequenceEncoder
@@ -38,9 +38,11 @@ __all__ = [
     "BrenierTransform",
     "ConvEncoder",
     "GraphSVI",
+    "HierarchicalVAE",
     "InverseLipschitzDecoder",
     "InverseLipschitzScheduler",
     "JointOptim",
+    "Layer",
     "MLPDecoder",
     "MLPEncoder",
     "MixtureVAE",

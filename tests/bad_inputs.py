@@ -16,13 +16,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 import matplotlib
 import pyro
 import torch
-from helpers import public_calls, public_calls_of_covariates, public_calls_of_likelihoods, public_calls_of_results
+from helpers import (
+    public_calls,
+    public_calls_of_covariates,
+    public_calls_of_likelihoods,
+    public_calls_of_models,
+    public_calls_of_results,
+)
 from helpers.wrong_values import BY_NAME, described
 
 CALLS = (
     public_calls.CALLS
     | public_calls_of_covariates.CALLS
     | public_calls_of_likelihoods.CALLS
+    | public_calls_of_models.CALLS
     | public_calls_of_results.CALLS
 )
 

@@ -26,7 +26,7 @@ def test_examples_of_pages_run(page):
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, autoguide, graph, mixture, covariates, sequences = blocks_of(README)
+    example, autoguide, graph, mixture, covariates, sequences, layers = blocks_of(README)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
@@ -43,6 +43,8 @@ def test_examples_run(capsys):
     exec(compile(sequences, README.name, "exec"), variables)
     assert variables["sequential"].reconstruct(variables["data"].test[:2]).shape == (2, 20)
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)
+    exec(compile(layers, README.name, "exec"), variables)
+    assert capsys.readouterr().out.endswith("entropy power of the prior 1)\n")
 
 
 def test_paths_exist():

@@ -125,8 +125,8 @@ def collapse_summary(
           ``aggregate_kl`` (nats, with standard errors, the largest value they can take, and the number of draws for
           each datum, which is below ``num_samples`` where all pairs of data would take too long), ``guaranteed_nats``
           with its standard error (by the Jacobian) and ``guaranteed_floor`` (by L, noise and prior alone), of all
-          dimensions together, see :func:`~pyro_ilvae.diagnostics.guaranteed_information`, NaN without a guarantee,
-          ``guide_fisher`` (per squared unit of z), ``note``.
+          dimensions together, see :func:`~pyro_ilvae.diagnostics.guaranteed_information`, NaN without a guarantee (with
+          layers, about the site below), ``guide_fisher`` (per squared unit of z), ``note``.
         - For the whole: ``elbo`` and ``log_likelihood`` (means over the data, nats per datum, with standard errors);
           ``posterior_fisher`` with the worst Pareto k of its importance weights and, for a decoder with such a bound,
           ``fisher_bound`` and the smallest ``fisher_ratio`` over the data, which is at least 1 up to rounding; and

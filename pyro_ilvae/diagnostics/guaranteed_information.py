@@ -1,36 +1,26 @@
 """The mutual information, in nats, that a decoder guarantees under Normal noise on the model's own data."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
-from pyro_ilvae.diagnostics._engine.channels import Channel, channel_of
 from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site, part_of
-from pyro_ilvae.diagnostics._engine.decoding import (
-    at_any_context,
-    certified_constant,
-    check_likelihood,
-    jacobian,
-    prior_draws,
-    split,
+from pyro_ilvae.diagnostics._engine.decoding import at_any_context, certified_constant, check_likelihood
+from pyro_ilvae.diagnostics._engine.hierarchies import (
+    Hierarchy,
+    bounds_in_hierarchy,
+    check_hierarchy_of_model,
+    hierarchy_of,
 )
-from pyro_ilvae.diagnostics._engine.latent_priors import (
-    Spread,
-    check_prior,
-    draws_by_component,
-    own_prior,
-    prior_of_site,
-    spread_of,
-)
+from pyro_ilvae.diagnostics._engine.information_bounds import bounds_for_prior
+from pyro_ilvae.diagnostics._engine.latent_priors import check_prior, own_prior, prior_of_site
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 from pyro_ilvae.diagnostics._engine.summaries import Call, OfSite
 
@@ -47,7 +37,8 @@ class GuaranteedInformation(NamedTuple):
     by_jacobian_se: float  #: its standard error, by the delta method; NaN for one draw
     #: for a projected decoder, what is guaranteed for each coordinate given all others, in nats, of shape (K,)
     per_coordinate: Tensor | None
-    entropy_power: float  #: the entropy power of the prior, in squared units of z: 1 for N(0, I)
+    #: the entropy power of the prior, in squared units of z: 1 for N(0, I); a lower bound for a site with one above
+    entropy_power: float
     entropy_power_se: float  #: its standard error, 0 in closed form
     reason: str | None  #: why nothing is guaranteed; None where the numbers are guaranteed
 
@@ -67,6 +58,7 @@ def guaranteed_information(
     model_or_decoder: Any,
     likelihood: Callable[[Tensor], Any] | None = None,
     *,
+    site: str | None = None,
     prior: Any = None,
     num_samples: int = 1000,
     samples_per_pass: int | None = None,
@@ -108,6 +100,19 @@ def guaranteed_information(
     :math:`z_j` given the others: its variance for a Normal prior with independent coordinates, and one over the j-th
     diagonal entry of the precision matrix for any other Normal prior. Mixtures average over components as above.
 
+    A model with layers, such as a :class:`~pyro_ilvae.HierarchicalVAE`, is a chain of such channels, from
+    :math:`z_{t+1}` with noise of scales :math:`\sigma_{t,d}` to :math:`z_t`. The bound for ``site`` :math:`z_{t+1}` is
+    on :math:`I(z_{t+1}; z_t)`, and that for z1 on :math:`I(z_1; x)`. Below the top the prior has no formula, but its
+    entropy is what the noise has and what the site above adds,
+
+    .. math:: h(z_t) = h(z_t \mid z_{t+1}) + I(z_t; z_{t+1}) \ge \tfrac{K_t}2 \log\bigl(2 \pi e\,
+        (\textstyle\prod_d \sigma_{t,d}^2)^{1/K_t}\bigr) + I_t,
+
+    for the bound :math:`I_t` on :math:`I(z_{t+1}; z_t)` by L or by the Jacobian, 0 if there is none. With one scale the
+    entropy power is at least :math:`N_t = \bigl((L_t^2 N_{t+1} + \sigma_t^2)^{K_{t+1}} \sigma_t^{2 (K_t - K_{t+1})}
+    \bigr)^{1/K_t}`, with :math:`N_T = 1`. Of a coordinate given all others at least the noise is left:
+    :math:`N_j \ge \sigma_{t,j}^2`.
+
     Args:
         model_or_decoder: a model with the attributes ``decoder``, ``likelihood`` and ``prior``, the distribution of the
             z that the decoder takes, such as a :class:`~pyro_ilvae.VAE`, or its method ``model``, which is not run; or
@@ -117,8 +122,10 @@ def guaranteed_information(
             :class:`~pyro_ilvae.protocols.Decoder`.
         likelihood: for a decoder, a function from its value to the distribution of the data. It has to be Normal around
             this value, with one scale :math:`\sigma` or a scale for each entry, the same for all z.
+        site: the latent site of a model with layers, which has the attributes ``layers``, each with ``decoder`` and
+            ``noise``, and ``latent_sites``, the names from the bottom up; None for any other.
         prior: the distribution of z, of event shape (K,); if None, the model's, and N(0, I) for a decoder. An entropy
-            without a formula is the mean of -log p(z) over the draws.
+            without a formula is the mean of -log p(z) over the draws. With layers it is that of the top site.
         num_samples: the number of draws of the prior, of a mixture at least 2 of each component.
         samples_per_pass: the number of draws treated at a time; if None, as many as fit in bounded memory.
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
@@ -131,9 +138,9 @@ def guaranteed_information(
         that breaks its constant at a draw; a prior without a density or draws, or with a mask.
 
     Raises:
-        ValueError: for a model with a ``likelihood`` beside its own, or without a prior; for a prior of another shape;
-            for a decoder whose output is not finite, differs between two calls, or has lost its derivative, and for
-            arguments out of range.
+        ValueError: for a model with a ``likelihood`` beside its own, or without a prior; for another ``site``, or none
+            with layers; for a prior of another shape; for a decoder whose output is not finite, differs between two
+            calls, or has lost its derivative, and for arguments out of range.
         TypeError: for what is no model, decoder, likelihood or distribution.
 
     References:
@@ -158,25 +165,30 @@ def guaranteed_information(
     # Outside of inference mode, which has no derivatives.
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model_or_decoder, likelihood), seeded(seed):
         try:
-            decoder, likelihood, prior = _parts(model_or_decoder, likelihood, prior)
+            hierarchy = _checked_hierarchy(model_or_decoder, site)
+            decoder, likelihood, prior = _parts(model_or_decoder, likelihood, prior, hierarchy)
             decoder = at_any_context(decoder)
-            spread = spread_of(prior)
-            counts = _counts(spread.weights, num_samples)
-            drawn = draws_by_component(prior, spread.numbers, counts)
-            z = prior_draws(decoder, len(drawn), None, sampler=lambda _: drawn)
-            channel = channel_of(decoder, likelihood, z, samples_per_pass)
-            log_det = _log_determinants(decoder, channel, z, samples_per_pass)
-            mixed = spread.log_powers is None or len(counts) > 1
-            surprise = -prior.log_prob(drawn).double().to(z.device) if mixed else None
+            if hierarchy is None:
+                bounds = bounds_for_prior(decoder, likelihood, prior, num_samples, samples_per_pass)
+            else:
+                bounds = bounds_in_hierarchy(hierarchy, str(site), prior, num_samples, samples_per_pass)
         except UnavailableError as reason:
             numbers = dict.fromkeys(GuaranteedInformation._fields, math.nan)
             return GuaranteedInformation(**numbers | {"per_coordinate": None, "reason": str(reason)})  # type: ignore
-    return _bounds(spread, counts, channel, log_det, surprise)._replace(
-        per_coordinate=_per_coordinate(spread, channel, z.dtype)
-    )
+    return GuaranteedInformation(**bounds._asdict(), reason=None)
 
 
-def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any, Any]:
+def _checked_hierarchy(model: Any, site: Any) -> Hierarchy | None:
+    """The layers of the model, if it has some; raises unless ``site`` is one of their latent sites."""
+    hierarchy = hierarchy_of(model)
+    if hierarchy is None and site is not None:
+        raise ValueError(f"Expected site=None for a decoder, or a model without layers, got {site!r}")
+    if hierarchy is not None and site not in hierarchy.sites:
+        raise ValueError(f"Expected site to be one of {hierarchy.sites} of a model with layers, got {site!r}")
+    return hierarchy
+
+
+def _parts(model_or_decoder: Any, likelihood: Any, prior: Any, hierarchy: Hierarchy | None) -> tuple[Any, Any, Any]:
     """The decoder, the likelihood and the prior."""
     own = {name: part_of(model_or_decoder, name) for name in ("decoder", "likelihood")}
     if all(part is not None for part in own.values()):
@@ -191,7 +203,8 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any) -> tuple[Any, Any
     else:
         decoder = model_or_decoder
         check_likelihood(likelihood)
-    latent_dim = getattr(decoder, "latent_dim", None)
+    taken_by = decoder if hierarchy is None else hierarchy.channels[-1][0]
+    latent_dim = getattr(taken_by, "latent_dim", None)
     if prior is None:
         if latent_dim is None:
             raise ValueError("Expected prior=..., or a decoder with the attribute latent_dim, got neither")
@@ -211,122 +224,28 @@ def _check_fixed(prior: Any, again: Any) -> None:
         raise UnavailableError("Expected a prior whose parameters are fixed, got ones that are drawn from a prior")
 
 
-def _counts(weights: Tensor, num_samples: int) -> list[int]:
-    """How many draws there are of each component."""
-    if len(weights) == 1:
-        return [num_samples]
-    return [max(2, round(num_samples * weight)) for weight in weights.tolist()]
-
-
-def _log_determinants(
-    decoder: Callable[[Tensor], Tensor], channel: Channel, z: Tensor, samples_per_pass: int | None
-) -> Tensor:
-    """log |det grad m| at each row of ``z``, of shape (N,), in double precision; raises if it is below its bound."""
-    latent_dim, parts = z.shape[1], []
-    slack = 1 - 10 * torch.finfo(z.dtype).eps ** 0.5  # for rounding
-    least = latent_dim * math.log(channel.constant * slack) if channel.constant else -math.inf
-    slope = None if channel.coordinate_constant is None else channel.coordinate_constant * slack
-    compute = partial(jacobian, channel.mean)
-    for rows in split(z, latent_dim**2, samples_per_pass, compute):
-        slopes = compute(rows).double()
-        log_det = torch.linalg.slogdet(slopes)[1]
-        if not (log_det >= least).all() or (slope and (slopes.diagonal(dim1=1, dim2=2) < slope).any()):
-            raise UnavailableError(
-                f"Expected a decoder that keeps the constant that it carries, got a Jacobian of "
-                f"{type(decoder).__name__} that is too small at a draw"
-            )
-        parts.append(log_det)
-    return torch.cat(parts)
-
-
-def _bounds(
-    spread: Spread, counts: Sequence[int], channel: Channel, log_det: Tensor, surprise: Tensor | None
-) -> GuaranteedInformation:
-    """The bounds, from log determinants and, where the prior's entropy is sampled, -log p(z) at the same draws."""
-    latent_dim = len(channel.covariance)
-    log_noise = float(torch.linalg.slogdet(channel.covariance)[1]) / latent_dim
-    log_constant = 2 * math.log(channel.constant) if channel.constant else -math.inf
-    unit = math.log(2 * math.pi * math.e)
-    weights = spread.weights.to(log_det.device)
-    per_nat = 2 / latent_dim
-
-    def bound(log_powers: Tensor, errors: Tensor, weights: Tensor) -> tuple[float, float]:
-        """The mean of K / 2 log(1 + signal / noise), for log powers of the signal, and its standard error."""
-        ratio = log_powers - log_noise
-        slope = torch.sigmoid(ratio)  # the error of the logarithm of a signal's power is 2 / K of that of the nats
-        errors = torch.where(slope == 0, 0.0, slope * errors)
-        return float((weights * softplus(ratio)).sum() * latent_dim / 2), float((weights * errors).norm())
-
-    means, errors = _by_component(log_det, counts)
-    one, nothing = torch.ones_like(weights[:1]), torch.zeros_like(weights)
-    candidates = []
-    if spread.log_powers is not None:
-        log_powers = spread.log_powers.to(log_det.device)
-        floor, floor_se = bound(log_powers + log_constant, nothing, weights)
-        candidates.append(bound(log_powers + per_nat * means, errors, weights))
-    if surprise is None:
-        assert spread.log_powers is not None
-        log_power, power_error = float(spread.log_powers[0]), 0.0
-    else:
-        entropy, entropy_error = _overall(surprise, counts, weights)
-        log_power, power_error = per_nat * float(entropy) - unit, per_nat * float(entropy_error)
-        both, both_error = _overall(surprise + log_det, counts, weights)
-        candidates.append(bound(per_nat * both - unit, both_error, one))
-        if spread.log_powers is None:
-            floor, floor_se = bound(per_nat * entropy - unit + log_constant, entropy_error, one)
-    by_jacobian, by_jacobian_se = max(candidates)
-    return GuaranteedInformation(
-        floor=floor,
-        floor_se=floor_se,
-        nats_per_dimension=floor / latent_dim,
-        by_jacobian=by_jacobian,
-        by_jacobian_se=by_jacobian_se,
-        per_coordinate=None,
-        entropy_power=math.exp(log_power),
-        entropy_power_se=math.exp(log_power) * power_error,
-        reason=None,
-    )
-
-
-def _by_component(values: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The mean over the draws of each component and its standard error, each of shape (C,)."""
-    parts = values.split(list(counts))
-    errors = [part.std() / math.sqrt(len(part)) if len(part) > 1 else part.new_tensor(math.nan) for part in parts]
-    return torch.stack([part.mean() for part in parts]), torch.stack(errors)
-
-
-def _overall(values: Tensor, counts: Sequence[int], weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over the mixture and its standard error, each of shape (1,)."""
-    means, errors = _by_component(values, counts)
-    return (weights * means).sum().reshape(1), (weights * errors).norm().reshape(1)
-
-
-def _per_coordinate(spread: Spread, channel: Channel, dtype: torch.dtype) -> Tensor | None:
-    """What each coordinate tells given all others, of shape (K,); None where that is not known."""
-    log_powers = spread.log_powers_of_coordinates
-    if channel.coordinate_constant is None or log_powers is None:
-        return None
-    noise = channel.covariance.diagonal()
-    ratio = channel.coordinate_constant**2 * log_powers.to(noise.device).exp() / noise
-    return (spread.weights.to(noise.device)[:, None] * ratio.log1p() / 2).sum(0).to(dtype)
-
-
 def _columns(call: Call, site: str) -> dict[str, Any]:
     """What the decoder guarantees for the site that it decodes; nothing for a decoder that promises nothing."""
-    try:
-        found = decoded_site(call.batch)
-    except UnavailableError:
-        return {}
-    if found is None or found.site != site or certified_constant(found.decoder) is None:
-        return {}
-    check_likelihood_of_model(call.batch, found)
-    result = guaranteed_information(
-        found.decoder,
-        found.likelihood,
-        prior=prior_of_site(call.batch, site, found.trace),
-        num_samples=call.options["num_samples"],
-        seed=call.options["seed"],
-    )
+    options = {"num_samples": call.options["num_samples"], "seed": call.options["seed"]}
+    hierarchy = hierarchy_of(call.model)
+    if hierarchy is not None:
+        if (
+            site not in hierarchy.sites
+            or certified_constant(hierarchy.channels[hierarchy.sites.index(site)][0]) is None
+        ):
+            return {}
+        check_hierarchy_of_model(call.batch, hierarchy, own_prior(call.model))
+        result = guaranteed_information(call.model, site=site, **options)
+    else:
+        try:
+            found = decoded_site(call.batch)
+        except UnavailableError:
+            return {}
+        if found is None or found.site != site or certified_constant(found.decoder) is None:
+            return {}
+        check_likelihood_of_model(call.batch, found)
+        prior = prior_of_site(call.batch, site, found.trace)
+        result = guaranteed_information(found.decoder, found.likelihood, prior=prior, **options)
     if result.reason is not None:
         raise UnavailableError(result.reason)
     return {

@@ -208,7 +208,11 @@ class DenseAutoencoder(Autoencoder):
         given = self._to_decode(num_samples, context, offset)
         _checks.boolean("mean", mean)
         with seeded(seed):
-            return self._decoded(self._prior().sample(torch.Size([given.num_data])), given, batch_size, mean=mean)
+            return self._decoded(self._prior_draws(torch.Size([given.num_data])), given, batch_size, mean=mean)
+
+    def _prior_draws(self, shape: torch.Size) -> Tensor:
+        """Draws of the latent variable that the decoder takes."""
+        return self._prior().sample(shape)
 
     def _to_decode(self, num_data: int, context: Any, offset: Any) -> Given:
         """What a number of data are decoded with; one context may stand for all."""

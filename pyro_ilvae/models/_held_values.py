@@ -24,14 +24,14 @@ _SHAPES = {
 _CONSTRAINTS = {"Exp", "Log", "Softplus", "Sigmoid", "Tanh", "Neg", "Abs"}
 
 
-def has_graph(trace: Trace) -> bool:
+def has_graph(trace: Trace, site: str) -> bool:
     """Whether the graph of gradients shows what z is made of."""
-    return not torch.compiler.is_compiling() and any(part.requires_grad for part in _parts(trace))
+    return not torch.compiler.is_compiling() and any(part.requires_grad for part in _parts(trace, site))
 
 
-def are_selected(trace: Trace, indices: Tensor, size: int) -> bool:
+def are_selected(trace: Trace, site: str, indices: Tensor, size: int) -> bool:
     """Whether values of ``size`` data are selected by the ``indices`` anywhere in the graph of z."""
-    for node in _nodes(trace):
+    for node in _nodes(trace, site):
         selected_by = _indices(node)
         if selected_by is None or not torch.equal(selected_by.cpu(), indices.cpu()):
             continue
@@ -41,17 +41,18 @@ def are_selected(trace: Trace, indices: Tensor, size: int) -> bool:
     return False
 
 
-def are_held(trace: Trace, frame: Any, *, unselected: bool = False) -> bool:
+def are_held(trace: Trace, site: str, frame: Any, *, unselected: bool = False) -> bool:
     """Whether the location of z has a value for each datum of the plate ``frame`` that no data enter.
 
     Args:
         trace: a trace of the guide.
+        site: the latent site, z.
         frame: the plate over the data.
         unselected: whether values count only if there are no more of them, so that they belong to positions.
     """
-    fn: Any = trace.nodes["z"]["fn"]
+    fn: Any = trace.nodes[site]["fn"]
     dim = frame.dim - fn.event_dim
-    for loc in _parts(trace, ("loc", "v")):
+    for loc in _parts(trace, site, ("loc", "v")):
         shared = loc.dim() < -dim or loc.shape[dim] != frame.size or (frame.size > 1 and loc.stride(dim) == 0)
         start = loc.grad_fn or (loc if loc.requires_grad else None)
         if shared or start is None:
@@ -63,12 +64,12 @@ def are_held(trace: Trace, frame: Any, *, unselected: bool = False) -> bool:
     return False
 
 
-def seem_held(trace: Trace, frame: Any, size: int, model: nn.Module) -> bool:
+def seem_held(trace: Trace, site: str, frame: Any, size: int, model: nn.Module) -> bool:
     """Whether a parameter that is none of the ``model`` is as large as the z of ``size`` data.
 
     This is for a z without gradients, of which no graph says what it is made of.
     """
-    fn: Any = trace.nodes["z"]["fn"]
+    fn: Any = trace.nodes[site]["fn"]
     shape = (size, *(1,) * (-frame.dim - 1), *fn.event_shape)
     own = {id(parameter) for parameter in model.parameters()}
     return any(
@@ -83,9 +84,9 @@ def parameters(trace: Trace) -> list[tuple[Any, Any]]:
     return [(site, getattr(site["value"], "_pyro_unconstrained_param", site["value"])) for site in sites]
 
 
-def _parts(trace: Trace, names: tuple[str, ...] | None = None) -> list[Tensor]:
+def _parts(trace: Trace, site: str, names: tuple[str, ...] | None = None) -> list[Tensor]:
     """The tensors of which the distribution of z consists."""
-    attributes = vars(innermost(trace.nodes["z"]["fn"]))
+    attributes = vars(innermost(trace.nodes[site]["fn"]))
     return [
         value for name, value in attributes.items() if isinstance(value, Tensor) and (names is None or name in names)
     ]
@@ -95,9 +96,9 @@ def _name(node: Any) -> str:
     return str(node.name()).partition("Backward")[0]
 
 
-def _nodes(trace: Trace) -> Iterator[Any]:
+def _nodes(trace: Trace, site: str) -> Iterator[Any]:
     """All operations of the graph of z."""
-    todo, seen = [part.grad_fn for part in _parts(trace) if part.grad_fn is not None], set()
+    todo, seen = [part.grad_fn for part in _parts(trace, site) if part.grad_fn is not None], set()
     while todo:
         node = todo.pop()
         if node in seen:

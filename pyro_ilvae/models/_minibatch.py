@@ -75,27 +75,29 @@ def check_replayed(model: nn.Module, num_data: int, size: int, index: Tensor | N
                     "got None: pass index=, the numbers of the data of this batch in the data set"
                 )
             refuse_other_order(index, size)
-        if isinstance(handler, ReplayMessenger) and handler.trace is not None and "z" in handler.trace.nodes:
-            _check_trace(model, handler.trace, num_data, size, index)
+        if isinstance(handler, ReplayMessenger) and handler.trace is not None:
+            for site in getattr(model, "latent_sites", ("z",)):
+                if site in handler.trace.nodes:
+                    _check_trace(model, handler.trace, site, num_data, size, index)
 
 
-def _check_trace(model: nn.Module, trace: Trace, num_data: int, size: int, index: Tensor | None) -> None:
-    frames = [frame for frame in trace.nodes["z"]["cond_indep_stack"] if frame.vectorized]
+def _check_trace(model: nn.Module, trace: Trace, site: str, num_data: int, size: int, index: Tensor | None) -> None:
+    frames = [frame for frame in trace.nodes[site]["cond_indep_stack"] if frame.vectorized]
     by_name = {frame.name: frame for frame in frames}
     frame = by_name.get(PLATE) or next((frame for frame in frames if frame.full_size != frame.size), None)
     if frame is None:
         if num_data < size:
             raise ValueError(
-                f"Expected a guide that draws z in a plate '{PLATE}' of size {size}, as the model, got one that draws "
-                f"it outside a plate, for a batch of {num_data} data: {_REMEDY}"
+                f"Expected a guide that draws {site} in a plate '{PLATE}' of size {size}, as the model, got one that "
+                f"draws it outside a plate, for a batch of {num_data} data: {_REMEDY}"
             )
         refuse_other_order(index, size)
         return
     drawn_for, of = frame.size, frame.full_size or frame.size
     if (drawn_for, of) != (num_data, size):
         raise ValueError(
-            f"Expected a guide that draws z for {num_data} of {size} data in the plate '{PLATE}', as the model, got "
-            f"one that draws it for {drawn_for} of {of}: {_REMEDY}"
+            f"Expected a guide that draws {site} for {num_data} of {size} data in the plate '{PLATE}', as the model, "
+            f"got one that draws it for {drawn_for} of {of}: {_REMEDY}"
         )
     if frame.name not in trace.nodes:
         return
@@ -103,24 +105,28 @@ def _check_trace(model: nn.Module, trace: Trace, num_data: int, size: int, index
     own = index if index is not None else torch.arange(num_data, device=drawn_at.device)
     agree = drawn_at is own or torch.equal(drawn_at.to(own.device), own)
     if num_data == size and agree:
-        if not _in_order(index) and _may_hold_values(model, trace, frame, size, drawn_at):
+        if not _in_order(index) and _may_hold_values(model, trace, site, frame, size, drawn_at):
             refuse_other_order(index, size)
         return
     # A guide that computes z from the data may draw any indices, because it does not use them.
     if not agree:
-        wrong = _may_hold_values(model, trace, frame, size, drawn_at)
+        wrong = _may_hold_values(model, trace, site, frame, size, drawn_at)
     else:
-        wrong = index is None and (_holds_values(trace, frame, size) or (has_graph(trace) and are_held(trace, frame)))
+        wrong = index is None and (
+            _holds_values(trace, frame, size) or (has_graph(trace, site) and are_held(trace, site, frame))
+        )
     if wrong:
         own_data = "whose numbers it was not told" if index is None else f"numbers {own[:3].tolist()} ..."
         raise ValueError(
-            f"Expected a guide that draws z for the data at site 'x', {own_data}, got one that draws it for numbers "
-            f"{drawn_at[:3].tolist()} ... of the data set: {_REMEDY}"
+            f"Expected a guide that draws {site} for the data at site 'x', {own_data}, got one that draws it for "
+            f"numbers {drawn_at[:3].tolist()} ... of the data set: {_REMEDY}"
         )
-    if _holds_values_of_positions(trace, frame, size) or (has_graph(trace) and are_held(trace, frame, unselected=True)):
+    if _holds_values_of_positions(trace, site, frame, size) or (
+        has_graph(trace, site) and are_held(trace, site, frame, unselected=True)
+    ):
         raise ValueError(
-            f"Expected a guide with values for each of {size} data at site 'z', got one with values for the {num_data} "
-            "positions of a batch: use AutoNormal or AutoDelta, or batches of all data"
+            f"Expected a guide with values for each of {size} data at site '{site}', got one with values for the "
+            f"{num_data} positions of a batch: use AutoNormal or AutoDelta, or batches of all data"
         )
 
 
@@ -135,19 +141,19 @@ def _holds_values(trace: Trace, frame: Any, size: int) -> bool:
     return False
 
 
-def _may_hold_values(model: nn.Module, trace: Trace, frame: Any, size: int, drawn_at: Tensor) -> bool:
+def _may_hold_values(model: nn.Module, trace: Trace, site: str, frame: Any, size: int, drawn_at: Tensor) -> bool:
     """Whether a guide has values for each datum of the data set, as far as can be seen, or is an AutoGuide of Pyro."""
     if _auxiliary(trace) or _holds_values(trace, frame, size):
         return True
-    if not has_graph(trace):
-        return seem_held(trace, frame, size, model)
-    return are_held(trace, frame) or are_selected(trace, drawn_at, size)
+    if not has_graph(trace, site):
+        return seem_held(trace, site, frame, size, model)
+    return are_held(trace, site, frame) or are_selected(trace, site, drawn_at, size)
 
 
-def _holds_values_of_positions(trace: Trace, frame: Any, size: int) -> bool:
+def _holds_values_of_positions(trace: Trace, site: str, frame: Any, size: int) -> bool:
     """Whether an AutoGuide takes z from a site outside of the plate, as large as the first batch."""
     outside = [site for site in _auxiliary(trace) if all(f.name != frame.name for f in site["cond_indep_stack"])]
-    if not outside or not isinstance(innermost(trace.nodes["z"]["fn"]), dist.Delta):
+    if not outside or not isinstance(innermost(trace.nodes[site]["fn"]), dist.Delta):
         return False
     return len(outside) == len(_auxiliary(trace)) and not any(size in value.shape for _, value in parameters(trace))
 

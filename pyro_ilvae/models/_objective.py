@@ -31,6 +31,18 @@ def refuse_without_enumeration(site: str, enumerate_in: str) -> None:
         )
 
 
+def refuse_closed_form(guide: str, remedy: str) -> None:
+    """Raise if the divergence of each site is taken in closed form, as if no other site depended on it in the guide.
+
+    That is right where the guide draws no site before another one that is its parent in the model.
+    """
+    if isinstance(_objective(), TraceMeanField_ELBO):
+        raise ValueError(
+            f"Expected an objective that takes divergences from draws for {guide}, such as Trace_ELBO, got "
+            f"{type(_objective()).__name__}; use Trace_ELBO or {remedy}"
+        )
+
+
 def _objective() -> ELBO | None:
     """The innermost ELBO that runs. Pyro's handlers do not know it, so it is read from the calls."""
     frame = inspect.currentframe()

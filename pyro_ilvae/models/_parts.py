@@ -20,8 +20,8 @@ def check_roles(decoder: Any, encoder: Any, likelihood: Any) -> None:
             raise TypeError(f"Expected {name} to be such as {example}, got a {type(part).__name__}, which is a {kind}")
 
 
-def check_nats(decoder: Any, likelihood: Any) -> None:
-    """Raise where a constant in nats is relative to the noise of another likelihood than that of the data."""
+def check_nats(decoder: Any, likelihood: Any, name: str = "likelihood") -> None:
+    """Raise where a constant in nats is relative to the noise of another likelihood than ``name``, that of the data."""
     nats = getattr(decoder, "_nats", None)
     if nats is None or nats.likelihood is likelihood or not isinstance(likelihood, nn.Module):
         return
@@ -29,12 +29,12 @@ def check_nats(decoder: Any, likelihood: Any) -> None:
     if nats.is_reference:  # the unit is a number, so that only the kind of noise matters
         if issubclass(expected, nn.Module) and not any(isinstance(part, expected) for part in parts):
             raise ValueError(
-                f"Expected likelihood to be a {expected.__name__}, as in the decoder's inverse_lipschitz, Nats(kappa, "
+                f"Expected {name} to be a {expected.__name__}, as in the decoder's inverse_lipschitz, Nats(kappa, "
                 f"likelihood), got a {type(likelihood).__name__}"
             )
     elif not any(part is nats.likelihood for part in parts):
         raise ValueError(
-            "Expected likelihood to be the one of the decoder's inverse_lipschitz, Nats(kappa, likelihood), whose "
+            f"Expected {name} to be the one of the decoder's inverse_lipschitz, Nats(kappa, {name}), whose "
             f"noise L follows, got another {type(likelihood).__name__}"
         )
 

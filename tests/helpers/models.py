@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from pyro_ilvae import (
     VAE,
+    HierarchicalVAE,
+    Layer,
     MixtureVAE,
     MLPDecoder,
     MLPEncoder,
@@ -21,6 +24,7 @@ from pyro_ilvae import (
     SequenceEncoder,
     SequentialVAE,
     likelihoods,
+    mlp,
 )
 
 NUM_DATA, NUM_COMPONENTS, LENGTH = 12, 3, 6
@@ -82,6 +86,39 @@ def sequential_with(name="plain-gru", *, kind=SequentialVAE, encoder=None, decod
     return kind(decoder or sequence_decoders.DECODERS[name](), encoder or sequence_encoder(), **options)
 
 
+def layer_of(below, above, *, kappa=0.5, scale=0.6, estimate="learned", event_dim=0):
+    """A layer with a constant in nats that follows its noise, or with a plain decoder for kappa=None."""
+    noise = likelihoods.Normal(torch.full((below,), scale) if event_dim else scale, estimate)
+    decoder = MLPDecoder(latent_dim=above, event_shape=below, hidden_features=(8,))
+    if kappa is not None:
+        decoder = ProjectedDecoder(
+            mlp(above, (8,), below), latent_dim=above, event_shape=below, inverse_lipschitz=Nats(kappa, noise)
+        )
+    return Layer(decoder, MLPEncoder(event_shape=below, latent_dim=above, hidden_features=(8,)), noise)
+
+
+def hierarchy_with(
+    inference,
+    name="projected-mlp",
+    dims=(LATENT, 2),
+    *,
+    kind=HierarchicalVAE,
+    decoder=None,
+    encoder=None,
+    likelihood=None,
+    **options,
+):
+    layers = options.pop("layers", None) or [layer_of(*pair) for pair in pairwise(dims)]
+    return kind(
+        decoder or DECODERS[name](),
+        encoder or MLPEncoder(event_shape=EVENT, latent_dim=LATENT, hidden_features=(16,)),
+        likelihood or likelihoods.Normal(0.5, "learned"),
+        layers,
+        inference=inference,
+        **options,
+    )
+
+
 class Model(NamedTuple):
     """A model and what is known of it."""
 
@@ -95,6 +132,12 @@ class Model(NamedTuple):
     def data(self, dtype: torch.dtype) -> Tensor:
         """The data, in another dtype unless they are tokens."""
         return self.x.to(dtype) if self.x.is_floating_point() else self.x
+
+    def latent_values(self, *batch_shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Values of the latent sites, and of the component of a mixture in any case."""
+        continuous = {name: shape for name, shape in self.sites.items() if name.startswith("z")}
+        values = {name: torch.randn(*batch_shape, *shape, dtype=dtype) for name, shape in continuous.items()}
+        return values | {"y": torch.randint(3, batch_shape)}
 
 
 def _vae(name):
@@ -118,6 +161,16 @@ def _mixture(form, name="projected-mlp"):
         sites={"y": (), "z": (LATENT,), "x": EVENT},
         guide_sites=("z",) if form == "summed-out" else ("y", "z"),
         objectives=(TraceEnum_ELBO,),
+    )
+
+
+def _hierarchy(inference, dims=(LATENT, 2)):
+    vae = _vae("projected-mlp")
+    return vae._replace(
+        build=lambda **options: hierarchy_with(inference, dims=dims, **options),
+        sites={f"z{t}": (size,) for t, size in enumerate(dims, start=1)} | {"x": EVENT},
+        guide_sites=tuple(f"z{t}" for t in range(1, len(dims) + 1)),
+        objectives=(TraceMeanField_ELBO, Trace_ELBO) if inference == "top_down" else (Trace_ELBO,),
     )
 
 
@@ -178,7 +231,16 @@ class SequentialWithCovariates(WithCovariates, SequentialVAE):
     pass
 
 
-KINDS = {VAE: VAEWithCovariates, MixtureVAE: MixtureWithCovariates, SequentialVAE: SequentialWithCovariates}
+class HierarchicalWithCovariates(WithCovariates, HierarchicalVAE):
+    pass
+
+
+KINDS = {
+    VAE: VAEWithCovariates,
+    MixtureVAE: MixtureWithCovariates,
+    HierarchicalVAE: HierarchicalWithCovariates,
+    SequentialVAE: SequentialWithCovariates,
+}
 
 
 def of_covariates(model, kind, **parts):
@@ -218,6 +280,12 @@ OF_COVARIATES = {
         )
         for form in FORMS
     },
+    **{
+        f"hierarchical-{inference}-covariates": of_covariates(
+            _hierarchy(inference), HierarchicalVAE, decoder=covariate_decoder, encoder=covariate_encoder
+        )
+        for inference in ("bottom_up", "top_down")
+    },
     "sequential-covariates": of_covariates(
         _sequential("plain-gru"),
         SequentialVAE,
@@ -232,6 +300,9 @@ MODELS = {
     "vae-in-nats": _vae_in_nats(),
     **{f"mixture-factor-{name}": _mixture("factor", name) for name in DECODERS if "started" not in name},
     **{f"mixture-{form}": _mixture(form) for form in FORMS[1:]},
+    "hierarchical-bottom-up": _hierarchy("bottom_up"),
+    "hierarchical-top-down": _hierarchy("top_down"),
+    "hierarchical-three": _hierarchy("top_down", (LATENT, 2, 1)),
     **{f"sequential-{name}": _sequential(name) for name in sequence_decoders.DECODERS},
     **OF_COVARIATES,
 }
@@ -240,5 +311,7 @@ ONE_OF_EACH = {
     "mixture-factor": MODELS["mixture-factor-projected-mlp"],
     "mixture-components": MODELS["mixture-components"],
     "mixture-summed-out": MODELS["mixture-summed-out"],
+    "hierarchical-bottom-up": MODELS["hierarchical-bottom-up"],
+    "hierarchical-top-down": MODELS["hierarchical-top-down"],
     "sequential": MODELS["sequential-plain-gru"],
 }

@@ -16,13 +16,20 @@ from pyro_ilvae import VAE, MixtureVAE, MLPDecoder, MLPEncoder, likelihoods, pri
 from pyro_ilvae.diagnostics import kl_divergence, linear_reference
 
 EVERY_MODEL = pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=ONE_OF_EACH.keys())
+
+
+def decoded(model):
+    """The latent site that the decoder takes."""
+    return getattr(model, "latent_sites", ("z",))[0]
+
+
 METHODS = {
     "encode": lambda model, x: torch.stack(model.encode(x)),
     "reconstruct": lambda model, x: model.reconstruct(x),
     "predict_component": lambda model, x: model.predict_component(x, seed=0),
     "initialize_components": lambda model, x: model.initialize_components(x, seed=0),
     "log density": lambda model, x: (
-        poutine.trace(poutine.condition(model.model, {"z": torch.zeros(NUM_DATA, LATENT)}))
+        poutine.trace(poutine.condition(model.model, {decoded(model): torch.zeros(NUM_DATA, LATENT)}))
         .get_trace(x)
         .nodes["x"]["fn"]
         .log_prob(model._checked_data(x)[0])

@@ -48,10 +48,10 @@ def channel_of(
     if constant is None:
         raise UnavailableError(f"Expected a decoder that carries inverse_lipschitz, got {kind}")
     # First, because a decoder in nats is no function either where its noise is drawn.
-    scale = _noise_scale(likelihood, parameters_of(decoder, z[:_ROWS]))
+    scale = noise_scale(likelihood, parameters_of(decoder, z[:_ROWS]))
     features = num_features(decoder, z[:2])
     for rows in split(z[_ROWS:], _NUMBERS * features, samples_per_pass) if len(z) > _ROWS else ():
-        _noise_scale(likelihood, parameters_of(decoder, rows), scale)
+        noise_scale(likelihood, parameters_of(decoder, rows), scale)
     scale = scale.flatten()
     coordinates: Callable[[Tensor], Tensor] | None = getattr(decoder, "coordinates", None)
     if coordinates is None:
@@ -101,7 +101,7 @@ def _matrix(coordinates: Callable[[Tensor], Tensor], eta: Tensor) -> Tensor:
     return rows.flatten(1).double()
 
 
-def _noise_scale(likelihood: Callable[[Tensor], Any], eta: Tensor, expected: Tensor | None = None) -> Tensor:
+def noise_scale(likelihood: Callable[[Tensor], Any], eta: Tensor, expected: Tensor | None = None) -> Tensor:
     """The scale of the Normal noise of each entry, of the shape of a datum, in double precision.
 
     Raises where it is none, or not the same in all rows and as ``expected``.
