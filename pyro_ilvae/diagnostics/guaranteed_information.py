@@ -76,7 +76,8 @@ def guaranteed_information(
 
     I(x; z) is the information of the model on its own data, which is -h(noise) - E log p(x). What a guide finds,
     :func:`~pyro_ilvae.diagnostics.mutual_information` and the mean KL, may be lower: on data that the model fits badly,
-    where the guide is far from the posterior, and because an estimate from N data is at most log N.
+    where the guide is far from the posterior, and because an estimate from N data is at most log N. It is about
+    complete data: entries that are missing tell nothing.
 
     Proof. Let :math:`P x` be the decoder's K coordinates of a datum (:math:`P = Q^\top` for a frame Q). Then
     :math:`P x = m(z) + e` with :math:`m = P f` and Normal noise e of covariance :math:`C = P S^2 P^\top`, which is
@@ -167,8 +168,8 @@ def guaranteed_information(
         try:
             hierarchy = _checked_hierarchy(model_or_decoder, site)
             decoder, likelihood, prior = _parts(model_or_decoder, likelihood, prior, hierarchy)
-            decoder = at_any_context(decoder)
             if hierarchy is None:
+                decoder = at_any_context(decoder)
                 bounds = bounds_for_prior(decoder, likelihood, prior, num_samples, samples_per_pass)
             else:
                 bounds = bounds_in_hierarchy(hierarchy, str(site), prior, num_samples, samples_per_pass)
@@ -229,10 +230,8 @@ def _columns(call: Call, site: str) -> dict[str, Any]:
     options = {"num_samples": call.options["num_samples"], "seed": call.options["seed"]}
     hierarchy = hierarchy_of(call.model)
     if hierarchy is not None:
-        if (
-            site not in hierarchy.sites
-            or certified_constant(hierarchy.channels[hierarchy.sites.index(site)][0]) is None
-        ):
+        decoders = {name: decoder for name, (decoder, _) in zip(hierarchy.sites, hierarchy.channels, strict=True)}
+        if certified_constant(decoders.get(site)) is None:
             return {}
         check_hierarchy_of_model(call.batch, hierarchy, own_prior(call.model))
         result = guaranteed_information(call.model, site=site, **options)

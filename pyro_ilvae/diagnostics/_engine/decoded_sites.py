@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pyro_ilvae._contexts import evaluation_mode, seeded, uncompiled
-from pyro_ilvae._programs import sample_sites
+from pyro_ilvae._programs import sample_sites, within_event
 from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -109,6 +109,11 @@ def check_likelihood_of_model(batch: Batch, found: Decoded) -> None:
         )
     if found.site is None:
         raise UnavailableError("Expected a decoder that is called with the value of a latent site, got another input")
+    if any(within_event(node["fn"]) is not None for node in sample_sites(found.trace) if node["is_observed"]):
+        raise UnavailableError(
+            "Expected data without missing entries, got some: of a decoder it is known what complete data tell about "
+            "z; pass decoder and likelihood themselves"
+        )
     try:
         same = _densities_agree(batch, found)
     except Exception:  # of a decoder or a likelihood that is called in another way than the model calls it

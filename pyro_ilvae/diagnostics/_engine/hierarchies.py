@@ -10,7 +10,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.channels import noise_scale
 from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site, part_of
-from pyro_ilvae.diagnostics._engine.decoding import parameters_of
+from pyro_ilvae.diagnostics._engine.decoding import at_any_context, parameters_of
 from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.information_bounds import (
     LOG_UNIT,
@@ -37,7 +37,7 @@ def hierarchy_of(model: Any) -> Hierarchy | None:
     layers, sites = part_of(model, "layers"), part_of(model, "latent_sites")
     if layers is None or not isinstance(sites, tuple) or len(layers) + 1 != len(sites):
         return None
-    first = (part_of(model, "decoder"), part_of(model, "likelihood"))
+    first = (at_any_context(part_of(model, "decoder")), part_of(model, "likelihood"))
     return Hierarchy(sites, (first, *((layer.decoder, layer.noise) for layer in layers)))
 
 
