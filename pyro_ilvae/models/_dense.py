@@ -61,7 +61,7 @@ class DenseAutoencoder(Autoencoder):
         """The amortized posterior, or the prior without data; the arguments are as for the model.
 
         Returns:
-            The value of site ``z``.
+            The value of the latent site that the decoder takes.
         """
         given = self._given(x, context, mask=mask, offset=offset, num_data=num_data)
         self._warn_of_another_model()

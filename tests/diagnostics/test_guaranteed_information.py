@@ -425,7 +425,7 @@ ABSENT = {
         {},
         "keeps the constant that it carries",
     ),
-    "a context": (lambda: projected(2, 5, context_dim=3), NORMAL, {}, r"pass decoder.given\(...\)"),
+    "a context": (lambda: composition(2, 5, context_dim=3), NORMAL, {}, r"pass decoder.given\(...\)"),
     "more coordinates": (
         lambda: composition(2, 5, context_dim=3).given(torch.zeros(3)),
         NORMAL,

@@ -19,6 +19,7 @@ from helpers.public_calls import (
     z,
 )
 from helpers.public_calls import sequential as plain_sequential
+from helpers.public_calls_of_models import hierarchy, layer
 
 import pyro_ilvae as ilvae
 from pyro_ilvae import likelihoods
@@ -46,6 +47,11 @@ def conditional_vae(**more):
 def conditional_mixture(**more):
     parts = projected(context_dim=C), encoder(context_dim=C, takes_mask=True), likelihoods.Normal(0.5)
     return ilvae.MixtureVAE(*parts, 3, **more)
+
+
+def conditional_hierarchy(**more):
+    parts = projected(context_dim=C), encoder(context_dim=C, takes_mask=True), likelihoods.Normal(0.5)
+    return ilvae.HierarchicalVAE(*parts, [layer()], **more)
 
 
 def sequence_decoder():
@@ -83,26 +89,26 @@ def call(build, name, *arguments, wrong=WRONG, **more):
 
 
 ALL = ("x", "context", "offset", "mask")
+DENSE = {"VAE": conditional_vae, "MixtureVAE": conditional_mixture, "HierarchicalVAE": conditional_hierarchy}
 CALLS = {
     **{
         f"{kind}.{name} with covariates": call(build, name, *ALL)
-        for kind, build in (("VAE", conditional_vae), ("MixtureVAE", conditional_mixture))
-        for name in ("guide", "create_plates", "initialize", *(["model"] if kind == "VAE" else []))
+        for kind, build in DENSE.items()
+        for name in ("guide", "create_plates", "initialize", *(["model"] if kind != "MixtureVAE" else []))
     },
     **{
         f"{kind}.{name} with covariates": call(build, name, "x", "context", "mask")
-        for kind, build in (("VAE", conditional_vae), ("MixtureVAE", conditional_mixture))
-        for name in ("encode", *(["predict_component", "initialize_components"] if kind != "VAE" else []))
+        for kind, build in DENSE.items()
+        for name in ("encode", *(["predict_component", "initialize_components"] if kind == "MixtureVAE" else []))
     },
     **{
         f"{kind}.reconstruct with covariates": call(build, "reconstruct", *ALL, "target_context")
-        for kind, build in (("VAE", conditional_vae), ("MixtureVAE", conditional_mixture))
+        for kind, build in DENSE.items()
     },
     **{
         f"{kind}.{name} with covariates": call(build, name, "context", "offset", num_samples=N, **more)
         for kind, build, name, more in (
-            ("VAE", conditional_vae, "sample_prior", {}),
-            ("MixtureVAE", conditional_mixture, "sample_prior", {}),
+            *((kind, build, "sample_prior", {}) for kind, build in DENSE.items()),
             ("MixtureVAE", conditional_mixture, "sample_component", {"component": 1}),
         )
     },
@@ -135,6 +141,20 @@ CALLS = {
             },
         ),
         {"context_network": NETWORK, "encoder": [encoder(context_dim=2)]},
+    ),
+    "HierarchicalVAE with a network of contexts": Call(
+        lambda: (
+            ilvae.HierarchicalVAE,
+            {
+                "decoder": projected(context_dim=C),
+                "encoder": encoder(context_dim=C, takes_mask=True),
+                "likelihood": likelihoods.Normal(0.5),
+                "layers": [layer()],
+                "context_network": torch.nn.Embedding(4, C),
+                "missing": "ignore",
+            },
+        ),
+        {"context_network": NETWORK, "encoder": [encoder(context_dim=2)], "layers": []},
     ),
     "MLPEncoder with a context": Call(
         lambda: (ilvae.MLPEncoder, {"event_shape": D, "latent_dim": K, "context_dim": C, "takes_mask": True}),
@@ -245,6 +265,9 @@ CALLS = {
         {"start": [], "end": [], "context": ["ab", None, torch.ones(5), 7]},
     ),
     "VAE.create_plates of a batch": call(lambda: vae(data_size=10), "create_plates", "x", index=[0, 3, 5, 9]),
+    "HierarchicalVAE.create_plates of a batch": call(
+        lambda: hierarchy(data_size=10), "create_plates", "x", index=[0, 3, 5, 9]
+    ),
     "MixtureVAE.create_plates of a batch": call(
         lambda: mixture(data_size=10), "create_plates", "x", index=[0, 3, 5, 9]
     ),
@@ -264,6 +287,7 @@ CALLS = {
         for kind, build, names in (
             ("VAE", vae, ["create_plates"]),
             ("MixtureVAE", mixture, ["create_plates", "guide"]),
+            ("HierarchicalVAE", hierarchy, ["create_plates"]),
             ("SequentialVAE", plain_sequential, ["create_plates", "guide"]),
         )
         for name in names

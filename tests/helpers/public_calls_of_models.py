@@ -55,7 +55,7 @@ CALLS = {
             },
         ),
         {
-            "decoder": ["ab", 3, None, ilvae.MLPDecoder, encoder(), projected(context_dim=3)],
+            "decoder": ["ab", 3, None, ilvae.MLPDecoder, encoder()],
             "encoder": ["ab", 3, None, ilvae.MLPEncoder, projected()],
             "layers": [3, "ab", None, [], [3], layer(), ilvae.Layer, [projected()]],
             "inference": ["typo", 3, None],
