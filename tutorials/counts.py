@@ -37,7 +37,6 @@ import pyro_ilvae as ilvae
 SMOKE = bool(os.environ.get("PYRO_ILVAE_SMOKE"))  # runs every line in seconds, for tests: its numbers mean nothing
 NUM_CELLS, NUM_TRAIN, NUM_GENES, EPOCHS, DRAWS = (200, 160, 30, 1, 2) if SMOKE else (3000, 2500, 500, 50, 50)
 NUM_BATCHES, TRUE_DIM, LATENT_DIM, WIDTH = 3, 5, 20, 128
-SEED = int(os.environ.get("PYRO_ILVAE_SEED", "0"))
 OUTPUT = Path("tutorials/output/smoke" if SMOKE else "tutorials/output")
 OUTPUT.mkdir(parents=True, exist_ok=True)
 
@@ -51,7 +50,6 @@ dispersion = torch.exp(0.5 + 0.5 * torch.randn(NUM_GENES))
 rate = 2000 * torch.exp(0.5 * torch.randn(NUM_CELLS, 1)) * shares
 counts = dist.GammaPoisson(dispersion, dispersion / rate).sample()
 context, log_size = nn.functional.one_hot(batch).float(), counts.sum(1).log()
-print(f"{(counts == 0).float().mean():.0%} of the counts are zero, the median size is {counts.sum(1).median():.0f}")
 train, test = slice(0, NUM_TRAIN), slice(NUM_TRAIN, NUM_CELLS)
 
 # %% [markdown]
@@ -111,7 +109,7 @@ FITS["projected, 0.1 nats"] = lambda: vae_with(kappa=0.1)
 
 def fit(name):
     pyro.clear_param_store()
-    pyro.set_rng_seed(SEED)
+    pyro.set_rng_seed(int(os.environ.get("PYRO_ILVAE_SEED", "0")))
     model = FITS[name]()
     data = [counts] if "no context" in name else [counts, context]
     optimizer = ilvae.JointOptim(torch.optim.Adam, {"lr": 2e-3})
@@ -133,7 +131,9 @@ def fit(name):
 
 # %% [markdown]
 # Columns: held-out log likelihood (nats per cell), mean canonical correlation of codes and true z, accuracy of a
-# classifier of the batch (a third is chance), dimensions above 0.1 nats, smallest KL of a dimension (nats).
+# classifier of the batch (a third is chance), dimensions above 0.1 nats, smallest KL of a dimension (nats). Plain
+# decoders use as many dimensions as the true z has, and two more for batches that they are not told. With nats all 20
+# stay in use, for 0.8 nats of 999, and the codes say nothing about the batch.
 
 # %%
 print(f"{'':19} log likelihood canonical batch active   min KL")
@@ -142,7 +142,7 @@ results = {name: fit(name) for name in FITS}
 fig, (left, *right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 for name, (kl, _) in results.items():
     left.plot(range(1, LATENT_DIM + 1), kl.sort(descending=True).values, ".-", label=name)
-left.set(xlabel="latent dimension, sorted", ylabel="KL on held-out cells (nats)", yscale="symlog", ylim=(0, None))
+left.set(xlabel="latent dimension, sorted", ylabel="KL on held-out cells (nats)", xticks=(1, 5, 10, 15, 20))
 left.legend()
 for ax, name in zip(right, ("plain, no context", "plain"), strict=True):
     ax.scatter(*PCA(2).fit_transform(results[name][1]).T, c=batch[train], s=4, cmap="viridis")
