@@ -98,7 +98,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         self.inner = BrenierMap(joint, 1.0, inner_map_features or map_features, activation, input_skips)
         self.outer = BrenierMap(features, 1.0, map_features, activation, input_skips)
         self.inverse_lipschitz = inverse_lipschitz  # type: ignore[assignment]
-        self.offset = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(features))
         # The inner map starts close to the linear map L_1 z, where training is best conditioned.
         self.inner.icnn.reset_parameters(gradient_scale=INITIAL_SCALE)
         self._reset_outer(INITIAL_SCALE)
@@ -204,7 +204,7 @@ class InverseLipschitzDecoder(FramedDecoder):
             reduced = self.from_context(context).to(z.dtype)
             batch_shape = torch.broadcast_shapes(reduced.shape[:-1], z.shape[:-1])
             z = torch.cat([reduced.expand(*batch_shape, -1), z.expand(*batch_shape, -1)], dim=-1)
-        eta = self._in_units(self.outer(self.inner(z), frame=self.frame.fixed())) + self.offset
+        eta = self._in_units(self.outer(self.inner(z), frame=self.frame.fixed())) + self.bias
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
 

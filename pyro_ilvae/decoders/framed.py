@@ -25,7 +25,7 @@ class FramedDecoder(ConditionalDecoder):
 
     frame: Frame
     inverse_lipschitz: Any
-    offset: Tensor
+    bias: Tensor
     _start: Callable[[Start], None]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +51,7 @@ class FramedDecoder(ConditionalDecoder):
         self._own_frame = isinstance(frame, Tensor) or frame == "identity"
 
     def _with_unit(self, value: Any) -> Any:
-        """A constant as it was given; nats with the noise unit that they need, at the offset if there is one."""
+        """A constant as it was given; nats with the noise unit that they need, at the bias if there is one."""
         if not isinstance(value, Nats):
             return value
         weights = None if value.is_drawn else value.weights()
@@ -60,9 +60,9 @@ class FramedDecoder(ConditionalDecoder):
                 f"Expected inverse_lipschitz with a likelihood whose noise_scale has the shape "
                 f"{tuple(self.event_shape)} of a datum, or one number, got {tuple(value.likelihood.noise_scale.shape)}"
             )
-        own = self._parameters.get("offset")
-        offset = torch.zeros(self.event_shape) if own is None else own.detach().reshape(self.event_shape)
-        return value.at(offset)
+        own = self._parameters.get("bias")
+        bias = torch.zeros(self.event_shape) if own is None else own.detach().reshape(self.event_shape)
+        return value.at(bias)
 
     @property
     def _smallest_weight(self) -> float:
@@ -105,7 +105,7 @@ class FramedDecoder(ConditionalDecoder):
 
     @torch.no_grad()
     def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
-        r"""Start where the data are: the offset, the frame and the scale of the map, from a sample and its likelihood.
+        r"""Start where the data are: the bias, the frame and the scale of the map, from a sample and its likelihood.
 
         .. math:: b = \eta(\bar x), \qquad
             u = \big( \operatorname{tr} I(b) / \operatorname{tr} I(b)^2 \big)^{1/2},
@@ -157,7 +157,7 @@ class FramedDecoder(ConditionalDecoder):
         return Place(
             self.event_shape,
             self.frame.latent_dim,
-            self.offset,
+            self.bias,
             self.frame if self._own_frame else None,
             getattr(self.frame, "num_categories", 0),
             # Of a scale that is drawn each draw has other weights.
@@ -172,7 +172,7 @@ class FramedDecoder(ConditionalDecoder):
         if self._nats is not None and self._nats.is_reference:
             self.inverse_lipschitz = self._nats.with_unit(start.unit)
         self._start(start)
-        if start.offset is None:
+        if start.bias is None:
             return
         # What a network returns at its start is not centered.
-        self.offset.add_(start.offset - self._mean_over_prior(start.context.mean if start.context else None))
+        self.bias.add_(start.bias - self._mean_over_prior(start.context.mean if start.context else None))

@@ -36,7 +36,7 @@ class Nats:
 
     with :math:`I` the Fisher information and :math:`b` the natural parameters of the mean of the data: :math:`u^{-2}`
     is a mean of the information of the entries in which entries with more information count more. The decoder's
-    ``initialize`` computes it from data; before that :math:`b` is the decoder's offset, 0 at the start.
+    ``initialize`` computes it from data; before that :math:`b` is the decoder's bias, 0 at the start.
 
     Args:
         kappa: the nats :math:`\kappa` per dimension, from 0 to 40.
@@ -94,15 +94,15 @@ class Nats:
             return self
         return Nats(self.kappa, self.likelihood, unit=unit)
 
-    def at(self, offset: Tensor) -> "Nats":
-        """The same with the noise unit at b = ``offset``, if it needs one and has none."""
+    def at(self, bias: Tensor) -> "Nats":
+        """The same with the noise unit at b = ``bias``, if it needs one and has none."""
         if not self.is_reference or self.unit is not None:
             return self
         try:
-            return self.with_unit(noise_unit(self.likelihood, offset))
+            return self.with_unit(noise_unit(self.likelihood, bias))
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"Expected inverse_lipschitz with a likelihood of natural parameters of shape {tuple(offset.shape)}, "
+                f"Expected inverse_lipschitz with a likelihood of natural parameters of shape {tuple(bias.shape)}, "
                 f"got a {type(self.likelihood).__name__}: {error}"
             ) from error
 
@@ -176,9 +176,9 @@ def check_kappa(name: str, value: Any) -> float:
 
 
 @torch.no_grad()
-def noise_unit(likelihood: Any, offset: Tensor) -> float:
-    r"""The noise unit :math:`(\operatorname{tr} I / \operatorname{tr} I^2)^{1/2}` of a likelihood at ``offset``."""
-    probes, products = _probed(likelihood, offset)
+def noise_unit(likelihood: Any, bias: Tensor) -> float:
+    r"""The noise unit :math:`(\operatorname{tr} I / \operatorname{tr} I^2)^{1/2}` of a likelihood at ``bias``."""
+    probes, products = _probed(likelihood, bias)
     trace, trace_of_square = float((probes * products).sum()), float(products.square().sum())
     if not 0 < trace < math.inf or not 0 < trace_of_square < math.inf:
         raise ValueError(f"Expected likelihood with information about its natural parameters, got a trace of {trace:g}")
@@ -186,17 +186,17 @@ def noise_unit(likelihood: Any, offset: Tensor) -> float:
 
 
 @torch.no_grad()
-def information_diagonal(likelihood: Any, offset: Tensor) -> Tensor:
-    """The Fisher information of each natural parameter at ``offset``, of its shape, in double precision."""
-    probes, products = _probed(likelihood, offset)
+def information_diagonal(likelihood: Any, bias: Tensor) -> Tensor:
+    """The Fisher information of each natural parameter at ``bias``, of its shape, in double precision."""
+    probes, products = _probed(likelihood, bias)
     return (probes * products).mean(0)
 
 
-def _probed(likelihood: Any, offset: Tensor) -> tuple[Tensor, Tensor]:
+def _probed(likelihood: Any, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors of signs, and the information times each of them, in double precision.
 
     Hutchinson's estimates of traces and diagonals from them are exact where the entries of a datum are independent.
     """
-    probes = torch.randint(0, 2, (_NUM_PROBES, *offset.shape), generator=torch.Generator().manual_seed(0))
-    probes = (2.0 * probes - 1).to(offset)
-    return probes.double(), likelihood.information_product(offset, probes).double()
+    probes = torch.randint(0, 2, (_NUM_PROBES, *bias.shape), generator=torch.Generator().manual_seed(0))
+    probes = (2.0 * probes - 1).to(bias)
+    return probes.double(), likelihood.information_product(bias, probes).double()

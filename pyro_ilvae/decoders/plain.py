@@ -138,7 +138,7 @@ class MLPDecoder(ConditionalDecoder):
             self.linear_path.weight.zero_()[:, : start.num_found].copy_(start.unit * found)
             if not self.conditional:  # with a context, the network has to learn its part from the first step on
                 zero_last_layer(self.network)
-        if start.offset is None:
+        if start.bias is None:
             return
         # What a network returns at its start is not centered.
-        self.network[-1].bias += start.offset - self._mean_over_prior(start.context.mean if start.context else None)  # type: ignore[operator]
+        self.network[-1].bias += start.bias - self._mean_over_prior(start.context.mean if start.context else None)  # type: ignore[operator]

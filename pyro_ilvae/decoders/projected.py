@@ -92,7 +92,7 @@ class ProjectedDecoder(FramedDecoder):
         constant = self._with_unit(inverse_lipschitz)
         self.map = BrenierMap(self.latent_dim, constant, map_features, activation, input_skips, gain=gain)
         self.map.icnn.reset_parameters(gradient_scale=INITIAL_SCALE / gain)
-        self.offset = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(features))
         if self.context_dim is not None:
             self.from_context = Linear(self.context_dim, self.latent_dim, bias=False)
         self.linear_path = None
@@ -169,7 +169,7 @@ class ProjectedDecoder(FramedDecoder):
             if context is not None:
                 inside = inside + self.from_context(context)
             eta: Tensor = frame.embed(inside) if outside is None else frame.replace(outside, inside)
-            eta = self._in_units(eta) + self.offset
+            eta = self._in_units(eta) + self.bias
         return eta.reshape(eta.shape[:-1] + self.event_shape)
 
     def _outside(self, z: Tensor, context: Tensor | None) -> Tensor:

@@ -51,7 +51,7 @@ class LinearContext(NamedTuple):
 class Start(NamedTuple):
     """What a decoder takes from data."""
 
-    offset: Tensor | None  #: the natural parameters b of the mean of the data, of shape (D,); None to leave it
+    bias: Tensor | None  #: the natural parameters b of the mean of the data, of shape (D,); None to leave it
     directions: Tensor  #: orthonormal columns: the leading directions of the data, or the columns of a frame that stays
     num_found: int  #: how many of the columns come from the data, which may vary in few directions
     unit: float  #: the noise unit u of the likelihood at b, in these directions
@@ -77,26 +77,26 @@ def start_from_data(x: Any, likelihood: Any, place: Place, seed: int | None) -> 
     with seeded(seed):  # a loader may draw, and what is drawn afterwards must not depend on that
         moments = _moments(x, likelihood, place)
     center = x.center if isinstance(x, WorkingData) else None
-    offset = _natural_parameters(likelihood, moments, place) if center is None else center.to(place.like)
+    bias = _natural_parameters(likelihood, moments, place) if center is None else center.to(place.like)
     if place.frame is None:
-        found = _directions(moments, likelihood, offset, place).to(place.like.device)
+        found = _directions(moments, likelihood, bias, place).to(place.like.device)
         directions, num_found = completed(found, place.num_directions, place.num_categories), found.shape[1]
     else:
         directions, num_found = columns_of(place.frame), 0
-    likelihood.information_product(offset, offset)  # which raises for scales of another shape than a datum's
+    likelihood.information_product(bias, bias)  # which raises for scales of another shape than a datum's
     noise = normal_scale(likelihood)
-    unit = noise_unit(likelihood, offset) if noise is None else noise
+    unit = noise_unit(likelihood, bias) if noise is None else noise
     columns = directions.double()
     columns = columns if place.weights is None else columns / place.weights.to(columns)[:, None]
     spread = math.sqrt(float(moments.variances(columns).mean()))
     # One step of scoring: the natural parameters of a datum differ from b by about I(b)^-1 times its score.
     spread = spread * unit * unit if noise is None else spread
     if isinstance(x, WorkingData) and x.shift is not None:
-        offset = offset - x.shift.to(place.like)
+        bias = bias - x.shift.to(place.like)
     context = None
     if isinstance(x, WorkingData) and x.context is not None:
         context = LinearContext(x.context.slopes.flatten(1).to(place.like), x.context.mean.to(place.like))
-    return Start(offset.flatten().to(place.like), directions.to(place.like), num_found, unit, spread, context)
+    return Start(bias.flatten().to(place.like), directions.to(place.like), num_found, unit, spread, context)
 
 
 @torch.no_grad()
@@ -111,19 +111,19 @@ def start_from_tokens(x: Any, latent_dim: int, place: Place, seed: int | None) -
         raise ValueError("Expected x with at least one token, got none")
     likelihood = Categorical(vocab_size)
     mean = likelihood._interior_mean(totals / num_tokens, int(num_tokens))
-    offset = likelihood.natural_parameters(mean).to(place.like)
+    bias = likelihood.natural_parameters(mean).to(place.like)
     if place.frame is None:
         found = counts.directions(latent_dim).to(place.like.device)
         directions, num_found = completed(found, place.num_directions, vocab_size), found.shape[1]
     else:
         directions, num_found = columns_of(place.frame), 0
     # A sequence tells about z at each of its tokens.
-    unit = noise_unit(likelihood, offset) / math.sqrt(num_tokens / counts.num_sequences)
-    # The offset stays: logits of rare tokens that start low are learned more slowly, and end higher, measured on words.
+    unit = noise_unit(likelihood, bias) / math.sqrt(num_tokens / counts.num_sequences)
+    # The bias stays: logits of rare tokens that start low are learned more slowly, and end higher, measured on words.
     return Start(None, directions.to(place.like), num_found, unit, unit, share=0.2)
 
 
-def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place) -> Tensor:
+def _directions(moments: Moments, likelihood: Any, bias: Tensor, place: Place) -> Tensor:
     """The leading directions of the data, of shape (D, K) or fewer.
 
     For counts they are those of the data in units of their noise, taken to the space of natural parameters: log rates
@@ -131,8 +131,8 @@ def _directions(moments: Moments, likelihood: Any, offset: Tensor, place: Place)
     """
     if not getattr(likelihood, "_natural_directions", False):
         return moments.directions(place.num_directions, place.weights, place.num_categories)
-    information = information_diagonal(likelihood, offset).flatten().sqrt()
-    noise = likelihood(offset).variance.double().flatten().sqrt()
+    information = information_diagonal(likelihood, bias).flatten().sqrt()
+    noise = likelihood(bias).variance.double().flatten().sqrt()
     columns = moments.directions(place.num_directions, noise)
     columns = centered(columns / information.to(columns)[:, None], place.num_categories)
     q, r = torch.linalg.qr(columns)
@@ -186,19 +186,19 @@ def _natural_parameters(likelihood: Any, moments: Moments, place: Place) -> Tens
     """The natural parameters of the mean of the data, moved inside of the range of means where a likelihood can."""
     average = moments.mean.to(place.like.device).reshape(place.event_shape)
     interior = getattr(likelihood, "_interior_mean", None)
-    offset = likelihood.natural_parameters(average if interior is None else interior(average, moments.total))
-    if not isinstance(offset, Tensor) or offset.shape != place.event_shape:
-        got = tuple(offset.shape) if isinstance(offset, Tensor) else type(offset).__name__
+    bias = likelihood.natural_parameters(average if interior is None else interior(average, moments.total))
+    if not isinstance(bias, Tensor) or bias.shape != place.event_shape:
+        got = tuple(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
         raise ValueError(
             f"Expected likelihood whose natural_parameters have the shape {tuple(place.event_shape)} of the mean, got "
             f"{got}"
         )
-    if not offset.isfinite().all():
+    if not bias.isfinite().all():
         raise ValueError(
             "Expected likelihood with finite natural_parameters for the mean of x, got NaN or infinity: move means "
             "at the limit of their range inside of it"
         )
-    return offset
+    return bias
 
 
 def normal_scale(likelihood: Any) -> float | None:

@@ -100,7 +100,7 @@ class MixturePrior(DenseAutoencoder):
                 decoder._apply_start(start)
                 reach = start.extent / max(start.extent, self._slope())
                 if self.num_components > 1:
-                    # The offset of the decoder is the center of the data.
+                    # The bias of the decoder is the center of the data.
                     loc -= loc.mean(0)
                     loc /= loc.square().mean().sqrt()
             for name, value in self._start_of_components(loc, reach).items():

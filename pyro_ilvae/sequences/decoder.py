@@ -145,7 +145,7 @@ class SequenceDecoder(Module):
 
         with :math:`p_v` the frequency of token v and T the mean length. The frame becomes that of
         :func:`~pyro_ilvae.principal_token_frame`, unless it was given, and the map starts with a fifth of a noise unit
-        beside L z. The offset of the logits is left to be learned. Call it before training.
+        beside L z. The bias of the logits is left to be learned. Call it before training.
 
         Args:
             x: a sample of tokens, int64 of shape (N, T), padded with -1, or an iterable of batches. It is read once.

@@ -176,7 +176,7 @@ def test_context_moves_the_map_and_enters_the_backbone(name):
     q = decoder.frame.coordinates(torch.eye(8, dtype=torch.float64))
     inside = decoder.map(z) + context @ decoder.from_context.weight.T
     outside = decoder.backbone(z, context).reshape(20, 8) + z @ decoder.linear_path.weight.T
-    expected = decoder.offset + inside @ q.mT + outside - outside @ q @ q.mT
+    expected = decoder.bias + inside @ q.mT + outside - outside @ q @ q.mT
     torch.testing.assert_close(decoder(z, context).flatten(1), expected, rtol=1e-10, atol=1e-10)
 
 

@@ -87,7 +87,7 @@ def test_folded_frame_is_the_composition_written_out(seed, frame, skips):
     decoder = perturb(decoder.double(), 0.5)
     z = torch.randn(7, LATENT, dtype=torch.float64)
     matrix = decoder.frame.coordinates(torch.eye(8, dtype=torch.float64))
-    expected = (decoder.offset + decoder.outer(decoder.inner(z) @ matrix.mT)).reshape(7, *EVENT)
+    expected = (decoder.bias + decoder.outer(decoder.inner(z) @ matrix.mT)).reshape(7, *EVENT)
     torch.testing.assert_close(decoder(z), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -96,7 +96,7 @@ def test_projection_keeps_the_backbone_outside_the_frame():
     decoder = ProjectedDecoder(backbone, latent_dim=LATENT, event_shape=EVENT, inverse_lipschitz=2.0)
     decoder = perturb(decoder.double(), 0.5)
     z = torch.randn(7, LATENT, dtype=torch.float64)
-    eta = decoder(z).flatten(1) - decoder.offset
+    eta = decoder(z).flatten(1) - decoder.bias
     q = decoder.frame.matrix
     outside = backbone(z) + z @ decoder.linear_path.weight.mT
     torch.testing.assert_close(eta @ q, decoder.map(z))

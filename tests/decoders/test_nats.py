@@ -173,7 +173,7 @@ def test_gradient_is_that_of_the_construction_written_out():
     constant = log_scale.exp() * ratio(0.5)
     inside = constant * z + math.sqrt(FEATURES) * decoder.map.icnn.gradient(z)
     outside = decoder.backbone(z).flatten(1) + z @ decoder.linear_path.weight.T
-    expected = decoder.offset + inside @ q.T + outside - outside @ q @ q.T
+    expected = decoder.bias + inside @ q.T + outside - outside @ q @ q.T
     torch.testing.assert_close(decoder(z).flatten(1), expected)
     theirs = torch.autograd.grad(expected.square().sum(), log_scale)
     ours = torch.autograd.grad(decoder(z).square().sum(), likelihood.log_scale)

@@ -304,18 +304,18 @@ def test_reference_unit_is_that_of_the_formula(name, kind):
     assert not Nats(0.5, likelihoods.Normal()).is_reference
     decoder = KINDS[kind](1.0, frame=frame)
     with torch.no_grad():
-        decoder.offset.copy_(0.5 * torch.randn(FEATURES))
+        decoder.bias.copy_(0.5 * torch.randn(FEATURES))
     decoder.inverse_lipschitz = nats
-    information = information_by_draws(likelihood, decoder.offset.detach().reshape(EVENT), 40_000)
+    information = information_by_draws(likelihood, decoder.bias.detach().reshape(EVENT), 40_000)
     unit = (torch.trace(information) / torch.trace(information @ information)) ** 0.5
     # With categories the traces are estimated by 64 probes.
     tolerance = 0.1 if name == "categorical" else 0.03
     assert decoder.inverse_lipschitz == pytest.approx(float(unit) * ratio(0.5), rel=tolerance)
     assert decoder.nats == 0.5
-    # It stays with the decoder, and is not that of another draw of the offset.
+    # It stays with the decoder, and is not that of another draw of the bias.
     before = decoder.inverse_lipschitz
     with torch.no_grad():
-        decoder.offset += 1.0
+        decoder.bias += 1.0
     decoder.nats = 1.0
     assert decoder.inverse_lipschitz == pytest.approx(before * ratio(1.0) / ratio(0.5))
     other = KINDS[kind](Nats(0.1, LIKELIHOODS[name]()), frame=frame)

@@ -116,8 +116,7 @@ def test_refuses_seeds(name, seed):
 def test_refuses_weights_with_priors(name):
     decoder = DECODERS[name]()
     part = decoder.network[-1] if name == "plain" else decoder
-    attribute = "bias" if name == "plain" else "offset"
-    setattr(part, attribute, PyroSample(dist.Normal(0.0, 1.0).expand([FEATURES]).to_event(1)))
+    part.bias = PyroSample(dist.Normal(0.0, 1.0).expand([FEATURES]).to_event(1))
     with pytest.raises(ValueError, match="Expected decoder whose weights are parameters for a start from data"):
         decoder.initialize(data(), likelihoods.Normal())
 
@@ -342,9 +341,9 @@ X = tokens(60, 8)
 def test_sequences_start_in_the_directions_of_their_tokens(name):
     decoder = sequence_decoders.DECODERS[name]()
     inner = decoder.decoder
-    offset = (inner.offset if hasattr(inner, "offset") else inner.network[-1].bias).detach().clone()
+    bias = (inner.bias if hasattr(inner, "bias") else inner.network[-1].bias).detach().clone()
     decoder.initialize(X, seed=0)
-    assert torch.equal(inner.offset if hasattr(inner, "offset") else inner.network[-1].bias, offset)
+    assert torch.equal(inner.bias if hasattr(inner, "bias") else inner.network[-1].bias, bias)
     if hasattr(inner, "frame"):
         q = inner.frame.matrix
         assert q.sum(0).abs().max() < 1e-5

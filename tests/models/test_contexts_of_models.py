@@ -115,8 +115,9 @@ def test_labels_are_their_indicators():
 
 
 @pytest.mark.parametrize("kind", ["vae", *FORMS])
-def test_a_context_of_zeros_is_the_model_without_one(kind):
-    """What reads the context has weights that do not matter then: the other weights are those of a model without."""
+@pytest.mark.parametrize("size", [0.0, 1.0, 10.0])
+def test_a_constant_context_is_the_model_without_one(kind, size):
+    """What a constant context adds are biases: of the decoder, and of the first layers of backbone and encoder."""
     model = perturb(vae() if kind == "vae" else mixture(kind)).double()
     pyro.clear_param_store()
     own = {"context_dim": None}
@@ -126,14 +127,21 @@ def test_a_context_of_zeros_is_the_model_without_one(kind):
         other = VAE(*parts, likelihoods.Normal(0.5, "learned")).double()
     else:
         other = MixtureVAE(*parts, likelihoods.Normal(0.5), NUM_COMPONENTS, enumerate_in=enumerated_in(kind)).double()
+    context = size * torch.randn(C, dtype=torch.float64)
     state = {name: value for name, value in model.state_dict().items() if "from_context" not in name}
-    first = "encoder.network.0.weight"
-    state[first] = state[first][:, : X[0].numel()]
+    decoder, weight = model.decoder, model.encoder.network[0].weight.detach()
+    with torch.no_grad():
+        state["decoder.bias"] = state["decoder.bias"] + decoder.frame.embed(decoder.from_context(context))
+        state["decoder.backbone.network.0.bias"] = state[
+            "decoder.backbone.network.0.bias"
+        ] + decoder.backbone.from_context(context)
+    state["encoder.network.0.weight"] = weight[:, :-C]
+    state["encoder.network.0.bias"] = state["encoder.network.0.bias"] + weight[:, -C:] @ context
     other.load_state_dict(state)
-    x, zeros = X.double(), torch.zeros(N, C, dtype=torch.float64)
-    for one, two in zip(model.encode(x, zeros), other.encode(x), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(model.reconstruct(x, zeros), other.reconstruct(x), rtol=1e-12, atol=1e-12)
+    x, contexts = X.double(), context.expand(N, -1)
+    for one, two in zip(model.encode(x, contexts), other.encode(x), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.reconstruct(x, contexts), other.reconstruct(x), rtol=1e-10, atol=1e-10)
 
 
 def test_an_embedding_is_trained_with_the_other_parts():

@@ -56,12 +56,12 @@ def written_out(decoder, z, h):
         # b + Q (g(z) + A h) + (I - Q Q^T) (W z + r)
         r = readout(decoder.backbone, z, h) + z @ decoder.linear_path.weight.T
         inside = brenier(decoder.map, CONSTANT, z) + a
-        return decoder.offset + inside @ frame.T + r @ (torch.eye(VOCAB, dtype=z.dtype) - frame @ frame.T)
+        return decoder.bias + inside @ frame.T + r @ (torch.eye(VOCAB, dtype=z.dtype) - frame @ frame.T)
     # b + g_2(B g_1(A h + a, z))
     a = a + decoder.from_context.bias
     both = torch.cat([a.expand(*z.shape[:-1], -1), z.expand(*a.shape[:-1], -1)], dim=-1)
     inner = brenier(decoder.inner, CONSTANT**0.5, both)
-    return decoder.offset + brenier(decoder.outer, CONSTANT**0.5, inner @ frame.T)
+    return decoder.bias + brenier(decoder.outer, CONSTANT**0.5, inner @ frame.T)
 
 
 @pytest.mark.parametrize("history", ["gru", "lstm", "transformer"])
