@@ -11,7 +11,7 @@ WORKERS ?= -n auto --maxprocesses 8
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-TUTORIALS := quickstart diagnostics mixtures images layers text
+TUTORIALS := quickstart diagnostics mixtures images counts layers text
 EXPERIMENTS := annealing diagnostics_against_nuts nats layers toy_sweep fashion_mnist text known_languages
 
 .DEFAULT_GOAL := help
@@ -21,7 +21,7 @@ help:
 	@echo "make demo         install, then run tutorials/quickstart.py (about 3 minutes)"
 	@echo "make test         install, then run all checks: lint, types, tests, tutorials and experiments in smoke mode"
 	@echo "make check        lint, types and the fast tests"
-	@echo "make tutorials    execute the tutorials into notebooks under tutorials/output (about 5 minutes)"
+	@echo "make tutorials    execute the tutorials into notebooks under tutorials/output (about 6 minutes)"
 	@echo "make experiments  run the experiments in a short form; PYRO_ILVAE_FULL=1 for the README's numbers (hours)"
 	@echo "make bench        measure what the guarantee costs, against plain decoders and other ways to write them"
 	@echo "make lint         ruff and mypy;  make format  ruff format;  make clean  remove what make made"

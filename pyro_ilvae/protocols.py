@@ -61,8 +61,15 @@ class Decoder(Protocol):
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Natural parameters of shape (..., \*event_shape), for ``z`` of shape (..., K) and a context (..., C)."""
 
-    def given(self, context: Tensor) -> nn.Module:
-        """Optional: the decoder at one context, as a function of z alone."""
+    def given(self, context: Tensor | None = None, *, offset: Tensor | float | None = None) -> nn.Module:
+        """Optional: the decoder at one context and one offset, as a function of z alone."""
+
+    def initialize(self, x: Any, likelihood: Any, *, seed: int | None = None) -> None:
+        """Optional: a start from data, which ``initialize`` of a model calls.
+
+        Where there is a context, an offset or a mask, a decoder of yours is given data without them, on the scale of
+        means, which need not be in the support of the likelihood.
+        """
 
 
 class Encoder(Protocol):
@@ -109,7 +116,8 @@ class Likelihood(Protocol):
         support_hint: optional; what to do about data outside of the support, as the end of an error message.
         integer_data: optional; True if data stay integers, as categories do.
         depends_on_batch: optional; True if the density of a datum depends on the other data of its batch. It is then
-            called with a third argument where entries are missing: booleans of the shape of ``x``, False there.
+            called with a third argument where entries may be missing: booleans of the shape of ``x``, False where one
+            is.
         noise_scale: optional; sigma, if x is eta plus independent Normal noise: one number for all entries of a datum,
             or a tensor of its shape with a scale for each.
     """

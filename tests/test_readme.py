@@ -53,4 +53,7 @@ def test_paths_exist():
     assert len(paths) > 8
     assert not [path for path in paths if not (README.parent / path).exists()]
     named = set(re.findall(r"`(\w+\.py)`", text))
-    assert named <= {path.name for path in (README.parent / "tutorials").glob("*.py")}
+    tutorials = {path.stem for path in (README.parent / "tutorials").glob("*.py")}
+    assert {name.removesuffix(".py") for name in named} | {"quickstart"} == tutorials
+    makefile = (README.parent / "Makefile").read_text()
+    assert set(re.search(r"TUTORIALS := (.*)", makefile)[1].split()) == tutorials

@@ -86,7 +86,7 @@ class ByHand(nn.Module):
 # ## With the package
 #
 # The same model, and the same without the batch. `Nats(0.1, likelihood)` asks for a tenth of a nat of each latent
-# dimension, in noise units: a reference for counts. `initialize` seeks directions beyond batches and sizes.
+# dimension in noise units, for counts a reference. `initialize` seeks directions beyond batches and sizes.
 
 
 # %%
@@ -118,14 +118,14 @@ def fit(name):
         for rows in torch.randperm(NUM_TRAIN).chunk(20):
             svi.step(*(part[rows] for part in data), offset=log_size[rows])
     held_out = {"model_args": tuple(part[test] for part in data), "model_kwargs": {"offset": log_size[test]}}
-    nats = ilvae.diagnostics.evidence(model.model, model.guide, **held_out, num_samples=DRAWS, seed=0)
+    held = ilvae.diagnostics.evidence(model.model, model.guide, **held_out, num_samples=DRAWS, seed=0)
     kl = ilvae.diagnostics.kl_per_dimension(model.model, model.guide, **held_out).values.mean(0)
     guide = pyro.poutine.trace(model.guide).get_trace(*(part[train] for part in data), offset=log_size[train])
     codes = guide.nodes["z"]["fn"].mean.detach()
     canonical = CCA(TRUE_DIM, max_iter=2000).fit(codes, z[train]).transform(codes, z[train])
     found = np.mean([np.corrcoef(*(part[:, i] for part in canonical))[0, 1] for i in range(TRUE_DIM)])
     seen = cross_val_score(LogisticRegression(max_iter=1000), codes, batch[train]).mean()
-    print(f"{name:19} {nats.log_likelihood.mean():14.1f} {found:9.2f} {seen:5.2f} {sum(kl > 0.1):6d} {min(kl):8.3f}")
+    print(f"{name:19} {held.log_likelihood.mean():14.1f} {found:9.2f} {seen:5.2f} {sum(kl > 0.1):6d} {min(kl):8.3f}")
     return kl, codes
 
 

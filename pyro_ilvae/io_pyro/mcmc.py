@@ -52,7 +52,7 @@ def from_pyro_mcmc(
         plate: the plate whose elements are the data that the log likelihood is about, as in :func:`from_pyro_svi`.
         coords: coordinate values by dimension; they override the indices of the plates.
         dims: names by site or by entry of ``constant_data``, as in :func:`from_pyro_svi`.
-        constant_data: arrays by name for the group ``constant_data``, such as covariates.
+        constant_data: as in :func:`from_pyro_svi`.
         seed: a seed for all draws that are made here, which then leave the global random state of PyTorch as it was.
 
     Returns:

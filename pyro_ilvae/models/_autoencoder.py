@@ -58,7 +58,9 @@ class Autoencoder(PyroModule):
         self.context_network = None
         if context_network is not None:
             if not self._takes_context(decoder, encoder):
-                raise ValueError("Expected context_network=None for a decoder without context_dim, got a network")
+                raise ValueError(
+                    "Expected context_network=None for a decoder and an encoder without context_dim, got a network"
+                )
             _checks.instance("context_network", context_network, nn.Module, "a module, such as torch.nn.Embedding(...)")
             self.context_network = unused(context_network)
         self.decoder = unused(decoder)
@@ -119,13 +121,15 @@ class Autoencoder(PyroModule):
                 )
             yield from given.batches(batch_size)
 
+    _arguments: tuple[str, ...] = ("x", "context", "offset", "mask")  # that a batch of an iterable may hold by name
+
     def _of_batch(self, part: Any) -> dict[str, Any]:
         """The arguments of the model that a batch of an iterable holds."""
         if isinstance(part, Mapping):
-            known = ("x", "context", "mask", "offset")
-            if "x" not in part:
-                raise ValueError(f"Expected each batch to have x among {known}, got {[*part]}")
-            return {name: part[name] for name in known if name in part}
+            known = self._arguments
+            if "x" not in part or not part.keys() <= {*known}:
+                raise ValueError(f"Expected each batch to have x and other arguments among {known}, got {[*part]}")
+            return dict(part)
         if not isinstance(part, tuple | list) or not part or not hasattr(part[0], "__array__"):
             return {"x": part}
         # Data sets with labels give tuples, of which the data come first.
@@ -235,7 +239,8 @@ class Autoencoder(PyroModule):
         if context is None or self.context_network is None:
             return context
         found: Tensor = self.context_network(context)
-        if not isinstance(found, Tensor) or found.dim() < 2 or self.context_dim not in (None, found.shape[-1]):
+        fits = isinstance(found, Tensor) and found.dim() > 1 and found.shape[-2] == len(context)
+        if not fits or self.context_dim not in (None, found.shape[-1]):
             got = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
             width = "C" if self.context_dim is None else self.context_dim
             raise ValueError(f"Expected context_network to return shape ({len(context)}, {width}), got {got}")
@@ -298,6 +303,6 @@ def _batch_shape(output: Any) -> tuple[int, ...] | None:
 
 def _num_data(num_data: int, context: Any, offset: Any) -> int:
     """The number of data to draw: as many as there are contexts or offsets, unless it is given."""
-    sizes = [len(part) for part in (context, offset) if getattr(part, "ndim", 0) > 0]
+    sizes = [len(part) for part in (context, offset) if getattr(part, "ndim", 0) > 0 or isinstance(part, list | tuple)]
     count = _checks.positive_int("num_data", num_data)
     return sizes[0] if sizes and count == 1 else count

@@ -135,11 +135,13 @@ class DenseAutoencoder(Autoencoder):
         Call it before training; see :meth:`~pyro_ilvae.ProjectedDecoder.initialize` for what is set. The directions are
         sought in what a context leaves of the data: what is linear in the context is taken off. A of a projected
         decoder starts at these effects of the context, so that z need not learn them. With an ``offset`` directions
-        are sought in data moved to the mean :math:`\bar o` of the offsets, and b is at the maximum of the likelihood,
+        are sought in data moved to the mean :math:`\bar o` of the offsets, and the bias b of the decoder gives the data
+        their mean,
 
-        .. math:: \tilde x = \mu + I (x - \mu(b + o)) / I(b + o), \qquad \sum_n (x_n - \mu(b + o_n)) = 0,
+        .. math:: \tilde x_n = \mu(b + \bar o) + \mu'(b + \bar o) \, \frac{x_n - \mu(b + o_n)}{\mu'(b + o_n)}, \qquad
+            \sum_n (x_n - \mu(b + o_n)) = 0,
 
-        with mean :math:`\mu` and Fisher information I at :math:`b + \bar o`: for counts, these are counts over sizes.
+        with the mean :math:`\mu(\eta)` of the likelihood and its derivative: for counts, these are counts over sizes.
         Missing entries take the mean of their feature.
 
         Args:
@@ -157,8 +159,10 @@ class DenseAutoencoder(Autoencoder):
             raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
         check_nats(self.decoder, self.likelihood)
         batches = self._batches(x, context, mask=mask, offset=offset)
-        with torch.no_grad(), evaluation_mode(self):
-            given = (batch._replace(context=self._context_of(batch.context)) for batch in batches)
+        # A context that the encoder alone reads explains nothing of the data.
+        takes = self._decoder_takes_context(self.decoder)
+        with evaluation_mode(self):
+            given = (batch._replace(context=self._context_of(batch.context) if takes else None) for batch in batches)
             data = working_data(given, self.likelihood, self.event_shape)
         self._initialize(data, seed)
 
@@ -199,10 +203,11 @@ class DenseAutoencoder(Autoencoder):
 
         Args:
             num_samples: the number of data to draw.
-            context: the context of each, or one context for all, of shape (C,) or a label.
+            context: the context of each, or one context for all, of shape (C,) or a label; a vector of ``num_samples``
+                ints is a label for each.
             offset: as for the model; 0 if None.
             mean: whether to return :math:`E[x \mid z]` for each drawn z instead of a draw of x.
-            batch_size: the number of data drawn at a time; all at once if None.
+            batch_size: the number of data that pass the decoder at a time; all at once if None.
             seed: a seed for the draws; the global random state if None.
         """
         given = self._to_decode(num_samples, context, offset)
@@ -235,6 +240,8 @@ class DenseAutoencoder(Autoencoder):
     def _natural_parameters(self, z: Tensor, given: Given) -> Tensor:
         """The value of the decoder, checked, and shifted by the offset."""
         context = given.context if given.target_context is None else given.target_context
+        if given.target_context is not None and not self._decoder_takes_context(self.decoder):
+            raise ValueError("Expected target_context=None for a decoder without context_dim, got a context")
         if context is None or not self._decoder_takes_context(self.decoder):  # an encoder alone may have it
             eta = self.decoder(z)
         else:

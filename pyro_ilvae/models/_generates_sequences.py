@@ -154,7 +154,10 @@ class GeneratesSequences(SequenceAutoencoder):
         for given in self._batches(x, context, target_context=target_context, batch_size=batch_size):
             z, _ = self._code(given)
             own = given.context if given.target_context is None else given.target_context
-            own = None if getattr(self.decoder, "context_dim", None) is None else own
+            if getattr(self.decoder, "context_dim", None) is None:
+                if given.target_context is not None:
+                    raise ValueError("Expected target_context=None for a decoder without context_dim, got a context")
+                own = None
             found.append(self.search(z, own, num_beams=num_beams, length_bonus=length_bonus, **limits))
         return torch.cat(found)
 

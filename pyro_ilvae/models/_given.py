@@ -68,7 +68,12 @@ def checked_context(
     value = value.to(like.device)
     is_label = not value.is_floating_point() and value.dtype != torch.bool
     labels = is_label and (value.dim() == 1 or (repeat and value.dim() == 0))
-    if repeat and (value.dim() == 0 or (value.dim() == 1 and not (labels and len(value) == num_data))):
+    one_label = embedded and is_label and value.dim() == 1  # labels of other data than these, or of all of these
+    if (
+        repeat
+        and not one_label
+        and (value.dim() == 0 or (value.dim() == 1 and not (labels and len(value) == num_data)))
+    ):
         value = value.expand(num_data, *value.shape)
         labels = is_label and value.dim() == 1
     expected = f"({num_data}, {'C' if width is None or embedded else width})"
@@ -81,7 +86,7 @@ def checked_context(
             raise ValueError(f"Expected {name} of shape {expected}, got labels for a decoder without context_dim")
         if width == 1 or ((value < 0) | (value >= width)).any():
             raise ValueError(
-                f"Expected {name} to hold labels from 0 to {width - 1}, below the context_dim of the decoder, got "
+                f"Expected {name} to hold labels from 0 to {width - 1}, below context_dim, got "
                 f"{int(value.min())} to {int(value.max())}; numbers that are no labels have shape ({num_data}, {width})"
             )
         # PyTorch's one_hot reads values, which a recorded graph cannot.
@@ -131,7 +136,7 @@ def without_missing(x: Tensor, mask: Any, likelihood: Callable[..., Any], ignore
         found = ~x.isnan() if found is None else found & ~x.isnan()
     if found is None:
         return x, None
-    empty = ~found.flatten(1).any(1)
+    empty = ~found.reshape(len(found), -1).any(1)
     if empty.any():
         raise ValueError(
             "Expected at least one entry of each datum at site 'x' that is neither NaN nor False in mask, got "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae.decoders.start import LinearContext
 from pyro_ilvae.models._clusters import find_clusters
 from pyro_ilvae.models._dense import DenseAutoencoder
 
@@ -98,7 +99,7 @@ class MixturePrior(DenseAutoencoder):
             else:
                 start = start_of(data, self.likelihood, seed)
                 decoder._apply_start(start)
-                reach = start.extent / max(start.extent, self._slope())
+                reach = start.extent / max(start.extent, self._slope(start.context))
                 if self.num_components > 1:
                     # The bias of the decoder is the center of the data.
                     loc -= loc.mean(0)
@@ -112,12 +113,10 @@ class MixturePrior(DenseAutoencoder):
         constant: float | None = getattr(self.decoder, "inverse_lipschitz", None)
         return 1 / max(1.0, constant or 0.0)
 
-    def _slope(self) -> float:
+    def _slope(self, at: LinearContext | None) -> float:
         """The root mean square by which a unit of z moves what the decoder returns, over draws from N(0, I)."""
         z = torch.randn(_NUM_DRAWS, self.latent_dim).to(self._prior_loc)
-        # With a context, at the context 0.
-        own: int | None = getattr(self.decoder, "context_dim", None)
-        context = () if own is None else (z.new_zeros(own),)
+        context = () if at is None else (at.mean.to(z),)
         with evaluation_mode(self):
             y = self.decoder(z, *context)
         coordinates = getattr(self.decoder, "coordinates", None)

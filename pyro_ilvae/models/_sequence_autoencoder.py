@@ -17,6 +17,7 @@ class SequenceAutoencoder(Autoencoder):
     """A model of sequences of tokens; see :class:`~pyro_ilvae.SequentialVAE` for the arguments."""
 
     decoder: SequenceDecoder
+    _arguments = ("x", "context")
 
     @pyro_method
     def guide(
@@ -63,6 +64,8 @@ class SequenceAutoencoder(Autoencoder):
     @torch.no_grad()
     def initialize(self, x: Any, *, seed: int | None = None) -> None:
         """Start where the data are: the start of the decoder, see :meth:`~pyro_ilvae.SequenceDecoder.initialize`.
+
+        A context is not taken off: the start is that of the tokens alone.
 
         Args:
             x: a sample of tokens of shape (N, T), or an iterable of batches, which is read once.

@@ -16,18 +16,26 @@ _ITERATIONS = 50  # at most; for a log link the first is exact
 _CAUTION = 100  # the number of data that means at the end of their range are taken to come from
 
 
-@torch.no_grad()
 def working_data(batches: Iterator[Given], likelihood: Any, event_shape: torch.Size) -> Any:
     """The data of the batches themselves where nothing is beside them, or else all of them in one sample."""
     first = next(batches)
     if first.context is None and first.offset is None and first.mask is None:
-        return (given.x for given in chain([first], batches))
+        return _data_alone(chain([first], batches))
     with evaluation_mode(likelihood):
         return _sample([first, *batches], likelihood, event_shape)
 
 
+def _data_alone(batches: Iterator[Given]) -> Iterator[Tensor]:
+    for given in batches:
+        for name in ("offset", "mask"):
+            if getattr(given, name) is not None:
+                raise ValueError(f"Expected {name} in each batch of x or in none, got one in a later batch alone")
+        assert given.x is not None
+        yield given.x
+
+
 def _sample(batches: list[Given], likelihood: Any, event_shape: torch.Size) -> WorkingData:
-    x, context, offset, mask = (_joined([part[i] for part in batches]) for i in (1, 2, 3, 4))
+    x, context, offset, mask = (_joined(name, batches) for name in ("x", "context", "offset", "mask"))
     assert x is not None
     if getattr(likelihood, "integer_data", False):
         x = F.one_hot(x.long(), event_shape[-1])
@@ -52,8 +60,12 @@ def _sample(batches: list[Given], likelihood: Any, event_shape: torch.Size) -> W
     return WorkingData(x - explained, center, shift, LinearContext(slopes, context.double().mean(0)))
 
 
-def _joined(parts: list[Any]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts)
+def _joined(name: str, batches: list[Given]) -> Tensor | None:
+    parts = [getattr(given, name) for given in batches]
+    there = [part for part in parts if part is not None]
+    if there and len(there) < len(parts):
+        raise ValueError(f"Expected {name} in each batch of x or in none, got it in {len(there)} of {len(parts)}")
+    return torch.cat(there) if there else None
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -65,10 +77,12 @@ def _base(x: Tensor, weight: Tensor, offset: Tensor, likelihood: Any) -> Tensor:
     """The b at which the means of data with natural parameters b + offset are those of ``x``."""
     interior = getattr(likelihood, "_interior_mean", None)
     mean = _mean(x, weight)
-    at = likelihood.natural_parameters(mean if interior is None else interior(mean, len(x))).double()
+    mean = mean if interior is None else interior(mean, len(x))
+    at = likelihood.natural_parameters(mean).double()
     base = at - _mean(offset, weight)
+    seen = weight.sum(0) > 0
     for _ in range(_ITERATIONS):
-        found = _mean(_mean_of_data(likelihood, base + offset), weight)
+        found = torch.where(seen, _mean(_mean_of_data(likelihood, base + offset), weight), mean.double())
         step = at - likelihood.natural_parameters(found).double()
         base = base + step
         if step.abs().max() < 1e-8:
@@ -77,12 +91,24 @@ def _base(x: Tensor, weight: Tensor, offset: Tensor, likelihood: Any) -> Tensor:
 
 
 def _at_center(x: Tensor, offset: Tensor, center: Tensor, likelihood: Any) -> Tensor:
-    """The data as they would be without an offset from the center, to first order."""
-    residual = x - _mean_of_data(likelihood, center + offset)
-    information = getattr(likelihood, "smallest_information", None)
-    if information is not None and not getattr(likelihood, "integer_data", False):
-        residual = residual * (information(center) / information(center + offset)).double()
-    return _mean_of_data(likelihood, center) + residual
+    """The data as they would be without an offset from the center, to first order: for counts, counts over sizes."""
+    mean, slope = _mean_and_slope(likelihood, center + offset)
+    target, own_slope = _mean_and_slope(likelihood, center)
+    # A mean at the end of its range does not move.
+    tiny = torch.finfo(torch.float64).tiny
+    return target + (x - mean) * torch.where(slope > tiny, own_slope / slope.clamp(min=tiny), 1.0)
+
+
+def _mean_and_slope(likelihood: Any, eta: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of data, and the derivative of each entry by its own natural parameter."""
+    with torch.enable_grad():
+        eta = eta.detach().clone().requires_grad_()
+        mean = _mean_of_data(likelihood, eta)
+        if getattr(likelihood, "integer_data", False):  # probabilities of categories, each of which follows all of eta
+            slope = mean * (1 - mean)
+        else:
+            (slope,) = torch.autograd.grad(mean.sum(), eta)
+    return mean.detach(), slope.detach()
 
 
 def _mean_of_data(likelihood: Any, eta: Tensor) -> Tensor:

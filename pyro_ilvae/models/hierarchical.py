@@ -11,7 +11,7 @@ from pyro.nn import PyroModuleList, pyro_method
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
-from pyro_ilvae._contexts import evaluation_mode
+from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.distributions import without_event
 from pyro_ilvae.models._dense import DenseAutoencoder
 from pyro_ilvae.models._given import Given
@@ -228,10 +228,11 @@ class HierarchicalVAE(DenseAutoencoder):
     def _initialize(self, data: Any, seed: int | None) -> None:
         """Start the decoder from data, and those of the layers where they give a site below of scale 1."""
         super()._initialize(data, seed)
-        for layer, below in zip(self._layers(), self.latent_dims, strict=False):
-            start: Any = getattr(layer.decoder, "initialize", None)
-            if callable(start):
-                start(unit_sample(below, self._prior_loc), layer.noise, seed=seed)
+        with seeded(None if seed is None else seed + 1):  # layers of one size start with different weights
+            for layer, below in zip(self._layers(), self.latent_dims, strict=False):
+                start: Any = getattr(layer.decoder, "initialize", None)
+                if callable(start):
+                    start(unit_sample(below, self._prior_loc), layer.noise, seed=None)
 
     def _sample_z(self, given: Given, plate: pyro.plate) -> Tensor:
         """The value of site ``z1`` in the guide; without data, the guide is the prior."""

@@ -21,6 +21,7 @@ from pyro_ilvae import (
     AnnealedELBO,
     ConvEncoder,
     GraphSVI,
+    InverseLipschitzDecoder,
     JointOptim,
     MixtureVAE,
     MLPDecoder,
@@ -305,6 +306,72 @@ def test_start_from_data_is_at_the_mean_of_each_label_in_the_directions_of_z(nam
         error = decoder.coordinates(start - start.mean(0)) - expected
     assert expected.abs().max() > 0.3  # the labels do differ in this direction
     assert error.abs().max() < 0.2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("build", ["plain", "plain-linear", "projected", "composition"])
+def test_start_from_data_is_at_their_mean_over_contexts(build):
+    torch.manual_seed(0)
+    context = 20 + 3 * torch.randn(3000, 2)  # far from 0, where no datum is
+    x = context @ torch.randn(2, 8) + 0.3 * torch.randn(3000, 8)
+    sizes = {"latent_dim": 2, "event_shape": 8, "context_dim": 2}
+    decoder = {
+        "plain": lambda: MLPDecoder(**sizes),
+        "plain-linear": lambda: MLPDecoder(**sizes, linear_path=True),
+        "projected": lambda: ProjectedDecoder(MLPDecoder(**sizes), **sizes),
+        "composition": lambda: InverseLipschitzDecoder(**sizes, map_features=(16,)),
+    }[build]()
+    model = VAE(decoder, MLPEncoder(**sizes), likelihoods.Normal(0.3))
+    model.initialize(x, context, seed=0)
+    with torch.no_grad():
+        start = decoder(torch.randn(4000, 2), context.mean(0)).mean(0)
+    torch.testing.assert_close(start, x.mean(0), rtol=0, atol=0.3)
+    assert (x.mean(0)).abs().max() > 10
+
+
+def test_components_start_in_the_units_of_the_mean_context():
+    """A plain decoder moves by another amount per unit of z at a context that no datum has."""
+    torch.manual_seed(0)
+    x, context = 0.1 * torch.randn(500, *EVENT), 50 + torch.randn(500, C)
+    model = MixtureVAE(plain(), encoder(), likelihoods.Normal(0.5), 3)
+    model.initialize(x, context, seed=0)
+    start = model.decoder._start_of(x, model.likelihood, 0)
+    z = torch.randn(20_000, LATENT)
+    with torch.no_grad():
+        moved = model.decoder(z, context.mean(0)).flatten(1).var(0).sum() / LATENT
+    expected = start.extent / max(start.extent, moved.sqrt().item())
+    assert model.component_log_scale.exp().mean().item() == pytest.approx(expected, rel=0.1)
+
+
+def test_a_context_of_the_encoder_alone():
+    decoder = ProjectedDecoder(plain(context_dim=None), **SIZES, map_features=(8,))
+    model = VAE(decoder, encoder(), likelihoods.Normal(0.5))
+    model.initialize(X, CONTEXT)
+    assert model.reconstruct(X, CONTEXT).shape == X.shape
+    refused(lambda: model.reconstruct(X, CONTEXT, CONTEXT), "target_context=None")
+
+
+def test_embedded_labels_of_other_data_are_refused():
+    model = vae(context_network=torch.nn.Embedding(4, C))
+    for call in (
+        lambda: model.sample_prior(10, torch.tensor([2])),
+        lambda: model.reconstruct(X, LABELS % 4, torch.tensor([1])),
+        lambda: model.encode(X, (LABELS % 4)[:, None]),
+    ):
+        refused(call, "context")
+    assert model.sample_prior(10, torch.tensor(2)).shape == model.sample_prior(10, [2] * 10).shape == (10, *EVENT)
+
+
+@pytest.mark.parametrize("name", ["offset", "mask"])
+def test_batches_of_a_start_have_the_same_arguments(name):
+    model = vae(own_encoder=encoder(takes_mask=True))
+    value = torch.zeros(5) if name == "offset" else torch.rand(5, *EVENT) > 0.3
+    first, second = {"x": X[:5], "context": CONTEXT[:5]}, {"x": X[5:], "context": CONTEXT[5:]}
+    for batches in ([first | {name: value}, second], [first, second | {name: value}]):
+        refused(lambda batches=batches: model.initialize(batches), f"{name} in each batch of x or in none")
+    without = vae(plain(context_dim=None), encoder(context_dim=None, takes_mask=True))
+    batches = [{"x": X[:5]}, {"x": X[5:], name: value}]
+    refused(lambda: without.initialize(batches), f"{name} in each batch of x or in none")
+    refused(lambda: without.encode([{"x": X, "offest": value}]), "each batch to have x and other arguments among")
 
 
 @pytest.mark.parametrize("network", [None, torch.nn.Embedding(C, C)], ids=["none", "embedding"])

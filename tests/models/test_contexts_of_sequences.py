@@ -115,6 +115,7 @@ def test_parts_that_disagree_and_contexts_that_are_wrong():
         "context": lambda: vae.search(z),
         r"context of shape \(8, 2\)": lambda: vae.sample(z, CONTEXT[:3]),
         "target_context": lambda: vae.reconstruct(X, LABELS, CONTEXT[:3]),
+        "each batch to have x and other arguments": lambda: vae.encode([{"x": X, "context": LABELS, "mask": X > 0}]),
         "one context_dim": lambda: SequentialVAE(decoder(), encoder(context_dim=3)),
         "context None": lambda: SequentialVAE(
             SequenceDecoder("gru", MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=H)),

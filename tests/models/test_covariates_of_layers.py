@@ -76,11 +76,9 @@ def test_floors_are_the_same_in_each_context_and_diagnostics_run(inference):
     model = hierarchy(inference)
     floors = {site: guaranteed_information(model, site=site, seed=0) for site in model.latent_sites}
     assert all(floor.reason is None and floor.floor > 0 for floor in floors.values())
-    model.missing = "raise"  # without a mask
     summary = collapse_summary(model.model, model.guide, (X, LABELS), model_kwargs={"offset": OFFSET}, seed=0)
     for site, floor in floors.items():
         assert summary["guaranteed_floor"].sel(site=site).item() == pytest.approx(floor.floor, rel=1e-4)
-    model.missing = "ignore"
     call = (model.model, model.guide, (GAPS, LABELS))
     summary = collapse_summary(*call, measures=["guaranteed_information"], seed=0)
     assert summary["guaranteed_floor"].isnull().all()

@@ -336,6 +336,25 @@ def test_gaps_where_none_are_expected():
         build(missing="drop")
 
 
+def test_data_of_one_dimension_are_told_apart():
+    model, _ = build()
+    with pytest.raises(ValueError, match="Expected data at site 'x' of shape"):
+        model.encode(torch.zeros(D))
+    with pytest.raises(ValueError, match="Expected x of shape"):
+        model.encode(torch.zeros(D + 1))
+
+
+def test_what_is_guaranteed_is_said_where_no_entry_is_missing():
+    decoder = ProjectedDecoder(MLPDecoder(latent_dim=2, event_shape=D), latent_dim=2, event_shape=D, map_features=(4,))
+    encoder = MLPEncoder(event_shape=D, latent_dim=2, takes_mask=True)
+    model, x = VAE(decoder, encoder, likelihoods.Normal(0.5), missing="ignore"), torch.randn(N, D)
+    summary = collapse_summary(model.model, model.guide, x, seed=0)
+    assert summary["guaranteed_floor"].notnull().all()
+    summary = collapse_summary(model.model, model.guide, torch.where(a_mask(), x, torch.nan), seed=0)
+    assert summary["guaranteed_floor"].isnull().all()
+    assert "missing entries" in str(summary.note.values)
+
+
 def test_images_with_gaps():
     encoder = ConvEncoder(event_shape=EVENT, latent_dim=LATENT, channels=(4,), hidden_features=(8,), takes_mask=True)
     decoder = MLPDecoder(latent_dim=LATENT, event_shape=EVENT, hidden_features=(8,))

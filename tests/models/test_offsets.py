@@ -13,6 +13,8 @@ from pyro.infer import Predictive, Trace_ELBO
 
 from pyro_ilvae import VAE, MixtureVAE, MLPDecoder, MLPEncoder, Nats, ProjectedDecoder, likelihoods
 from pyro_ilvae.diagnostics import collapse_summary, guaranteed_information, mean_fisher_divergence
+from pyro_ilvae.models._given import Given
+from pyro_ilvae.models._start import working_data
 
 N, D = 12, 6
 SIZE = {"latent_dim": 2, "event_shape": D}
@@ -106,7 +108,42 @@ def test_start_from_data_is_at_the_maximum_of_the_likelihood(name):
     torch.testing.assert_close(start, base, rtol=0, atol=0.25)
 
 
-def test_start_seeks_directions_beyond_the_sizes():
+OF_COUNTS = {
+    "poisson": likelihoods.Poisson,
+    "negative-binomial": lambda: likelihoods.NegativeBinomial(torch.full((D,), 3.0)),
+    "inflated-poisson": lambda: likelihoods.ZeroInflatedPoisson(0.1),
+    "inflated-negative-binomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(3.0, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", OF_COUNTS)
+def test_working_data_of_counts_are_counts_over_sizes(name):
+    likelihood, sizes = OF_COUNTS[name](), torch.exp(torch.randn(500))
+    x = torch.poisson(2 * sizes[:, None] * torch.rand(500, D))
+    given = [Given(500, x, offset=sizes.log()[:, None])]
+    data = working_data(iter(given), likelihood, torch.Size([D]))
+    expected = (x / sizes[:, None]).double() * sizes.log().mean().exp().double()
+    torch.testing.assert_close(data.values, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OF_COUNTS)
+def test_start_with_features_that_are_absent(name):
+    """A feature without counts in one batch, one without any, and one that is missing in all data."""
+    x, labels = torch.poisson(3 * torch.rand(60, D)), torch.arange(60) % 2
+    x[labels == 0, 0] = 0
+    x[:, 1] = 0
+    mask = torch.ones(60, D, dtype=torch.bool)
+    mask[:, 2] = False
+    sizes = {**SIZE, "context_dim": 2}
+    for given in ({}, {"mask": mask}):
+        own = ProjectedDecoder(MLPDecoder(**sizes), **sizes, map_features=(8,))
+        model = VAE(own, MLPEncoder(**sizes, takes_mask=True), OF_COUNTS[name]())
+        model.initialize(x, labels, offset=x.sum(1).clamp(min=1).log(), **given)
+        assert all(parameter.isfinite().all() for parameter in own.parameters())
+
+
+@pytest.mark.parametrize("name", OF_COUNTS)
+def test_start_seeks_directions_beyond_the_sizes(name):
     """The sizes alone are not a direction of z, and the noise unit is the one at the mean size."""
     torch.manual_seed(0)
     direction = torch.linalg.qr(torch.randn(D, 1)).Q[:, 0]
@@ -117,7 +154,7 @@ def test_start_seeks_directions_beyond_the_sizes():
     sizes_of = {"latent_dim": 1, "event_shape": D}
     columns = []
     for offset in (None, sizes.log()):
-        likelihood = likelihoods.Poisson()
+        likelihood = OF_COUNTS[name]()
         own = ProjectedDecoder(
             MLPDecoder(**sizes_of), **sizes_of, map_features=(8,), inverse_lipschitz=Nats(0.5, likelihood)
         )
@@ -125,6 +162,8 @@ def test_start_seeks_directions_beyond_the_sizes():
         model.initialize(x, offset=offset, seed=0)
         columns.append(own.frame.embed(torch.ones(1)).detach())
     assert abs(columns[0] @ direction) < 0.5 < 0.95 < abs(columns[1] @ direction)
+    if name != "poisson":
+        return
     # exp(-4 / 2) e^(2 / 2): one over the root of the mean rate at the mean of the log sizes.
     assert own.inverse_lipschitz / Nats(0.5, likelihood).ratio == pytest.approx(math.exp(-1), rel=0.1)
 

@@ -109,7 +109,8 @@ def check_likelihood_of_model(batch: Batch, found: Decoded) -> None:
         )
     if found.site is None:
         raise UnavailableError("Expected a decoder that is called with the value of a latent site, got another input")
-    if any(within_event(node["fn"]) is not None for node in sample_sites(found.trace) if node["is_observed"]):
+    masks = [within_event(node["fn"]) for node in sample_sites(found.trace) if node["is_observed"]]
+    if not all(mask is None or bool(mask.all()) for mask in masks):
         raise UnavailableError(
             "Expected data without missing entries, got some: of a decoder it is known what complete data tell about "
             "z; pass decoder and likelihood themselves"

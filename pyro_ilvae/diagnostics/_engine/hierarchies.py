@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine.batch import Batch
@@ -74,6 +74,9 @@ def draws_of_site(hierarchy: Hierarchy, number: int, prior: Any, num_samples: in
         z: Tensor = prior.sample((num_samples,))
     except NotImplementedError as error:
         raise UnavailableError(f"Expected a prior that can be drawn from, got {type(prior).__name__}") from error
+    top = hierarchy.channels[-1][0]
+    state = [*top.parameters(), *top.buffers()] if isinstance(top, nn.Module) else []
+    z = z.to(next((tensor for tensor in state if tensor.is_floating_point()), z))
     for decoder, noise in reversed(hierarchy.channels[number + 1 :]):
         z = noise(decoder(z)).sample()
     return z

@@ -83,6 +83,10 @@ def fisher_bound(
     least 1 up to rounding, however many draws there are. A projected decoder with K < D has no such bound, since
     :math:`J_f^\top s` may vanish where s does not.
 
+    With a context and K = D the bound holds for each datum in its own context; with missing entries s is the score of
+    the entries that are there. A composition with a context has no ``bounded_part``, because z is then a part of what
+    :math:`g_1` takes. In a hierarchy the bound is about the site that the decoder of x takes.
+
     Args:
         model: the model, in which data depend on the site through the decoder alone, which is checked.
         guide: its guide.
