@@ -315,3 +315,4 @@ ONE_OF_EACH = {
     "hierarchical-top-down": MODELS["hierarchical-top-down"],
     "sequential": MODELS["sequential-plain-gru"],
 }
+EVERY_KIND = ONE_OF_EACH | OF_COVARIATES

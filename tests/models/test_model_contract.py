@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import EVENT, LATENT, perturb
-from helpers.models import MODELS, NUM_DATA, OF_COVARIATES
-from helpers.models import ONE_OF_EACH as WITHOUT_COVARIATES
+from helpers.models import EVERY_KIND as ONE_OF_EACH
+from helpers.models import MODELS, NUM_DATA
 from pyro import poutine
 from pyro.infer import SVI, Predictive
 from pyro.poutine.util import prune_subsample_sites
@@ -19,15 +19,12 @@ from pyro_ilvae import VAE, AnnealedELBO, SequentialVAE, from_pyro_svi, likeliho
 from pyro_ilvae.diagnostics import collapse_summary
 
 ADAM = {"lr": 1e-2}
-ONE_OF_EACH = WITHOUT_COVARIATES | OF_COVARIATES
 
 
 def every_model():
     """All of them, and in a fast run one of each."""
-    fast = ONE_OF_EACH.values()
-    cases = [
-        pytest.param(case, id=name, marks=() if case in fast else pytest.mark.slow) for name, case in MODELS.items()
-    ]
+    fast, slow = ONE_OF_EACH.values(), pytest.mark.slow
+    cases = [pytest.param(case, id=name, marks=() if case in fast else slow) for name, case in MODELS.items()]
     return pytest.mark.parametrize("case", cases)
 
 
@@ -78,9 +75,6 @@ def assert_equal(some, others):
     assert some.keys() == others.keys()
     for name in some:
         assert all(map(torch.equal, some[name], others[name])), name
-
-
-# Model and guide.
 
 
 @every_model()
