@@ -62,7 +62,7 @@ class Normal(ExponentialFamily):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
-        self.register_buffer("num_updates", torch.tensor(0))
+        self.register_buffer("num_updates", torch.zeros_like(log_scale, dtype=torch.int64))
 
     log_scale: Tensor
     num_updates: Tensor
@@ -93,26 +93,27 @@ class Normal(ExponentialFamily):
         if self.estimate == "optimal" and x is not None and self.training and torch.is_grad_enabled():
             # The loss is stationary in the scale at its optimum, so the scale needs no gradient.
             mask = None if mask is None else _checks.mask("mask", mask, x.shape)
-            log_scale = self._optimal((x - eta.detach()).square(), mask)
+            log_scale, seen = self._optimal((x - eta.detach()).square(), mask)
             scale = log_scale.exp()
             if log_scale.isfinite().all():  # a step with a loss that is not finite must not enter the average
-                weight = 1.0 if self.num_updates == 0 else self._momentum
+                weight = torch.where(self.num_updates == 0, 1.0, self._momentum).to(self.log_scale.dtype)
                 self.log_scale.lerp_(log_scale.to(self.log_scale.dtype), weight)
-                self.num_updates += 1
+                self.num_updates += seen
         return IsotropicNormal(eta, scale)
 
-    def _optimal(self, squares: Tensor, mask: Tensor | None) -> Tensor:
-        """The log scale at which squared errors are most probable, of one number or of each entry of a datum."""
+    def _optimal(self, squares: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        """The log scale at which squared errors are most probable, and 1 where there are errors, for each scale."""
         shape = self.log_scale.shape
         if mask is None:
             mean = squares.reshape(-1, *shape).mean(0) if shape else squares.mean()
-            return 0.5 * mean.clamp(min=1e-12).log()
+            return 0.5 * mean.clamp(min=1e-12).log(), 1
         there = mask.expand_as(squares)
         squares = torch.where(there, squares, 0.0)
         dims = tuple(range(squares.dim() - len(shape)))
         total, count = squares.sum(dims), there.sum(dims)
         found = 0.5 * (total / count.clamp(min=1)).clamp(min=1e-12).log()
-        return torch.where(count > 0, found, self.log_scale)  # a feature that no datum of the batch has keeps its scale
+        # A feature that no datum of the batch has keeps its scale.
+        return torch.where(count > 0, found, self.log_scale), (count > 0).long()
 
     @public_method
     def smallest_information(self, eta: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def test_is_saved_and_restored(scale, estimate):
     for restored in (other, pickle.loads(pickle.dumps(likelihood))):
         with torch.no_grad():
             assert torch.equal(restored(eta).scale, likelihood(eta).scale)
-        assert restored.num_updates == likelihood.num_updates
+        assert torch.equal(restored.num_updates, likelihood.num_updates)
     names = [name for name, _ in likelihood.named_parameters()]
     assert names == (["log_scale"] if estimate == "learned" else [])
 

@@ -14,7 +14,16 @@ from pyro_ilvae.decoders.nats import information_diagonal, noise_unit
 from pyro_ilvae.decoders.principal import Moments, TokenCounts, batches_of
 from pyro_ilvae.likelihoods import Categorical, check_support
 
-__all__ = ["LinearContext", "Place", "Start", "WorkingData", "check_weights", "start_from_data", "start_from_tokens"]
+__all__ = [
+    "LinearContext",
+    "Place",
+    "Start",
+    "WorkingData",
+    "categories_of",
+    "check_weights",
+    "start_from_data",
+    "start_from_tokens",
+]
 
 
 # Of data for whose dtypes PyTorch has few operations.
@@ -151,7 +160,7 @@ def check_weights(decoder: Any) -> None:
 
 def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
     """The moments of the data, checked; those of the indicators of categories."""
-    categories, data_shape = _categories(likelihood, place.event_shape)
+    categories, data_shape = categories_of(likelihood, place.event_shape)
     moments = Moments()
     if isinstance(x, WorkingData):
         moments.add(x.values)
@@ -166,7 +175,7 @@ def _moments(x: Any, likelihood: Any, place: Place) -> Moments:
     return moments
 
 
-def _categories(likelihood: Any, event_shape: torch.Size) -> tuple[int, torch.Size]:
+def categories_of(likelihood: Any, event_shape: torch.Size) -> tuple[int, torch.Size]:
     """The number of categories, 0 without, and the shape of a datum."""
     for name in ("natural_parameters", "information_product"):
         if isinstance(likelihood, type) or not callable(getattr(likelihood, name, None)):

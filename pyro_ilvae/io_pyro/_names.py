@@ -62,7 +62,7 @@ def covariates(
     names: dict[str, list[str]] = {}
     for name in _COVARIATES:
         value = bound.get(name)
-        shape = tuple(getattr(value, "shape", ()))
+        shape = () if value is None else tuple(np.shape(value))
         if shape[:1] == (size,) and name not in constants and name not in sampler.shapes:
             found |= constants_of({name: value})
             names[name] = [str(plate), *(f"{name}_dim_{i}" for i in range(len(shape) - 1))]

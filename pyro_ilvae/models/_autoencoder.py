@@ -200,13 +200,13 @@ class Autoencoder(PyroModule):
         else:
             count = _num_data(num_data, context, offset)
         if self._takes_context(self.decoder, self.encoder):
-            if context is None:
+            if context is None and not (x is None and not self._takes_context(self.decoder, None)):
                 width = "C" if self.context_dim is None or self.context_network is not None else self.context_dim
                 raise ValueError(
                     f"Expected context of shape ({count}, {width}), one for each datum, for a model whose decoder or "
                     "encoder has a context, got None"
                 )
-            context = self._checked_context("context", context, count)
+            context = None if context is None else self._checked_context("context", context, count)
         elif context is not None:
             raise ValueError(
                 "Expected context=None for a model whose decoder and encoder have no context_dim, got a context"
@@ -216,9 +216,9 @@ class Autoencoder(PyroModule):
         return Given(count, found, context, offset, present)
 
     def _checked_context(self, name: str, context: Any, num_data: int, *, repeat: bool = False) -> Tensor:
-        embedded = self.context_network is not None
+        network = self.context_network
         return checked_context(
-            name, context, num_data, self._prior_loc, self.context_dim, embedded=embedded, repeat=repeat
+            name, context, num_data, self._prior_loc, self.context_dim, network=network, repeat=repeat
         )
 
     def _checked_data(self, x: Any, mask: Any = None) -> tuple[Tensor, Tensor | None]:

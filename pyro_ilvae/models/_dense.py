@@ -14,7 +14,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.decoders.start import WorkingData
 from pyro_ilvae.likelihoods import mean_of_data
 from pyro_ilvae.models._autoencoder import Autoencoder
-from pyro_ilvae.models._given import Given
+from pyro_ilvae.models._given import Given, takes
 from pyro_ilvae.models._parts import check_nats
 from pyro_ilvae.models._start import working_data
 
@@ -160,9 +160,9 @@ class DenseAutoencoder(Autoencoder):
         check_nats(self.decoder, self.likelihood)
         batches = self._batches(x, context, mask=mask, offset=offset)
         # A context that the encoder alone reads explains nothing of the data.
-        takes = self._decoder_takes_context(self.decoder)
+        explains = self._decoder_takes_context(self.decoder)
         with evaluation_mode(self):
-            given = (batch._replace(context=self._context_of(batch.context) if takes else None) for batch in batches)
+            given = (batch._replace(context=self._context_of(batch.context) if explains else None) for batch in batches)
             data = working_data(given, self.likelihood, self.event_shape)
         self._initialize(data, seed)
 
@@ -203,8 +203,8 @@ class DenseAutoencoder(Autoencoder):
 
         Args:
             num_samples: the number of data to draw.
-            context: the context of each, or one context for all, of shape (C,) or a label; a vector of ``num_samples``
-                ints is a label for each.
+            context: the context of each, or one for all: a label, or numbers of shape (C,) without a
+                ``context_network``.
             offset: as for the model; 0 if None.
             mean: whether to return :math:`E[x \mid z]` for each drawn z instead of a draw of x.
             batch_size: the number of data that pass the decoder at a time; all at once if None.
@@ -266,6 +266,11 @@ class DenseAutoencoder(Autoencoder):
         check_nats(self.decoder, self.likelihood)  # either may have been replaced
         x, mask = given.x, given.mask
         if mask is not None and getattr(self.likelihood, "depends_on_batch", False):
+            if not takes(self.likelihood, "mask", "takes_mask"):
+                raise ValueError(
+                    "Expected likelihood whose density depends on the batch to take a mask as its third argument, got "
+                    f"a {type(self.likelihood).__name__}"
+                )
             distribution = self.likelihood(eta, x, mask)
         else:
             distribution = self.likelihood(eta, x)

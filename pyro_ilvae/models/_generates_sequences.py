@@ -203,8 +203,7 @@ class GeneratesSequences(SequenceAutoencoder):
         weight = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).unsqueeze(-1)
         limits: dict[str, Any] = {"max_length": max_length, "min_length": min_length, "exclude": exclude}
         z = torch.lerp(first, last, weight)
-        decoded = context if getattr(self.decoder, "context_dim", None) is not None else None
-        return self.search(z, decoded, num_beams=num_beams, length_bonus=length_bonus, **limits)
+        return self.search(z, context, num_beams=num_beams, length_bonus=length_bonus, **limits)
 
     @pyro_method  # draws a weight with a prior once and not for each token
     def _generated(
@@ -235,11 +234,12 @@ class GeneratesSequences(SequenceAutoencoder):
         """The context of each z of a batch shape, which one context may stand for."""
         count = batch_shape.numel()
         width = getattr(self.decoder, "context_dim", None)
-        if (width is None) != (context is None):
-            expected = "None for a decoder without context_dim" if width is None else f"of shape (..., {width})"
-            raise ValueError(f"Expected context {expected}, got {'None' if context is None else 'a context'}")
-        if context is None:
+        if width is None and context is not None and getattr(self.encoder, "context_dim", None) is None:
+            raise ValueError("Expected context=None for a model without context_dim, got a context")
+        if width is None:  # an encoder alone reads it
             return Given(count)
+        if context is None:
+            raise ValueError(f"Expected context of shape (..., {width}) for a decoder with context_dim, got None")
         if len(batch_shape) > 1 and getattr(context, "shape", ())[: len(batch_shape)] == batch_shape:
             context = _checks.tensor("context", context).flatten(0, len(batch_shape) - 1)
         return Given(count, context=self._checked_context("context", context, count, repeat=True))

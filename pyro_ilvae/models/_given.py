@@ -47,18 +47,18 @@ def takes(part: Any, name: str, attribute: str) -> bool:
 
 
 def checked_context(
-    name: str, value: Any, num_data: int, like: Tensor, width: int | None, *, embedded: bool, repeat: bool = False
+    name: str, value: Any, num_data: int, like: Tensor, width: int | None, *, network: Any = None, repeat: bool = False
 ) -> Tensor:
     """A context of each datum, in the dtype and on the device of ``like``.
 
     Args:
         name: the name of the argument.
-        value: the context of shape (N, C), or labels of shape (N,), which become indicators unless they are embedded.
+        value: the context of shape (N, C), or labels of shape (N,), which become indicators without a network.
         num_data: the number N of data.
         like: a tensor.
         width: the width C, if it is known.
-        embedded: whether a network of the user's takes the context, of any width and with labels as ints.
-        repeat: whether one context may stand for all data, of shape (C,) or a label.
+        network: a network of the user's that takes the context, of any width and with labels as ints.
+        repeat: whether one context may stand for all data: a label, or without a network numbers of shape (C,).
     """
     if repeat and not isinstance(value, Tensor) and _checks.is_int(value):
         value = torch.tensor(index(value))
@@ -66,38 +66,41 @@ def checked_context(
     if value.is_complex():
         raise ValueError(f"Expected {name} to hold real numbers, got {value.dtype}")
     value = value.to(like.device)
-    is_label = not value.is_floating_point() and value.dtype != torch.bool
-    labels = is_label and (value.dim() == 1 or (repeat and value.dim() == 0))
-    one_label = embedded and is_label and value.dim() == 1  # labels of other data than these, or of all of these
-    if (
-        repeat
-        and not one_label
-        and (value.dim() == 0 or (value.dim() == 1 and not (labels and len(value) == num_data)))
-    ):
+    are_labels = not value.is_floating_point() and value.dtype != torch.bool and value.dim() <= 1
+    if repeat and (value.dim() == 0 if are_labels else value.dim() == 1 and network is None):
         value = value.expand(num_data, *value.shape)
-        labels = is_label and value.dim() == 1
-    expected = f"({num_data}, {'C' if width is None or embedded else width})"
+    columns = "C" if width is None or network is not None else width
+    expected = f"({num_data}, {columns}), or labels of shape ({num_data},)"
     if value.dim() == 0 or len(value) != num_data:
         raise ValueError(f"Expected {name} of shape {expected}, one for each datum, got {tuple(value.shape)}")
-    if embedded:
-        value = value if is_label else value.to(like.dtype)
-    elif labels:
-        if width is None:
-            raise ValueError(f"Expected {name} of shape {expected}, got labels for a decoder without context_dim")
-        if width == 1 or ((value < 0) | (value >= width)).any():
-            raise ValueError(
-                f"Expected {name} to hold labels from 0 to {width - 1}, below context_dim, got "
-                f"{int(value.min())} to {int(value.max())}; numbers that are no labels have shape ({num_data}, {width})"
-            )
+    largest = getattr(network, "num_embeddings", width if network is None else None)
+    if are_labels:
+        _check_labels(name, value, largest, expected)
+        if network is not None:
+            return value.long()
+        if largest is None:
+            raise ValueError(f"Expected {name} to hold numbers for a decoder of unknown context_dim, got labels")
         # PyTorch's one_hot reads values, which a recorded graph cannot.
-        return (value.unsqueeze(-1) == torch.arange(width, device=value.device)).to(like.dtype)
-    elif value.dim() != 2 or width not in (None, value.shape[1]):
+        return (value.unsqueeze(-1) == torch.arange(largest, device=value.device)).to(like.dtype)
+    if hasattr(network, "num_embeddings"):
+        raise ValueError(f"Expected {name} to hold ints, the labels of a {type(network).__name__}, got {value.dtype}")
+    if network is None and (value.dim() != 2 or width not in (None, value.shape[1])):
         raise ValueError(f"Expected {name} of shape {expected}, got {tuple(value.shape)}")
-    else:
-        value = value.to(like.dtype)
-    if value.is_floating_point() and not value.isfinite().all():
+    value = value.to(like.dtype)
+    if not value.isfinite().all():
         raise ValueError(f"Expected {name} to hold finite numbers, got NaN or infinity")
     return value
+
+
+def _check_labels(name: str, labels: Tensor, number: int | None, expected: str) -> None:
+    """Raise unless labels are below a number, if it is known."""
+    if number is None:
+        return
+    if number == 1 or ((labels < 0) | (labels >= number)).any():
+        raise ValueError(
+            f"Expected {name} of shape {expected}, with labels from 0 to {number - 1}, got ints from "
+            f"{int(labels.min())} to {int(labels.max())}"
+        )
 
 
 def checked_offset(value: Any, num_data: int, like: Tensor, event_shape: torch.Size) -> Tensor:
@@ -142,7 +145,10 @@ def without_missing(x: Tensor, mask: Any, likelihood: Callable[..., Any], ignore
             "Expected at least one entry of each datum at site 'x' that is neither NaN nor False in mask, got "
             f"{int(empty.sum())} data without any, the first in row {int(empty.nonzero()[0])}: leave them out"
         )
-    support, value = getattr(likelihood, "support", None), x.new_zeros(())
-    if support is not None and not support.check(value).all():
-        value = x[found][0]
-    return torch.where(found, x, value), found
+    support = getattr(likelihood, "support", None)
+    if support is not None and support.check(x.new_zeros(())).all():
+        return torch.where(found, x, x.new_zeros(())), found
+    # An entry of the same datum lies in the support, whatever that is. The shapes are the same for all masks.
+    rows, there = x.reshape(len(x), -1), found.reshape(len(x), -1)
+    other = rows.gather(1, there.int().argmax(1, keepdim=True))
+    return torch.where(there, rows, other).reshape(x.shape), found

@@ -9,20 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ilvae._contexts import evaluation_mode
-from pyro_ilvae.decoders.start import LinearContext, WorkingData
+from pyro_ilvae.decoders.start import LinearContext, WorkingData, categories_of
 from pyro_ilvae.models._given import Given
 
 _ITERATIONS = 50  # at most; for a log link the first is exact
+_LARGEST = 1e15  # of numbers whose squares are still told apart in double precision
 _CAUTION = 100  # the number of data that means at the end of their range are taken to come from
 
 
 def working_data(batches: Iterator[Given], likelihood: Any, event_shape: torch.Size) -> Any:
     """The data of the batches themselves where nothing is beside them, or else all of them in one sample."""
+    categories, _ = categories_of(likelihood, event_shape)
     first = next(batches)
     if first.context is None and first.offset is None and first.mask is None:
         return _data_alone(chain([first], batches))
     with evaluation_mode(likelihood):
-        return _sample([first, *batches], likelihood, event_shape)
+        return _sample([first, *batches], likelihood, event_shape, categories)
 
 
 def _data_alone(batches: Iterator[Given]) -> Iterator[Tensor]:
@@ -34,20 +36,25 @@ def _data_alone(batches: Iterator[Given]) -> Iterator[Tensor]:
         yield given.x
 
 
-def _sample(batches: list[Given], likelihood: Any, event_shape: torch.Size) -> WorkingData:
+def _sample(batches: list[Given], likelihood: Any, event_shape: torch.Size, categories: int) -> WorkingData:
     x, context, offset, mask = (_joined(name, batches) for name in ("x", "context", "offset", "mask"))
     assert x is not None
-    if getattr(likelihood, "integer_data", False):
-        x = F.one_hot(x.long(), event_shape[-1])
+    if categories:
+        x = F.one_hot(x.long(), categories)
         mask = None if mask is None else mask.unsqueeze(-1)
     x = x.double()
     weight = torch.ones_like(x) if mask is None else mask.expand_as(x).double()
+    if categories:  # of an entry that no datum has, all are alike
+        unseen = weight.sum(0) == 0
+        x, weight = torch.where(unseen, 1 / categories, x), torch.where(unseen, 1.0, weight)
+    low, high = x.amin(0), x.amax(0)
     center = shift = None
     if offset is not None:
         offset = offset.double().expand(-1, *event_shape)
         shift = _mean(offset, weight)
         center = shift + _base(x, weight, offset, likelihood)
         x = _at_center(x, offset - shift, center, likelihood)
+        _check_range(x, offset)
     mean = _mean(x, weight)
     x = torch.where(weight > 0, x, mean)
     if context is None:
@@ -56,7 +63,9 @@ def _sample(batches: list[Given], likelihood: Any, event_shape: torch.Size) -> W
     columns = columns - columns.mean(0)
     solve = torch.linalg.pinv(columns)  # of least squares
     explained = (columns @ (solve @ (x - mean).flatten(1))).reshape(x.shape)
-    slopes = (solve @ _at_means(mean + explained, x, likelihood).flatten(1)).reshape(-1, *event_shape)
+    slopes = (solve @ _at_means((mean + explained).clamp(low, high), likelihood, categories).flatten(1)).reshape(
+        -1, *event_shape
+    )
     return WorkingData(x - explained, center, shift, LinearContext(slopes, context.double().mean(0)))
 
 
@@ -83,6 +92,7 @@ def _base(x: Tensor, weight: Tensor, offset: Tensor, likelihood: Any) -> Tensor:
     seen = weight.sum(0) > 0
     for _ in range(_ITERATIONS):
         found = torch.where(seen, _mean(_mean_of_data(likelihood, base + offset), weight), mean.double())
+        _check_range(found, offset)
         step = at - likelihood.natural_parameters(found).double()
         base = base + step
         if step.abs().max() < 1e-8:
@@ -117,9 +127,19 @@ def _mean_of_data(likelihood: Any, eta: Tensor) -> Tensor:
     return mean.double()
 
 
-def _at_means(means: Tensor, x: Tensor, likelihood: Any) -> Tensor:
-    """The natural parameters of means, moved inside of the range of the data and of the likelihood's means."""
-    means = torch.minimum(torch.maximum(means, x.amin(0)), x.amax(0))
+def _at_means(means: Tensor, likelihood: Any, categories: int) -> Tensor:
+    """The natural parameters of means, moved inside of the range of the likelihood's means."""
+    if categories:
+        means = means / means.sum(-1, keepdim=True)
     interior = getattr(likelihood, "_interior_mean", None)
     eta: Tensor = likelihood.natural_parameters(means if interior is None else interior(means, _CAUTION))
     return eta.double()
+
+
+def _check_range(x: Tensor, offset: Tensor) -> None:
+    """Raise for offsets at which means or data over sizes are no numbers to compute with."""
+    if not x.isfinite().all() or x.abs().max() > _LARGEST:
+        raise ValueError(
+            "Expected offset on the scale of natural parameters, such as the log of a size, at which data can start a "
+            f"decoder, got values from {float(offset.min()):.4g} to {float(offset.max()):.4g}"
+        )

@@ -91,7 +91,7 @@ class VAE(DenseAutoencoder):
                 frames and lists are converted where that changes no value.
             context: the context of each datum, of shape (N, C), or labels of shape (N,), ints from 0 to C - 1.
             offset: known numbers that are added to the natural parameters, of shape (N,) for the same number in all
-                entries of a datum, or of a shape that broadcasts with (N, \*event_shape).
+                entries of a datum, or of shape (N, \*event_shape), in which sizes of entries may be 1.
             mask: booleans of the shape of ``x``, False where an entry is missing. Its value then does not matter.
             index: the numbers of these data in the data set, different ints below ``data_size`` of shape (N,), at which
                 the plate is then held. A guide with a value for each datum needs them; the guide of this model does
@@ -126,7 +126,8 @@ class VAE(DenseAutoencoder):
             x: the data, or an iterable of batches, as for :meth:`encode`.
             context: as for the model.
             target_context: the context in which z is decoded, ``context`` if None: what a datum would be in another
-                context. One for each datum, or one for all, of shape (C,) or a label; a vector of N ints is N labels.
+                context. One for each datum, or one for all: a label, or numbers of shape (C,) without a
+                ``context_network``.
             offset: as for the model; 0 if None, which for counts is the mean per unit of size.
             mask: as for the model.
             batch_size: the number of data treated at a time; all, or all of a batch, at once if None.

@@ -21,7 +21,6 @@ from pyro_ilvae import (
     AnnealedELBO,
     ConvEncoder,
     GraphSVI,
-    InverseLipschitzDecoder,
     JointOptim,
     MixtureVAE,
     MLPDecoder,
@@ -270,83 +269,12 @@ def test_prior_predictive_in_given_contexts():
     assert not torch.allclose(one, model.sample_prior(6, 3, mean=True, seed=0))
 
 
-def test_start_from_data_leaves_to_the_context_what_it_explains():
-    """Without the context the leading direction is the one of the labels, with it the one of z."""
-    torch.manual_seed(0)
-    directions = torch.linalg.qr(torch.randn(8, 2)).Q.T
-    labels, z = torch.randint(0, 2, (2000,)), torch.randn(2000)
-    x = 5 * labels[:, None] * directions[0] + z[:, None] * directions[1] + 0.1 * torch.randn(2000, 8)
-    sizes = {"latent_dim": 1, "event_shape": 8, "context_dim": 2}
-    decoder = ProjectedDecoder(MLPDecoder(**sizes), **sizes)
-    model = VAE(decoder, MLPEncoder(**sizes, hidden_features=(8,)), likelihoods.Normal(0.1))
-    model.initialize(x, labels)
-    column = decoder.frame.embed(torch.ones(1)).detach()
-    assert abs(column @ directions[1]) > 0.99
-    assert abs(column @ directions[0]) < 0.1
-
-
-@pytest.mark.parametrize("embedded", [False, True])
-@pytest.mark.parametrize("name", ["Normal", "Poisson", "Bernoulli"])
-def test_start_from_data_is_at_the_mean_of_each_label_in_the_directions_of_z(name, embedded):
-    torch.manual_seed(0)
-    likelihood, labels = getattr(likelihoods, name)(), torch.randint(0, 3, (6000,))
-    direction = torch.ones(8) / 8**0.5
-    eta = torch.randn(3, 8)[labels] + 1.5 * torch.randn(6000, 1) * direction
-    x = likelihood(eta).sample()
-    sizes = {"latent_dim": 1, "event_shape": 8, "context_dim": 3}
-    decoder = ProjectedDecoder(MLPDecoder(**sizes), **sizes)
-    network = torch.nn.Embedding(3, 3) if embedded else None
-    model = VAE(decoder, MLPEncoder(**sizes), likelihood, context_network=network)
-    model.initialize(x, labels, seed=0)
-    contexts = torch.eye(3) if network is None else network.weight
-    with torch.no_grad():
-        start = torch.stack([decoder(torch.randn(4000, 1), context).mean(0) for context in contexts])
-        means = torch.stack([likelihood.natural_parameters(x[labels == label].mean(0)) for label in range(3)])
-        expected = decoder.coordinates(means - means.mean(0))
-        error = decoder.coordinates(start - start.mean(0)) - expected
-    assert expected.abs().max() > 0.3  # the labels do differ in this direction
-    assert error.abs().max() < 0.2 * expected.abs().max()
-
-
-@pytest.mark.parametrize("build", ["plain", "plain-linear", "projected", "composition"])
-def test_start_from_data_is_at_their_mean_over_contexts(build):
-    torch.manual_seed(0)
-    context = 20 + 3 * torch.randn(3000, 2)  # far from 0, where no datum is
-    x = context @ torch.randn(2, 8) + 0.3 * torch.randn(3000, 8)
-    sizes = {"latent_dim": 2, "event_shape": 8, "context_dim": 2}
-    decoder = {
-        "plain": lambda: MLPDecoder(**sizes),
-        "plain-linear": lambda: MLPDecoder(**sizes, linear_path=True),
-        "projected": lambda: ProjectedDecoder(MLPDecoder(**sizes), **sizes),
-        "composition": lambda: InverseLipschitzDecoder(**sizes, map_features=(16,)),
-    }[build]()
-    model = VAE(decoder, MLPEncoder(**sizes), likelihoods.Normal(0.3))
-    model.initialize(x, context, seed=0)
-    with torch.no_grad():
-        start = decoder(torch.randn(4000, 2), context.mean(0)).mean(0)
-    torch.testing.assert_close(start, x.mean(0), rtol=0, atol=0.3)
-    assert (x.mean(0)).abs().max() > 10
-
-
-def test_components_start_in_the_units_of_the_mean_context():
-    """A plain decoder moves by another amount per unit of z at a context that no datum has."""
-    torch.manual_seed(0)
-    x, context = 0.1 * torch.randn(500, *EVENT), 50 + torch.randn(500, C)
-    model = MixtureVAE(plain(), encoder(), likelihoods.Normal(0.5), 3)
-    model.initialize(x, context, seed=0)
-    start = model.decoder._start_of(x, model.likelihood, 0)
-    z = torch.randn(20_000, LATENT)
-    with torch.no_grad():
-        moved = model.decoder(z, context.mean(0)).flatten(1).var(0).sum() / LATENT
-    expected = start.extent / max(start.extent, moved.sqrt().item())
-    assert model.component_log_scale.exp().mean().item() == pytest.approx(expected, rel=0.1)
-
-
 def test_a_context_of_the_encoder_alone():
     decoder = ProjectedDecoder(plain(context_dim=None), **SIZES, map_features=(8,))
     model = VAE(decoder, encoder(), likelihoods.Normal(0.5))
     model.initialize(X, CONTEXT)
-    assert model.reconstruct(X, CONTEXT).shape == X.shape
+    assert model.reconstruct(X, CONTEXT).shape == model.sample_prior(N).shape == X.shape
+    assert model.model(num_data=3).shape == (3, *EVENT)
     refused(lambda: model.reconstruct(X, CONTEXT, CONTEXT), "target_context=None")
 
 
@@ -356,22 +284,34 @@ def test_embedded_labels_of_other_data_are_refused():
         lambda: model.sample_prior(10, torch.tensor([2])),
         lambda: model.reconstruct(X, LABELS % 4, torch.tensor([1])),
         lambda: model.encode(X, (LABELS % 4)[:, None]),
+        lambda: model.encode(X, LABELS),  # from 0 to 5, of an embedding of four
+        lambda: model.encode(X, (LABELS % 4).float()),
     ):
         refused(call, "context")
     assert model.sample_prior(10, torch.tensor(2)).shape == model.sample_prior(10, [2] * 10).shape == (10, *EVENT)
+    for dtype in (torch.int8, torch.uint8, torch.int32):
+        assert torch.equal(model.encode(X, (LABELS % 4).to(dtype))[0], model.encode(X, LABELS % 4)[0])
 
 
-@pytest.mark.parametrize("name", ["offset", "mask"])
-def test_batches_of_a_start_have_the_same_arguments(name):
-    model = vae(own_encoder=encoder(takes_mask=True))
-    value = torch.zeros(5) if name == "offset" else torch.rand(5, *EVENT) > 0.3
-    first, second = {"x": X[:5], "context": CONTEXT[:5]}, {"x": X[5:], "context": CONTEXT[5:]}
-    for batches in ([first | {name: value}, second], [first, second | {name: value}]):
-        refused(lambda batches=batches: model.initialize(batches), f"{name} in each batch of x or in none")
-    without = vae(plain(context_dim=None), encoder(context_dim=None, takes_mask=True))
-    batches = [{"x": X[:5]}, {"x": X[5:], name: value}]
-    refused(lambda: without.initialize(batches), f"{name} in each batch of x or in none")
-    refused(lambda: without.encode([{"x": X, "offest": value}]), "each batch to have x and other arguments among")
+def test_a_vector_is_the_same_for_any_number_of_data():
+    """Numbers of shape (C,) are one context, ints of shape (N,) are labels, and a network takes rows."""
+
+    class Powers(torch.nn.Module):
+        def forward(self, age):
+            return torch.stack([age**i for i in range(C)], -1)
+
+    model, one = vae(), torch.eye(C)[1]
+    for n in (2, C, 9):
+        expected = model.sample_prior(n, 1, mean=True, seed=0)
+        torch.testing.assert_close(model.sample_prior(n, one, mean=True, seed=0), expected)
+        if n != C:
+            refused(lambda n=n: model.sample_prior(n, one.long()), "context of shape")
+    pyro.clear_param_store()
+    of_ages, ages = vae(context_network=Powers()), torch.randn(N)
+    expected = of_ages.reconstruct(X, ages)
+    torch.testing.assert_close(of_ages.reconstruct(X, ages, ages), expected)
+    assert of_ages.sample_prior(N, ages).shape == X.shape
+    refused(lambda: of_ages.sample_prior(3, ages), "context of shape")
 
 
 @pytest.mark.parametrize("network", [None, torch.nn.Embedding(C, C)], ids=["none", "embedding"])

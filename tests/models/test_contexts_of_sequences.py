@@ -117,7 +117,7 @@ def test_parts_that_disagree_and_contexts_that_are_wrong():
         "target_context": lambda: vae.reconstruct(X, LABELS, CONTEXT[:3]),
         "each batch to have x and other arguments": lambda: vae.encode([{"x": X, "context": LABELS, "mask": X > 0}]),
         "one context_dim": lambda: SequentialVAE(decoder(), encoder(context_dim=3)),
-        "context None": lambda: SequentialVAE(
+        "context=None for a model": lambda: SequentialVAE(
             SequenceDecoder("gru", MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=H)),
             encoder(context_dim=None),
         ).search(z, LABELS),
@@ -132,3 +132,13 @@ def test_parts_that_disagree_and_contexts_that_are_wrong():
     for message, call in wrong.items():
         with pytest.raises(ValueError, match=f"Expected.*{message}"):
             call()
+
+
+def test_a_context_of_the_encoder_alone_is_not_needed_to_decode():
+    own = SequenceDecoder("gru", MLPDecoder(latent_dim=LATENT, event_shape=VOCAB, context_dim=H))
+    vae = SequentialVAE(own, encoder(), end_token=0, max_length=LENGTH)
+    assert vae.sample_prior(3).shape == vae.sample_prior(3, 1).shape == (3, LENGTH)
+    assert vae.model(num_data=3).shape == (3, LENGTH)
+    assert vae.reconstruct(X, LABELS).shape == (N, LENGTH)
+    with pytest.raises(ValueError, match="Expected context of shape"):
+        vae.encode(X)

@@ -89,6 +89,19 @@ def test_floors_are_the_same_in_each_context_and_diagnostics_run(inference):
     assert fit["observed_data"]["x"].isnull().any()
 
 
+def test_layers_of_one_size_start_with_different_weights():
+    decoder, encoder = MLPDecoder(latent_dim=3, event_shape=EVENT), MLPEncoder(event_shape=EVENT, latent_dim=3)
+    model = HierarchicalVAE(decoder, encoder, likelihoods.Normal(0.5), [layer_of(3, 3), layer_of(3, 3)])
+    starts = []
+    for seed in (0, 0, 1):
+        model.initialize(X, seed=seed)
+        maps = [layer.decoder.map.icnn.state_dict().values() for layer in model.layers]
+        starts.append([torch.cat([value.flatten() for value in one]) for one in maps])
+    assert not torch.equal(*starts[0])
+    assert all(map(torch.equal, starts[0], starts[1]))
+    assert not torch.equal(starts[0][1], starts[2][1])
+
+
 def test_counts_below_two_layers():
     model = hierarchy(likelihood=likelihoods.ZeroInflatedNegativeBinomial(torch.ones(EVENT), gate=0.2), data_size=N)
     counts = torch.poisson(3 * torch.rand(N, *EVENT))

@@ -355,6 +355,28 @@ def test_what_is_guaranteed_is_said_where_no_entry_is_missing():
     assert "missing entries" in str(summary.note.values)
 
 
+def test_a_likelihood_without_a_support():
+    """What stands in place of a missing entry is an entry of the same datum, which any support has."""
+    decoder = MLPDecoder(latent_dim=2, event_shape=D, hidden_features=(8,))
+    encoder = MLPEncoder(event_shape=D, latent_dim=2, hidden_features=(8,), takes_mask=True)
+    model = VAE(decoder, encoder, lambda eta, x=None: dist.LogNormal(eta, 1.0), missing="ignore")
+    x = torch.rand(N, D) + 0.1
+    expected = torch.where(a_mask(), dist.LogNormal(model.decoder(torch.zeros(N, 2)), 1.0).log_prob(x), 0.0).sum(-1)
+    torch.testing.assert_close(density(model, torch.where(a_mask(), x, torch.nan), torch.zeros(N, 2)), expected)
+    with pytest.raises(TypeError, match="natural_parameters"):
+        model.initialize(torch.where(a_mask(), x, torch.nan))
+
+
+def test_a_scale_that_is_first_seen_later_starts_there():
+    likelihood, x = likelihoods.Normal(torch.ones(3), estimate="optimal"), 100 * torch.randn(1000, 3)
+    mask = torch.ones(1000, 3, dtype=torch.bool)
+    mask[:, 1] = False
+    likelihood(torch.zeros(1000, 3), x, mask)
+    assert likelihood.num_updates.tolist() == [1, 0, 1]
+    likelihood(torch.zeros(1000, 3), x)
+    torch.testing.assert_close(likelihood.scale, x.square().mean(0).sqrt())
+
+
 def test_images_with_gaps():
     encoder = ConvEncoder(event_shape=EVENT, latent_dim=LATENT, channels=(4,), hidden_features=(8,), takes_mask=True)
     decoder = MLPDecoder(latent_dim=LATENT, event_shape=EVENT, hidden_features=(8,))

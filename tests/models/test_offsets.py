@@ -168,6 +168,12 @@ def test_start_seeks_directions_beyond_the_sizes(name):
     assert own.inverse_lipschitz / Nats(0.5, likelihood).ratio == pytest.approx(math.exp(-1), rel=0.1)
 
 
+@pytest.mark.parametrize("offset", [torch.linspace(1e3, 1e4, N), -400 * torch.rand(N)], ids=["sizes", "tiny"])
+def test_start_with_offsets_that_are_no_logs_of_sizes(offset):
+    with pytest.raises(ValueError, match="Expected offset on the scale of natural parameters"):
+        vae().initialize(counts(), offset=offset)
+
+
 # Diagnostics.
 
 
