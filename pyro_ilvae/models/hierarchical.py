@@ -228,7 +228,7 @@ class HierarchicalVAE(DenseAutoencoder):
     def _initialize(self, data: Any, seed: int | None) -> None:
         """Start the decoder from data, and those of the layers where they give a site below of scale 1."""
         super()._initialize(data, seed)
-        with seeded(None if seed is None else seed + 1):  # layers of one size start with different weights
+        with seeded(seed):  # once, so that layers of one size start with different weights
             for layer, below in zip(self._layers(), self.latent_dims, strict=False):
                 start: Any = getattr(layer.decoder, "initialize", None)
                 if callable(start):
