@@ -166,7 +166,7 @@ for ax, data in zip(axes[0], DATA, strict=True):
             values = [run["kl_z2"] for run in runs(data, guide, row)]
             ax.plot([i] * len(values), values, "o", color=color, label=guide if i == 0 else None)
         ax.set_xticks(range(len(shown)), [row.replace("kappa", "κ").replace(", ", ",\n") for row in shown])
-    floors = [(i, UPPER_DIM * KAPPAS[row]) for i, row in enumerate(STEPS) if row in KAPPAS]
+    floors = [(i, UPPER_DIM * KAPPAS[row]) for i, row in enumerate(shown) if row in KAPPAS]
     ax.plot(*zip(*floors, strict=True), "_", color="black", markersize=18, label="guaranteed I(z2; z1)")
     ax.set(title=data, ylabel="KL of z2 on held-out images (nats)", yscale="symlog")
     ax.legend()
