@@ -26,12 +26,14 @@ def test_examples_of_pages_run(page):
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, autoguide, graph, mixture, covariates, sequences, layers = blocks_of(README)
+    example, own, autoguide, graph, mixture, covariates, sequences, layers = blocks_of(README)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
     printed = capsys.readouterr().out
     assert "verdict" in printed
+    exec(compile(own, README.name, "exec"), variables)
+    assert "active" in capsys.readouterr().out
     exec(compile(autoguide, README.name, "exec"), variables)
     assert variables["guide"].prototype_trace.nodes["z"]["fn"].batch_shape == (100,)
     exec(compile(graph, README.name, "exec"), variables)

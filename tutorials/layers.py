@@ -100,7 +100,8 @@ fits = {name: fit(model(kappa), name) for name, kappa in (("plain", None), ("hal
 #
 # The table has held-out nats: the KL of each site, what its dimensions are guaranteed, and the log likelihood. The
 # guarantee of z2 is a floor under its information about z1 in the model. The KL of z2 is about that information on
-# real images, where the guide draws z1.
+# real images, where the guide draws z1. It is a part of the joint divergence, for which `collapse_summary` has no
+# verdict. With `inference="top_down"` each site has a divergence and a verdict of its own.
 
 # %%
 for name, vae in fits.items():

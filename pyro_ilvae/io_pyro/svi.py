@@ -98,7 +98,8 @@ def from_pyro_svi(
           corrects for the guide (Magnusson et al. 2019, https://arxiv.org/abs/1904.10679); with the conditional one,
           ``lp`` and ``lp_approx`` do. ArviZ 0 has no such function: there ``arviz.psislw`` of
           ``stats.lp_global - stats.lp_approx_global - log_likelihood``, draws last, gives the same log weights.
-        - Entries of a datum that a mask leaves out are NaN in ``observed_data``.
+        - Entries of a datum that a mask leaves out are NaN in ``observed_data`` and do not enter ``log_likelihood``, so
+          that fits with different gaps cannot be compared by it; ``posterior_predictive`` has draws of them.
         - For the prior and predictive groups the model runs with the same arguments and every observed site
           is sampled; what else the model computes from its data (teacher forcing) still sees the data.
         - A plate that subsamples at random is held at its first ``subsample_size`` indices in every draw.

@@ -14,7 +14,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.likelihoods import shape_of_datum
 from pyro_ilvae.models._data import as_tensor, in_support, parts, refuse_single_datum
-from pyro_ilvae.models._given import Given, checked_context, checked_offset, takes, without_missing
+from pyro_ilvae.models._given import Given, are_labels, checked_context, checked_offset, takes, without_missing
 from pyro_ilvae.models._minibatch import PLATE, check_replayed, checked_index, refuse_other_order
 from pyro_ilvae.models._parts import agreed, check_nats, check_roles
 from pyro_ilvae.networks import unused, warn_of_another
@@ -116,9 +116,7 @@ class Autoencoder(PyroModule):
                 own |= self._of_batch(part)
             given = self._given(**own) if own["x"] is not None else self._given(as_tensor(None))
             if target_context is not None:
-                given = given._replace(
-                    target_context=self._checked_context("target_context", target_context, given.num_data, repeat=True)
-                )
+                given = given._replace(target_context=self._checked_target(target_context, given))
             yield from given.batches(batch_size)
 
     _arguments: tuple[str, ...] = ("x", "context", "offset", "mask")  # that a batch of an iterable may hold by name
@@ -221,12 +219,30 @@ class Autoencoder(PyroModule):
             name, context, num_data, self._prior_loc, self.context_dim, network=network, repeat=repeat
         )
 
+    def _checked_target(self, target: Any, given: Given) -> Tensor:
+        """The context to decode in: a label says nothing about numbers that the context has beside indicators."""
+        found = self._checked_context("target_context", target, given.num_data, repeat=True)
+        context = given.context
+        if self.context_network is not None or context is None or not are_labels(target):
+            return found
+        if not (((context == 0) | (context == 1)).all() and (context.sum(-1) == 1).all()):
+            raise ValueError(
+                "Expected target_context to hold numbers of shape (..., C), as context, got labels for a context that "
+                "is no indicator of a label: change its columns in a copy of context"
+            )
+        return found
+
     def _checked_data(self, x: Any, mask: Any = None) -> tuple[Tensor, Tensor | None]:
         """The data, checked, and converted to floating point unless the likelihood takes integers, and their mask."""
         x = as_tensor(x)
         refuse_single_datum(x, self._datum_shapes())
         x, mask = without_missing(x, mask, self.likelihood, self._ignores_missing)
-        x = in_support(x, self.likelihood, self._prior_loc)
+        try:
+            x = in_support(x, self.likelihood, self._prior_loc)
+        except ValueError as error:
+            if mask is None and x.is_floating_point() and x.isnan().any():
+                raise ValueError(f"{error}; entries that are missing need missing='ignore' or mask=...") from None
+            raise
         return x, None if mask is None else mask.to(x.device)
 
     @property

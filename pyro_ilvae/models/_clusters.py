@@ -18,6 +18,17 @@ class Clusters(NamedTuple):
     scale: Tensor  #: the scale of each cluster, of shape (C, K)
     share: Tensor  #: the fraction of the data in each cluster, of shape (C,)
 
+    def numbered_as(self, labels: Tensor) -> "Clusters":
+        """The same clusters, numbered so that most data with a label, of shape (N,) or -1, are in the cluster of it."""
+        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+        known, number = labels >= 0, len(self.loc)
+        together = torch.zeros(number, number, device=labels.device)
+        together.index_put_((labels[known], self.members[known]), torch.ones(()).to(together), accumulate=True)
+        _, order = linear_sum_assignment(together.numpy(force=True), maximize=True)
+        order = torch.from_numpy(order).to(labels.device)
+        return Clusters(order.argsort()[self.members], self.loc[order], self.scale[order], self.share[order])
+
 
 def find_clusters(loc: Tensor, variance: Tensor, number: int, restarts: int, seed: int | None) -> Clusters:
     """Clusters of locations (N, K) by k-means. ``variance`` (N, K), which may be negative, is added to their spread."""

@@ -46,6 +46,14 @@ def takes(part: Any, name: str, attribute: str) -> bool:
     return found is not None and found.kind in _PARAMETERS
 
 
+def are_labels(value: Any) -> bool:
+    """Whether a context is given as ints, one for each datum or one for all."""
+    if _checks.is_int(value):
+        return True
+    value = _checks.tensor("context", value)
+    return not value.is_floating_point() and value.dtype != torch.bool and value.dim() <= 1
+
+
 def checked_context(
     name: str, value: Any, num_data: int, like: Tensor, width: int | None, *, network: Any = None, repeat: bool = False
 ) -> Tensor:
@@ -66,15 +74,17 @@ def checked_context(
     if value.is_complex():
         raise ValueError(f"Expected {name} to hold real numbers, got {value.dtype}")
     value = value.to(like.device)
-    are_labels = not value.is_floating_point() and value.dtype != torch.bool and value.dim() <= 1
-    if repeat and (value.dim() == 0 if are_labels else value.dim() == 1 and network is None):
+    labels = are_labels(value)
+    if repeat and (value.dim() == 0 if labels else value.dim() == 1 and network is None):
         value = value.expand(num_data, *value.shape)
     columns = "C" if width is None or network is not None else width
-    expected = f"({num_data}, {columns}), or labels of shape ({num_data},)"
+    expected = (
+        f"({num_data}, {columns}), or ints of shape ({num_data},) as labels{', or one for all' if repeat else ''}"
+    )
     if value.dim() == 0 or len(value) != num_data:
         raise ValueError(f"Expected {name} of shape {expected}, one for each datum, got {tuple(value.shape)}")
     largest = getattr(network, "num_embeddings", width if network is None else None)
-    if are_labels:
+    if labels:
         _check_labels(name, value, largest, expected)
         if network is not None:
             return value.long()

@@ -12,6 +12,7 @@ from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.decoders.start import LinearContext
 from pyro_ilvae.models._clusters import find_clusters
 from pyro_ilvae.models._dense import DenseAutoencoder
+from pyro_ilvae.models._labels import checked_labels
 
 _NUM_DRAWS = 1000
 
@@ -129,6 +130,7 @@ class MixturePrior(DenseAutoencoder):
         x: Tensor,
         context: Tensor | None = None,
         *,
+        y: Tensor | None = None,
         mask: Tensor | None = None,
         restarts: int = 10,
         batch_size: int | None = None,
@@ -143,11 +145,14 @@ class MixturePrior(DenseAutoencoder):
         +, because they describe the posterior, for example as learned by a :class:`~pyro_ilvae.VAE` with the same
         decoder and encoder. If y is enumerated in the guide, the sign is -, because they describe a factor with
         :math:`a_n \sim N(m_c, s_c^2 + b_n^2)`; :math:`s_c^2` is then at least a tenth of the variance of the locations.
-        Fixed weights and scales keep their values.
+        Fixed weights and scales keep their values. Where the component of some data is known, the clusters are numbered
+        so that as many of these data as possible are in the cluster of their label: training with labels does not
+        exchange components that lie at other clusters.
 
         Args:
             x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             context: as for the model.
+            y: the known component of each datum, as for the model; an iterable of batches takes those of all data.
             mask: as for the model.
             restarts: the number of runs of k-means; the run with the closest clusters counts.
             batch_size: the number of data encoded at a time; all at once if None.
@@ -168,7 +173,10 @@ class MixturePrior(DenseAutoencoder):
         self._check_no_prior("initialize_components")
         loc, scale = self._encoded(self._batches(x, context, mask=mask, batch_size=batch_size))
         sign = 1.0 if self.enumerate_in == "model" else -1.0
+        labels = checked_labels(y, len(loc), self.num_components, self._prior_loc)
         clusters = find_clusters(loc, sign * scale.square(), self.num_components, restarts, seed)
+        if labels is not None:
+            clusters = clusters.numbered_as(labels)
         self._set("component_loc", clusters.loc)
         if self.scales == "learned":
             self._set("component_log_scale", clusters.scale.log())

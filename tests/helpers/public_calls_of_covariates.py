@@ -296,6 +296,6 @@ CALLS = {
         f"MixtureVAE.{name} with labels": Call(
             lambda name=name: (getattr(mixture(), name), {"x": x(), "y": [0, 1, 2, -1]}), {"x": [], "y": wrong}
         )
-        for name, wrong in (("guide", LABELS), ("create_plates", []))
+        for name, wrong in (("guide", LABELS), ("create_plates", []), ("initialize_components", LABELS))
     },
 }

@@ -260,6 +260,15 @@ def test_batches_give_what_all_data_give(kind, batch_size):
             torch.testing.assert_close(torch.stack([*found]), expected)
 
 
+def test_a_label_is_no_target_where_the_context_holds_numbers_too():
+    """It would set all other columns to 0."""
+    model, target = vae(), CONTEXT.clone()
+    for label in (2, LABELS, [2] * N):
+        refused(lambda label=label: model.reconstruct(X, CONTEXT, label), "target_context to hold numbers")
+    target[:, 0] = 1.0
+    assert model.reconstruct(X, CONTEXT, target).shape == model.reconstruct(X, CONTEXT, torch.eye(C)[0]).shape
+
+
 def test_prior_predictive_in_given_contexts():
     model = vae()
     assert Predictive(model.model, num_samples=4, parallel=True)(None, CONTEXT)["x"].shape == (4, N, *EVENT)

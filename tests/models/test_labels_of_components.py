@@ -137,3 +137,32 @@ def test_wrong_labels_are_refused(form, name):
     for function in (mixture.model, mixture.guide):
         with pytest.raises((ValueError, TypeError), match=words):
             pyro.poutine.enum(function, first_available_dim=-2)(X.float(), y=labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", ["factor", "summed-out"])
+def test_components_that_start_at_clusters_have_the_numbers_of_the_labels(form, seed):
+    """Whatever numbers k-means gives them, and with few labels, of which one is wrong."""
+    torch.manual_seed(seed)
+    true = torch.randint(3, (90,))
+    x = torch.randn(90, *EVENT) + 20 * torch.randn(3, *EVENT)[true]
+    mixture = mixture_with(form)
+    labels = torch.full((90,), -1)
+    for component in range(3):
+        labels[(true == component).nonzero()[:4, 0]] = component
+    labels[(true == 2).nonzero()[5, 0]] = 1
+    members = mixture.initialize_components(x, seed=seed, y=labels)
+    without = mixture.initialize_components(x, seed=seed)
+    assert diagnostics.cluster_agreement(members, without).accuracy == 1  # the same clusters
+    loc, _ = mixture.encode(x) if form == "summed-out" else mixture.encoder(x)
+    mixture.initialize_components(x, seed=seed, y=labels)
+    assert (members[labels >= 0] == labels[labels >= 0]).sum() >= 12
+    for component in range(3):
+        torch.testing.assert_close(mixture.component_loc[component], loc[members == component].mean(0))
+
+
+def test_wrong_labels_of_clusters():
+    mixture = mixture_with("factor")
+    for wrong in (torch.tensor([0, 1]), torch.tensor([0, 1, 2, 3, 0]), torch.zeros(5)):
+        with pytest.raises(ValueError, match="Expected y"):
+            mixture.initialize_components(X.float(), y=wrong)

@@ -113,7 +113,7 @@ def check_likelihood_of_model(batch: Batch, found: Decoded) -> None:
     if not all(mask is None or bool(mask.all()) for mask in masks):
         raise UnavailableError(
             "Expected data without missing entries, got some: of a decoder it is known what complete data tell about "
-            "z; pass decoder and likelihood themselves"
+            "z; call guaranteed_information or mean_fisher_divergence with decoder and likelihood themselves"
         )
     try:
         same = _densities_agree(batch, found)
