@@ -97,7 +97,7 @@ class MixtureVAE(MixturePosterior):
           encoder that returns a factor for a conjugate prior)
 
     Example:
-        >>> import pyro
+        >>> import torch
         >>> from pyro.infer import SVI, TraceEnum_ELBO
         >>> from pyro_ilvae import AnnealedELBO, InverseLipschitzDecoder, MLPEncoder, likelihoods
         >>> x = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 10])
