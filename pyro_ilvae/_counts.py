@@ -1,6 +1,7 @@
 """Likelihoods of counts, and of counts with more zeros than these have."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -118,14 +119,8 @@ class _ZeroInflatedCounts(IndependentEntries):
         _store(self, estimate, "gate_logits", logits_of("gate", gate))
 
     gate_logits: Tensor
-
-    def _counts(self, eta: Tensor) -> NaturalPoisson | NaturalNegativeBinomial:
-        """The distribution of the counts without inflation."""
-        raise NotImplementedError
-
-    def _count_information(self, eta: Tensor) -> Tensor:
-        """The Fisher information I of the counts without inflation, whose score at 0 is -I."""
-        raise NotImplementedError
+    _counts: Callable[[Tensor], NaturalPoisson | NaturalNegativeBinomial]  # the distribution without inflation
+    _count_information: Callable[[Tensor], Tensor]  # its Fisher information I; the score of a count of 0 is -I
 
     @property
     def gate(self) -> Tensor:

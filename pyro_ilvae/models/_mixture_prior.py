@@ -152,7 +152,7 @@ class MixturePrior(DenseAutoencoder):
         Args:
             x: the data, of shape (N, \*data shape), or an iterable of batches, as for :meth:`~pyro_ilvae.VAE.encode`.
             context: as for the model.
-            y: the known component of each datum, as for the model; an iterable of batches takes those of all data.
+            y: the known component of each datum, as for the model; one tensor for all data, also with batches.
             mask: as for the model.
             restarts: the number of runs of k-means; the run with the closest clusters counts.
             batch_size: the number of data encoded at a time; all at once if None.
