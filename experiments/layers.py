@@ -8,7 +8,7 @@ one more fit at kappa = 1 fixed. A ``VAE`` with the same decoder of images is th
 and early stopping are those of ``nats.py``, see ``_images.py``.
 
 What is guaranteed is I(z2; z1) in the model. The bottom-up guide's mean KL of z2, E KL(q(z2 | z1) || p(z2)), is about
-this information; that of the top-down guide, E KL(q(z2 | x) || p(z2)), is about I(z2; x), which is smaller. Three
+this information; the KL of the top-down guide, E KL(q(z2 | x) || p(z2)), is about I(z2; x), which is smaller. Three
 questions are answered, for each guide:
 
 1. Does the upper layer collapse with plain steps, with a KL below 0.1 nats on held-out images?

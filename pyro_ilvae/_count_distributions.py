@@ -155,12 +155,12 @@ class ZeroInflated(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        r"""The mean, :math:`(1 - \pi) \mu` with :math:`\mu` that of ``counts``."""
+        r"""The mean, :math:`(1 - \pi) \mu` with :math:`\mu` the mean of ``counts``."""
         return torch.sigmoid(-self.gate_logits) * self.counts.mean
 
     @property
     def variance(self) -> Tensor:
-        r"""The variance, :math:`(1 - \pi)(v + \pi \mu^2)` with :math:`\mu` and v those of ``counts``."""
+        r"""The variance, :math:`(1 - \pi)(v + \pi \mu^2)`, from mean :math:`\mu` and variance v of ``counts``."""
         mean = self.counts.mean
         gate, rest = torch.sigmoid(self.gate_logits), torch.sigmoid(-self.gate_logits)
         return rest * self.counts.variance + (rest * mean) * (gate * mean)  # without a square that has no number

@@ -191,11 +191,16 @@ def categories_of(likelihood: Any, event_shape: torch.Size) -> tuple[int, torch.
     return int(own), event_shape[:-1]
 
 
+def interior_mean(likelihood: Any, mean: Tensor, num_data: int) -> Tensor:
+    """A mean of ``num_data`` data, moved inside of the range of means where a likelihood can."""
+    own = getattr(likelihood, "_interior_mean", None)
+    return mean if own is None else own(mean, num_data)  # type: ignore[no-any-return]
+
+
 def _natural_parameters(likelihood: Any, moments: Moments, place: Place) -> Tensor:
     """The natural parameters of the mean of the data, moved inside of the range of means where a likelihood can."""
     average = moments.mean.to(place.like.device).reshape(place.event_shape)
-    interior = getattr(likelihood, "_interior_mean", None)
-    bias = likelihood.natural_parameters(average if interior is None else interior(average, moments.total))
+    bias = likelihood.natural_parameters(interior_mean(likelihood, average, moments.total))
     if not isinstance(bias, Tensor) or bias.shape != place.event_shape:
         got = tuple(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
         raise ValueError(

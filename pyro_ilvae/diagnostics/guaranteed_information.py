@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site, part_of
-from pyro_ilvae.diagnostics._engine.decoding import at_any_context, certified_constant, check_likelihood
+from pyro_ilvae.diagnostics._engine.decoding import at_any_context, certified_constant, check_likelihood, state_of
 from pyro_ilvae.diagnostics._engine.hierarchies import (
     Hierarchy,
     bounds_in_hierarchy,
@@ -209,9 +209,8 @@ def _parts(model_or_decoder: Any, likelihood: Any, prior: Any, hierarchy: Hierar
     if prior is None:
         if latent_dim is None:
             raise ValueError("Expected prior=..., or a decoder with the attribute latent_dim, got neither")
-        state = [*decoder.parameters(), *decoder.buffers()] if isinstance(decoder, nn.Module) else []
-        like = next((tensor for tensor in state if tensor.is_floating_point()), torch.empty(0))
-        loc = torch.zeros(latent_dim, dtype=like.dtype, device=like.device)
+        like = state_of(decoder)
+        loc = (torch.empty(0) if like is None else like).new_zeros(latent_dim)
         prior = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     check_prior(prior, latent_dim)
     return decoder, likelihood, prior

@@ -87,7 +87,22 @@ class Autoencoder(PyroModule):
 
     def _takes_context(self, decoder: Any, encoder: Any) -> bool:
         """Whether one of the parts needs a context beside z or x."""
-        return any(getattr(part, "context_dim", None) is not None for part in (decoder, encoder))
+        return self._decoder_takes_context(decoder) or getattr(encoder, "context_dim", None) is not None
+
+    def _decoder_takes_context(self, decoder: Any) -> bool:
+        return getattr(decoder, "context_dim", None) is not None
+
+    def _decoder_context(self, given: Given) -> Tensor | None:
+        """The context to decode in, as it is given; None for a decoder that takes none."""
+        if self._decoder_takes_context(self.decoder):
+            return given.context if given.target_context is None else given.target_context
+        if given.target_context is not None:
+            raise ValueError("Expected target_context=None for a decoder without context_dim, got a context")
+        return None
+
+    def _check_initializes(self) -> None:
+        if not callable(getattr(self.decoder, "initialize", None)):
+            raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
 
     def _prior(self) -> TorchDistribution:
         """The prior of z, with batch shape () and event shape (K,)."""
@@ -198,7 +213,7 @@ class Autoencoder(PyroModule):
         else:
             count = _num_data(num_data, context, offset)
         if self._takes_context(self.decoder, self.encoder):
-            if context is None and not (x is None and not self._takes_context(self.decoder, None)):
+            if context is None and not (x is None and not self._decoder_takes_context(self.decoder)):
                 width = "C" if self.context_dim is None or self.context_network is not None else self.context_dim
                 raise ValueError(
                     f"Expected context of shape ({count}, {width}), one for each datum, for a model whose decoder or "

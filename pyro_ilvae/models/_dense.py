@@ -155,8 +155,7 @@ class DenseAutoencoder(Autoencoder):
             TypeError: for a decoder without a method ``initialize``.
             ValueError: as for the model.
         """
-        if not callable(getattr(self.decoder, "initialize", None)):
-            raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
+        self._check_initializes()
         check_nats(self.decoder, self.likelihood)
         batches = self._batches(x, context, mask=mask, offset=offset)
         # A context that the encoder alone reads explains nothing of the data.
@@ -182,11 +181,8 @@ class DenseAutoencoder(Autoencoder):
                 "before each token: use SequentialVAE"
             )
 
-    def _takes_context(self, decoder: Any, encoder: Any) -> bool:
-        return self._decoder_takes_context(decoder) or super()._takes_context(decoder, encoder)
-
     def _decoder_takes_context(self, decoder: Any) -> bool:
-        return bool(getattr(decoder, "conditional", False)) or getattr(decoder, "context_dim", None) is not None
+        return bool(getattr(decoder, "conditional", False)) or super()._decoder_takes_context(decoder)
 
     @torch.no_grad()
     def sample_prior(
@@ -239,13 +235,8 @@ class DenseAutoencoder(Autoencoder):
 
     def _natural_parameters(self, z: Tensor, given: Given) -> Tensor:
         """The value of the decoder, checked, and shifted by the offset."""
-        context = given.context if given.target_context is None else given.target_context
-        if given.target_context is not None and not self._decoder_takes_context(self.decoder):
-            raise ValueError("Expected target_context=None for a decoder without context_dim, got a context")
-        if context is None or not self._decoder_takes_context(self.decoder):  # an encoder alone may have it
-            eta = self.decoder(z)
-        else:
-            eta = self.decoder(z, self._context_of(context))
+        context = self._context_of(self._decoder_context(given))
+        eta = self.decoder(z) if context is None else self.decoder(z, context)
         if not isinstance(eta, Tensor):
             raise TypeError(f"Expected decoder to return a tensor, got a {type(eta).__name__}")
         split = eta.dim() - len(self.event_shape)

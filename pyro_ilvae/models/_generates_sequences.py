@@ -153,11 +153,7 @@ class GeneratesSequences(SequenceAutoencoder):
         found = []
         for given in self._batches(x, context, target_context=target_context, batch_size=batch_size):
             z, _ = self._code(given)
-            own = given.context if given.target_context is None else given.target_context
-            if getattr(self.decoder, "context_dim", None) is None:
-                if given.target_context is not None:
-                    raise ValueError("Expected target_context=None for a decoder without context_dim, got a context")
-                own = None
+            own = self._decoder_context(given)
             found.append(self.search(z, own, num_beams=num_beams, length_bonus=length_bonus, **limits))
         return torch.cat(found)
 
@@ -226,7 +222,7 @@ class GeneratesSequences(SequenceAutoencoder):
         parts = []
         with evaluation_mode(self):
             for rows, part in zip(flat.split(size), given.batches(batch_size), strict=True):
-                beside = self._decoder_context(part.context)
+                beside = self._context_of(self._decoder_context(part))
                 parts.append(function(self.decoder, rows, length, self.end_token, context=beside))
         return torch.cat(parts).reshape(*z.shape[:-1], length)
 

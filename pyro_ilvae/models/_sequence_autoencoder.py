@@ -65,7 +65,7 @@ class SequenceAutoencoder(Autoencoder):
     def initialize(self, x: Any, *, seed: int | None = None) -> None:
         """Start where the data are: the start of the decoder, see :meth:`~pyro_ilvae.SequenceDecoder.initialize`.
 
-        A context is not taken off: the start is that of the tokens alone.
+        A context is not taken off: the start is from the tokens alone.
 
         Args:
             x: a sample of tokens of shape (N, T), or an iterable of batches, which is read once.
@@ -75,15 +75,10 @@ class SequenceAutoencoder(Autoencoder):
             TypeError: for a decoder without a method ``initialize``.
             ValueError: as for the model.
         """
-        if not callable(getattr(self.decoder, "initialize", None)):
-            raise TypeError(f"Expected decoder with a method initialize, got {type(self.decoder).__name__}")
+        self._check_initializes()
         self.decoder.initialize(self._tokens(x), seed=seed)
 
     def _tokens(self, x: Any) -> Iterator[Tensor]:
         """The tokens of a sample or its batches, checked."""
         for part, of_iterable in parts(x, set(), 1):
             yield self._checked_data(self._of_batch(part)["x"] if of_iterable else part)[0]
-
-    def _decoder_context(self, context: Tensor | None) -> Tensor | None:
-        """The context that the decoder takes beside the tokens; None for one that takes none."""
-        return None if getattr(self.decoder, "context_dim", None) is None else self._context_of(context)

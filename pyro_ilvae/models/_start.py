@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ilvae._contexts import evaluation_mode
-from pyro_ilvae.decoders.start import LinearContext, WorkingData, categories_of
+from pyro_ilvae.decoders.start import LinearContext, WorkingData, categories_of, interior_mean
+from pyro_ilvae.likelihoods import mean_of_data
 from pyro_ilvae.models._given import Given
 
 _ITERATIONS = 50  # at most; for a log link the first is exact
@@ -84,14 +85,12 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 def _base(x: Tensor, weight: Tensor, offset: Tensor, likelihood: Any) -> Tensor:
     """The b at which the means of data with natural parameters b + offset are those of ``x``."""
-    interior = getattr(likelihood, "_interior_mean", None)
-    mean = _mean(x, weight)
-    mean = mean if interior is None else interior(mean, len(x))
+    mean = interior_mean(likelihood, _mean(x, weight), len(x))
     at = likelihood.natural_parameters(mean).double()
     base = at - _mean(offset, weight)
     seen = weight.sum(0) > 0
     for _ in range(_ITERATIONS):
-        found = torch.where(seen, _mean(_mean_of_data(likelihood, base + offset), weight), mean.double())
+        found = torch.where(seen, _mean(mean_of_data(likelihood, base + offset).double(), weight), mean.double())
         _check_range(found, offset)
         step = at - likelihood.natural_parameters(found).double()
         base = base + step
@@ -113,7 +112,7 @@ def _mean_and_slope(likelihood: Any, eta: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of data, and the derivative of each entry by its own natural parameter."""
     with torch.enable_grad():
         eta = eta.detach().clone().requires_grad_()
-        mean = _mean_of_data(likelihood, eta)
+        mean = mean_of_data(likelihood, eta).double()
         if getattr(likelihood, "integer_data", False):  # probabilities of categories, each of which follows all of eta
             slope = mean * (1 - mean)
         else:
@@ -121,18 +120,11 @@ def _mean_and_slope(likelihood: Any, eta: Tensor) -> tuple[Tensor, Tensor]:
     return mean.detach(), slope.detach()
 
 
-def _mean_of_data(likelihood: Any, eta: Tensor) -> Tensor:
-    own = getattr(likelihood, "mean", None)
-    mean: Tensor = likelihood(eta).mean if own is None else own(eta)
-    return mean.double()
-
-
 def _at_means(means: Tensor, likelihood: Any, categories: int) -> Tensor:
     """The natural parameters of means, moved inside of the range of the likelihood's means."""
     if categories:
         means = means / means.sum(-1, keepdim=True)
-    interior = getattr(likelihood, "_interior_mean", None)
-    eta: Tensor = likelihood.natural_parameters(means if interior is None else interior(means, _CAUTION))
+    eta: Tensor = likelihood.natural_parameters(interior_mean(likelihood, means, _CAUTION))
     return eta.double()
 
 

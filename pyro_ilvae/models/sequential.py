@@ -143,7 +143,7 @@ class SequentialVAE(GeneratesSequences):
         plate = self._data_plate(given, index)
         with plate:
             z = pyro.sample("z", self._prior())
-        context = self._decoder_context(given.context)
+        context = self._context_of(self._decoder_context(given))
         # Some handlers (uncondition) draw even if there are data: such draws have the length of the data.
         draw = partial(self._drawn, z, context, self.max_length if x is None else x.shape[1])
         # The decoder runs outside the plate, so that a weight with a prior is drawn once and not for each datum.

@@ -37,8 +37,14 @@ def at_any_context(decoder: Any) -> Any:
     """The decoder at one context, where what it guarantees is the same in all of them; otherwise the decoder itself."""
     if not has_context(decoder) or getattr(decoder, "_channel", None) is None:
         return decoder
-    like = next((part for part in decoder.parameters() if part.is_floating_point()), torch.empty(0))
-    return decoder.given(like.new_zeros(decoder.context_dim))
+    like = state_of(decoder)
+    return decoder.given((torch.empty(0) if like is None else like).new_zeros(decoder.context_dim))
+
+
+def state_of(decoder: object) -> Tensor | None:
+    """A parameter or buffer of the decoder, for dtype and device; None without one."""
+    state = [*decoder.parameters(), *decoder.buffers()] if isinstance(decoder, nn.Module) else []
+    return next((tensor for tensor in state if tensor.is_floating_point()), None)
 
 
 def certified_constant(decoder: object) -> float | None:
@@ -59,8 +65,7 @@ def prior_draws(
     known = own if latent_dim is None else _checks.positive_int("latent_dim", latent_dim)
     if isinstance(own, int) and known != own:
         raise ValueError(f"Expected latent_dim to be {own}, as the decoder's own, got {latent_dim}")
-    state = [*decoder.parameters(), *decoder.buffers()] if isinstance(decoder, nn.Module) else []
-    like = next((tensor for tensor in state if tensor.is_floating_point()), None)
+    like = state_of(decoder)
     if sampler is not None:
         if scale != 1:
             raise ValueError(f"Expected a sampler or a scale, got both, with scale={scale!r}")

@@ -4,13 +4,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ilvae._contexts import evaluation_mode, seeded
 from pyro_ilvae.diagnostics._engine.batch import Batch
 from pyro_ilvae.diagnostics._engine.channels import noise_scale
 from pyro_ilvae.diagnostics._engine.decoded_sites import check_likelihood_of_model, decoded_site, part_of
-from pyro_ilvae.diagnostics._engine.decoding import at_any_context, parameters_of
+from pyro_ilvae.diagnostics._engine.decoding import at_any_context, parameters_of, state_of
 from pyro_ilvae.diagnostics._engine.densities import log_density
 from pyro_ilvae.diagnostics._engine.information_bounds import (
     LOG_UNIT,
@@ -74,9 +74,8 @@ def draws_of_site(hierarchy: Hierarchy, number: int, prior: Any, num_samples: in
         z: Tensor = prior.sample((num_samples,))
     except NotImplementedError as error:
         raise UnavailableError(f"Expected a prior that can be drawn from, got {type(prior).__name__}") from error
-    top = hierarchy.channels[-1][0]
-    state = [*top.parameters(), *top.buffers()] if isinstance(top, nn.Module) else []
-    z = z.to(next((tensor for tensor in state if tensor.is_floating_point()), z))
+    like = state_of(hierarchy.channels[-1][0])
+    z = z if like is None else z.to(like)
     for decoder, noise in reversed(hierarchy.channels[number + 1 :]):
         z = noise(decoder(z)).sample()
     return z
