@@ -1,10 +1,19 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
-from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots, protocols
+from pyro_ilvae import control, datasets, diagnostics, infer, likelihoods, plots, protocols
+from pyro_ilvae.control import (
+    GECO,
+    BetaController,
+    InverseLipschitzController,
+    NatsController,
+    PIController,
+    measures,
+)
 from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.plain import MLPDecoder
 from pyro_ilvae.decoders.principal import principal_frame, principal_token_frame
@@ -31,24 +40,30 @@ from pyro_ilvae.sequences.histories import RecurrentHistory, TransformerHistory
 __version__ = "0.1.0"
 
 __all__ = [
+    "GECO",
     "ICNN",
     "VAE",
     "AnnealedELBO",
+    "BetaController",
     "BrenierMap",
     "BrenierTransform",
     "ConvEncoder",
     "GraphSVI",
     "HierarchicalVAE",
+    "InverseLipschitzController",
     "InverseLipschitzDecoder",
     "InverseLipschitzScheduler",
     "JointOptim",
     "Layer",
+    "LearnedConstant",
     "MLPDecoder",
     "MLPEncoder",
     "MixtureVAE",
     "Nats",
+    "NatsController",
     "NatsScheduler",
     "NonFiniteLossError",
+    "PIController",
     "ProjectedDecoder",
     "RecurrentHistory",
     "Schedule",
@@ -57,12 +72,14 @@ __all__ = [
     "SequentialVAE",
     "TransformerHistory",
     "anneal",
+    "control",
     "datasets",
     "diagnostics",
     "from_pyro_mcmc",
     "from_pyro_svi",
     "infer",
     "likelihoods",
+    "measures",
     "mlp",
     "plots",
     "principal_frame",

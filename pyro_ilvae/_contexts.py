@@ -20,7 +20,10 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
+        if torch.cuda.is_available():
+            torch.manual_seed(int(seed))
+        else:  # the same draws; torch.manual_seed takes a millisecond to note that there is no GPU
+            torch.default_generator.manual_seed(int(seed))
         yield
 
 

@@ -18,6 +18,7 @@ import pyro
 import torch
 from helpers import (
     public_calls,
+    public_calls_of_control,
     public_calls_of_covariates,
     public_calls_of_likelihoods,
     public_calls_of_models,
@@ -27,6 +28,7 @@ from helpers.wrong_values import BY_NAME, described
 
 CALLS = (
     public_calls.CALLS
+    | public_calls_of_control.CALLS
     | public_calls_of_covariates.CALLS
     | public_calls_of_likelihoods.CALLS
     | public_calls_of_models.CALLS

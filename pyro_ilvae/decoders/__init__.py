@@ -4,6 +4,7 @@ from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
 from pyro_ilvae.decoders.icnn import ICNN
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.plain import MLPDecoder
 from pyro_ilvae.decoders.principal import principal_frame, principal_token_frame
@@ -14,6 +15,7 @@ __all__ = [
     "BrenierMap",
     "BrenierTransform",
     "InverseLipschitzDecoder",
+    "LearnedConstant",
     "MLPDecoder",
     "Nats",
     "ProjectedDecoder",

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Self, SupportsFloat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_ilvae import _checks
 from pyro_ilvae._recording import is_recording
@@ -13,6 +15,7 @@ from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.frames import Frame
 from pyro_ilvae.decoders.icnn import ICNN
 from pyro_ilvae.decoders.inversion import default_tolerance, invert
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats, check_kappa
 from pyro_ilvae.networks import Module, public_method
 
@@ -57,8 +60,8 @@ class BrenierMap(Module):
 
     Args:
         features: the dimension :math:`D`.
-        inverse_lipschitz: the constant :math:`L \ge 0`, a number or :class:`~pyro_ilvae.Nats`; 0 is the map of
-            LIDVAE [2].
+        inverse_lipschitz: the constant :math:`L \ge 0`, a number, :class:`~pyro_ilvae.Nats` or a
+            :class:`~pyro_ilvae.LearnedConstant`; 0 is the map of LIDVAE [2].
         hidden_features: the widths of the hidden layers of :math:`\psi`.
         activation: as for :class:`~pyro_ilvae.ICNN`.
         input_skips: as for :class:`~pyro_ilvae.ICNN`.
@@ -89,7 +92,7 @@ class BrenierMap(Module):
     def __init__(
         self,
         features: int,
-        inverse_lipschitz: float | Nats = 1.0,
+        inverse_lipschitz: float | Nats | LearnedConstant = 1.0,
         hidden_features: Sequence[int] = (64, 64),
         activation: str | Sequence[str] = "softplus",
         input_skips: bool = True,
@@ -115,8 +118,15 @@ class BrenierMap(Module):
         return float(value.detach().min()) if isinstance(value, Tensor) else value
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float | Nats) -> None:
+    def inverse_lipschitz(self, value: float | Nats | LearnedConstant) -> None:
         self._set_constant(value)
+
+    @property
+    def minimum_inverse_lipschitz(self) -> float | None:
+        """The floor of a learned constant, which holds at every step; None for a constant that is not learned."""
+        if "excess_logit" not in self._parameters:
+            return None
+        return float(torch.as_tensor(self._floor).detach().min())
 
     @property
     def nats(self) -> float | None:
@@ -125,10 +135,29 @@ class BrenierMap(Module):
 
     @nats.setter
     def nats(self, value: float) -> None:
-        self._set_constant(following(self._nats).with_kappa(value), self._other)
+        self._set_floor(following(self._nats).with_kappa(value), self._other)
 
-    def _set_constant(self, value: float | Nats, other: float = 1.0) -> None:
+    def _set_constant(self, value: float | Nats | LearnedConstant, other: float = 1.0) -> None:
         """Set L, or the nats of a composition of this map with another one of the constant ``other``."""
+        if isinstance(value, LearnedConstant):
+            self._set_floor(value.minimum, other)
+            if "excess_logit" not in self._parameters:
+                self.excess_logit = nn.Parameter(self._factor.new_zeros(()))
+            with torch.no_grad():  # the parameter that an optimizer may have
+                self.excess_logit.fill_(value.logit)
+            return
+        self._set_floor(value, other)
+        if "excess_logit" in self._parameters:
+            del self.excess_logit
+
+    def _as_learned(self, floor: float | Nats) -> float | Nats | LearnedConstant:
+        """Another constant, as the floor of a learned one where this one is learned."""
+        if "excess_logit" not in self._parameters:
+            return floor
+        return LearnedConstant(floor, excess=float(F.softplus(self.excess_logit.detach())))
+
+    def _set_floor(self, value: float | Nats, other: float) -> None:
+        """Set the constant, or the floor of a learned one, which goes on to be learned."""
         self._other = other
         if isinstance(value, Nats):
             value = value.at(torch.zeros(self.features))
@@ -159,7 +188,21 @@ class BrenierMap(Module):
         return self
 
     @property
+    def _excess(self) -> Tensor:
+        """What a learned constant has above its floor."""
+        unit = 1.0 if self._nats is None else self._nats.scale()
+        excess: Tensor = F.softplus(self.excess_logit) * unit / self._other
+        return excess
+
+    @property
     def _constant(self) -> float | Tensor:
+        if "excess_logit" not in self._parameters:
+            return self._floor
+        with nullcontext() if self._nats is None else self._nats.one_draw():
+            return self._floor + self._excess
+
+    @property
+    def _floor(self) -> float | Tensor:
         if is_recording():
             return self._factor if self._nats is None or self._nats.is_reference else self._factor * self._nats.scale()
         return self._inverse_lipschitz if self._nats is None else self._nats.constant() / self._other
@@ -173,16 +216,16 @@ class BrenierMap(Module):
         if self._nats is None:
             return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
         unit = math.nan if self._nats.unit is None else self._nats.unit
-        value = math.nan if self._nats.is_drawn else self.inverse_lipschitz
+        value = math.nan if self._nats.is_drawn else float(torch.as_tensor(self._floor).detach().min())
         return torch.tensor([value, self._nats.kappa, unit, self._other], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         if state.dim() == 0:
-            self.inverse_lipschitz = state  # type: ignore[assignment]
+            self._set_floor(state, self._other)  # type: ignore[arg-type]
             return
         _, kappa, unit, other = state.tolist()
         nats = following(self._nats)
-        self._set_constant(Nats(kappa, nats.likelihood, unit=None if math.isnan(unit) else unit), other)
+        self._set_floor(Nats(kappa, nats.likelihood, unit=None if math.isnan(unit) else unit), other)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
         key = f"{prefix}_extra_state"

@@ -11,6 +11,7 @@ from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, constant, following, shown
 from pyro_ilvae.decoders.frame_arguments import description, frame_argument, num_directions
 from pyro_ilvae.decoders.framed import FramedDecoder
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start
 from pyro_ilvae.networks import Linear
@@ -74,7 +75,7 @@ class InverseLipschitzDecoder(FramedDecoder):
         *,
         latent_dim: int,
         event_shape: int | Sequence[int],
-        inverse_lipschitz: float | tuple[float, float] | Nats = 1.0,
+        inverse_lipschitz: float | tuple[float, float] | Nats | LearnedConstant = 1.0,
         map_features: Sequence[int] = (512, 512),
         inner_map_features: Sequence[int] | None = None,
         frame: str | Tensor = "random",
@@ -156,18 +157,29 @@ class InverseLipschitzDecoder(FramedDecoder):
             return self.inner.inverse_lipschitz * self.outer.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float | tuple[float, float] | Nats) -> None:
+    def inverse_lipschitz(self, value: float | tuple[float, float] | Nats | LearnedConstant) -> None:
         first, second = self.inner.inverse_lipschitz, self.outer.inverse_lipschitz
         ratio = math.sqrt(first / second) if first > 0 and second > 0 else 1.0
-        if isinstance(value, Nats):
-            nats = self._with_unit(value)
+        given = value.minimum if isinstance(value, LearnedConstant) else value
+        if isinstance(given, Nats):
+            given = nats = self._with_unit(given)
             # A scale that is drawn has no value now.
             now = nats.ratio if nats.is_drawn else float(torch.as_tensor(nats.constant()).detach())
             first, _ = _split(now, ratio)
-            self.outer._set_constant(nats, first or 1.0)
-            self.inner.inverse_lipschitz = first
-            return
-        self.inner.inverse_lipschitz, self.outer.inverse_lipschitz = _split(value, ratio)
+            second = 0.0
+        else:
+            first, second = _split(given, ratio)
+        if isinstance(value, LearnedConstant):
+            # With an inner constant of 0 nothing above a floor of 0 could be learned.
+            first = first or 1.0
+        other = first or 1.0
+        self.inner.inverse_lipschitz = first
+        if isinstance(given, Nats):
+            self.outer._set_constant(value.with_minimum(given) if isinstance(value, LearnedConstant) else given, other)
+        elif isinstance(value, LearnedConstant):
+            self.outer._set_constant(LearnedConstant(second, excess=value.excess / first))
+        else:
+            self.outer.inverse_lipschitz = second
 
     @property
     def nats(self) -> float | None:
@@ -182,7 +194,11 @@ class InverseLipschitzDecoder(FramedDecoder):
 
     @nats.setter
     def nats(self, value: float) -> None:
-        self.inverse_lipschitz = following(self._nats).with_kappa(value)  # type: ignore[assignment]
+        self.inverse_lipschitz = self.outer._as_learned(following(self._nats).with_kappa(value))  # type: ignore[assignment]
+
+    @property
+    def _constrained_map(self) -> BrenierMap:
+        return self.outer
 
     @property
     def _nats(self) -> Nats | None:

@@ -10,9 +10,11 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.arguments import points_of_shape, without_autocast
+from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
 from pyro_ilvae.decoders.frame_arguments import frame_argument, make_frame
 from pyro_ilvae.decoders.frames import Frame, IdentityFrame
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data
 from pyro_ilvae.networks import public_method
@@ -52,6 +54,8 @@ class FramedDecoder(ConditionalDecoder):
 
     def _with_unit(self, value: Any) -> Any:
         """A constant as it was given; nats with the noise unit that they need, at the bias if there is one."""
+        if isinstance(value, LearnedConstant):
+            return value.with_minimum(self._with_unit(value.minimum))
         if not isinstance(value, Nats):
             return value
         weights = None if value.is_drawn else value.weights()
@@ -63,6 +67,21 @@ class FramedDecoder(ConditionalDecoder):
         own = self._parameters.get("bias")
         bias = torch.zeros(self.event_shape) if own is None else own.detach().reshape(self.event_shape)
         return value.at(bias)
+
+    @property
+    def _constrained_map(self) -> BrenierMap:
+        """The map whose constant follows nats, or is learned."""
+        raise NotImplementedError
+
+    @property
+    def minimum_inverse_lipschitz(self) -> float | None:
+        """The floor of a learned constant, which holds at every step; None for a constant that is not learned."""
+        with self._one_draw():
+            floor = self._constrained_map.minimum_inverse_lipschitz
+            if floor is None:
+                return None
+            present = self._constrained_map.inverse_lipschitz
+            return self.inverse_lipschitz * floor / present if present else 0.0
 
     @property
     def _smallest_weight(self) -> float:
@@ -170,7 +189,7 @@ class FramedDecoder(ConditionalDecoder):
             # The last columns are for z, the columns before them for a context.
             self.frame.turn(start.directions.roll(self.frame.latent_dim - self.latent_dim, dims=1))
         if self._nats is not None and self._nats.is_reference:
-            self.inverse_lipschitz = self._nats.with_unit(start.unit)
+            self.inverse_lipschitz = self._constrained_map._as_learned(self._nats.with_unit(start.unit))
         self._start(start)
         if start.bias is None:
             return

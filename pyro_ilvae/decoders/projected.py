@@ -13,6 +13,7 @@ from pyro_ilvae.decoders.brenier import INITIAL_SCALE, BrenierMap, shown
 from pyro_ilvae.decoders.frame_arguments import description
 from pyro_ilvae.decoders.framed import FramedDecoder
 from pyro_ilvae.decoders.frames import MatrixFrame
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import Start, zero_last_layer
 from pyro_ilvae.networks import Linear, unused
@@ -42,8 +43,8 @@ class ProjectedDecoder(FramedDecoder):
             build it of PyroModules, as :func:`~pyro_ilvae.mlp` does.
         latent_dim: the dimension :math:`K` of the latent variable.
         event_shape: the shape of the natural parameters of one datum, with :math:`D \ge K` entries.
-        inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder, a number or :class:`~pyro_ilvae.Nats` per
-            dimension.
+        inverse_lipschitz: the constant :math:`L \ge 0` of the whole decoder, a number, :class:`~pyro_ilvae.Nats` per
+            dimension, or a :class:`~pyro_ilvae.LearnedConstant`.
         map_features: the widths of the hidden layers of :math:`g`. With many latent dimensions it pays to make them as
             wide as the backbone: the directions of the frame are where data vary most.
         frame: as for :class:`~pyro_ilvae.InverseLipschitzDecoder`.
@@ -74,7 +75,7 @@ class ProjectedDecoder(FramedDecoder):
         *,
         latent_dim: int,
         event_shape: int | Sequence[int],
-        inverse_lipschitz: float | Nats = 1.0,
+        inverse_lipschitz: float | Nats | LearnedConstant = 1.0,
         map_features: Sequence[int] = (64, 64),
         frame: str | Tensor = "random",
         context_dim: int | None = None,
@@ -112,7 +113,7 @@ class ProjectedDecoder(FramedDecoder):
             return self.map.inverse_lipschitz * self._smallest_weight
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float | Nats) -> None:
+    def inverse_lipschitz(self, value: float | Nats | LearnedConstant) -> None:
         self.map.inverse_lipschitz = self._with_unit(value)
 
     @property
@@ -123,6 +124,10 @@ class ProjectedDecoder(FramedDecoder):
     @nats.setter
     def nats(self, value: float) -> None:
         self.map.nats = value
+
+    @property
+    def _constrained_map(self) -> BrenierMap:
+        return self.map
 
     @property
     def _nats(self) -> Nats | None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 from pyro_ilvae.infer.auxiliary import DrawnSite, joint_densities, make_traceable
-from pyro_ilvae.infer.schedules import Schedule
+from pyro_ilvae.infer.moving import MovingValue
 
 __all__ = ["AnnealMessenger", "anneal"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Beta: TypeAlias = float | Tensor | Schedule
+Beta: TypeAlias = float | Tensor | MovingValue
 
 
 def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
@@ -26,7 +26,7 @@ def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
             f"Expected {name} to be a finite number >= 0 or a Schedule, got {beta!r}; schedules.linear(...) makes a "
             "Schedule"
         )
-    value = beta.value if isinstance(beta, Schedule) else beta
+    value = beta.value if isinstance(beta, MovingValue) else beta
     number = _checks.non_negative(name, value)
     return value if isinstance(value, Tensor) else number
 
@@ -34,7 +34,7 @@ def current_beta(beta: Beta, name: str = "beta") -> float | Tensor:
 def _check_beta(beta: Beta, name: str = "beta") -> None:
     """Raise unless beta is a weight now, and, as far as it is known, at the later steps of a schedule."""
     current_beta(beta, name)
-    for value in beta._ends if isinstance(beta, Schedule) else ():
+    for value in beta._ends if isinstance(beta, MovingValue) else ():
         _checks.non_negative(f"{name} = {beta.name} at every step", value)  # type: ignore[union-attr]
 
 

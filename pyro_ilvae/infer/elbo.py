@@ -26,7 +26,7 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae.infer.annealing import AnnealMessenger, Beta
 from pyro_ilvae.infer.loss_module import LossModule, unconstrained
-from pyro_ilvae.infer.schedules import Schedule
+from pyro_ilvae.infer.moving import MovingValue
 from pyro_ilvae.infer.step_watch import StepWatch
 
 __all__ = ["AnnealedELBO", "NonFiniteLossError"]
@@ -241,9 +241,9 @@ class AnnealedELBO(ELBO):
                 "SVI only"
             )
 
-    def _schedules(self) -> list[Schedule]:
+    def _schedules(self) -> list[MovingValue]:
         betas = self.beta.values() if isinstance(self.beta, Mapping) else [self.beta]
-        return [beta for beta in betas if isinstance(beta, Schedule)]
+        return [beta for beta in betas if isinstance(beta, MovingValue)]
 
     def _check_loss(
         self, loss: float, rng_state: Tensor, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any

@@ -26,6 +26,8 @@ class _Scheduler:
                 f"Expected decoder whose inverse_lipschitz was given in {name}, got a {type(decoder).__name__} with a "
                 "number"
             )
+        if getattr(decoder, "minimum_inverse_lipschitz", None) is not None:
+            raise ValueError(f"Expected decoder whose constant is not learned, got a {type(decoder).__name__} with one")
         if not isinstance(schedule, Schedule):
             raise ValueError(
                 f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from pyro_ilvae import _checks
+from pyro_ilvae.infer.moving import MovingValue
 
 __all__ = ["Schedule", "constant", "cosine", "cyclical", "exponential", "linear"]
 
@@ -14,7 +15,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class Schedule:
+class Schedule(MovingValue):
     r"""A pure function of the step, together with the current step.
 
     Only :meth:`step` moves the schedule: evaluating a loss never does.
@@ -41,8 +42,6 @@ class Schedule:
 
     # Unlike the position, the number of calls of step() is nothing that a checkpoint restores.
     _num_calls = 0
-    # The values that all others lie between, where they are known.
-    _ends: tuple[float, ...] = ()
 
     def __init__(self, function: Callable[[int], float], *, name: str | None = None) -> None:
         _checks.function("function", function, "a function from a step to a number")
@@ -63,6 +62,9 @@ class Schedule:
     def value(self) -> float:
         """The value at the current step."""
         return self.at(self.num_steps_taken)
+
+    def _moves_after(self, step: int, num_steps: int) -> bool:
+        return self.at(step + num_steps) != self.at(step)
 
     def step(self) -> None:
         """Move to the next step."""

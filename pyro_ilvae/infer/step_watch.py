@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ilvae.infer.schedules import Schedule
+from pyro_ilvae.infer.moving import MovingValue
 
 __all__ = ["StepWatch"]
 
@@ -20,7 +20,7 @@ _MANY_LOSSES = 1000
 class StepWatch:
     """Warns once if many training losses have gone by and a schedule stands where it stood at the first of them."""
 
-    def __init__(self, schedules: Iterable[Schedule]) -> None:
+    def __init__(self, schedules: Iterable[MovingValue]) -> None:
         self.schedules = list(schedules)
         self._num_losses = 0
         self._first_steps: list[int] = []
@@ -50,7 +50,7 @@ class StepWatch:
 
     def _warn(self) -> None:
         for schedule, first in zip(self.schedules, self._first_steps, strict=True):
-            if schedule.num_steps_taken == first and schedule.at(first + _MANY_LOSSES) != schedule.value:
+            if schedule.num_steps_taken == first and schedule._moves_after(first, _MANY_LOSSES):
                 warnings.warn(
                     f"After {self._num_losses} losses beta is still {schedule.value:g}, at step {first} of "
                     f"{schedule.name}: call its step() after each step of the optimizer, or after each epoch.",

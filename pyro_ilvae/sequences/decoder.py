@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.frame_arguments import check_centered
+from pyro_ilvae.decoders.learned import LearnedConstant
 from pyro_ilvae.decoders.nats import Nats
 from pyro_ilvae.decoders.start import start_from_tokens
 from pyro_ilvae.encoders import beside_context
@@ -119,8 +120,14 @@ class SequenceDecoder(Module):
         return constant
 
     @inverse_lipschitz.setter
-    def inverse_lipschitz(self, value: float | tuple[float, float] | Nats) -> None:
+    def inverse_lipschitz(self, value: float | tuple[float, float] | Nats | LearnedConstant) -> None:
         self.decoder.inverse_lipschitz = value  # type: ignore[assignment]
+
+    @property
+    def minimum_inverse_lipschitz(self) -> float | None:
+        """The floor of a learned constant, which holds at every step; no attribute without a constant."""
+        floor: float | None = self.decoder.minimum_inverse_lipschitz  # type: ignore[assignment]
+        return floor
 
     @property
     def nats(self) -> float | None:
