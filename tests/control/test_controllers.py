@@ -6,6 +6,8 @@ import json
 import math
 import pickle
 import warnings
+from collections import deque
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -164,7 +166,7 @@ def test_measures_of_every_model(name, measure):
     site = None if measure is measures.total_kl else next(site for site in case.sites if site.startswith("z"))
     found = measure(model.model, model.guide, num_samples=3, site=site)
     if name.startswith("hierarchical-bottom") and measure is measures.fisher_divergence:
-        with pytest.raises(ValueError, match="in another order|as the model does"):
+        with pytest.raises(ValueError, match=r"before site|in another order"):
             found(case.x)
         return
     assert math.isfinite(found.estimate(found(case.x)))
@@ -238,7 +240,7 @@ def test_measuring_leaves_no_trace(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_go_on_by_themselves(kind, copied):
-    vae, controller, _ = fitted(kind, every=1)
+    _, controller, _ = fitted(kind, every=1)
     for _ in range(5):
         controller.step(data())
     other = copied(controller)
@@ -251,11 +253,11 @@ def test_copies_go_on_by_themselves(kind, copied):
 
 
 def test_a_warning_where_training_ends_before_the_freeze():
-    controller = BetaController(lambda: 1.0, 2.0, num_steps=100, every=1)
-    controller.step()
+    controllers = [BetaController(lambda: 1.0, 2.0, num_steps=100, every=1)]
+    controllers[0].step()
     with pytest.warns(UserWarning, match="Training ended before BetaController froze, at step 1 of 100: beta = "):
-        del controller
-        gc.collect()
+        controllers.clear()
+    gc.collect()
     with pytest.warns(UserWarning, match="freezes after 100 steps and the training has 50"):
         BetaController(lambda: 1.0, 1.0, num_steps=100, planned_steps=50)
     with warnings.catch_warnings():
@@ -271,20 +273,17 @@ def test_a_warning_where_training_ends_before_the_freeze():
 
 
 def test_a_beta_that_no_objective_reads_is_an_error():
-    vae, controller, _ = fitted("L-and-beta", every=1, num_steps=400)
-    with pytest.raises(ValueError, match="pass beta=controller.beta to AnnealedELBO"):
-        for _ in range(400):
-            controller.step(data())
+    _, controller, _ = fitted("L-and-beta", every=1, num_steps=400)
+    with pytest.raises(ValueError, match=r"pass beta=controller\.beta to AnnealedELBO"):
+        deque(map(controller.step, [data()] * 400))
     release(controller)
 
 
 def test_an_objective_warns_of_a_controller_that_nobody_steps():
-    vae, controller, beta = fitted("beta")
+    vae, _, beta = fitted("beta")
     elbo = AnnealedELBO(Trace_ELBO(), beta=beta)
-    x = data()
     with pytest.warns(UserWarning, match="After 100 losses beta is still 1"):
-        for _ in range(100):
-            elbo.differentiable_loss(vae.model, vae.guide, x)
+        deque(map(partial(elbo.differentiable_loss, vae.model, vae.guide), [data()] * 100))
 
 
 def test_beta_of_one_site():
