@@ -19,6 +19,7 @@ from pyro_ilvae.infer import (
     NonFiniteLossError,
     Schedule,
     anneal,
+    remedies,
     schedules,
 )
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
@@ -68,5 +69,6 @@ __all__ = [
     "principal_frame",
     "principal_token_frame",
     "protocols",
+    "remedies",
     "schedules",
 ]
