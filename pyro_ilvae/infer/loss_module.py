@@ -34,8 +34,8 @@ class LossModule(ELBOModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The negative objective in nats: annealed in training mode, at beta = 1 in evaluation mode."""
         if not self.training:
-            base: Any = self.elbo.elbo
-            base = getattr(base, "elbo", base)  # of an objective that changes another one
+            own: Any = self.elbo
+            base = getattr(own.elbo, "elbo", own.elbo)  # of an objective around another one
             return base.differentiable_loss(self.model, self.guide, *args, **kwargs)
         if self._compared_parameters:
             return super().forward(*args, **kwargs)
