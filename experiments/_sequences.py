@@ -1,14 +1,12 @@
 """What the experiments with sequences share: decoders, training, measures and the columns of their tables."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-import pyro
 import torch
 from _sweep import Column, Run, chosen, median_and_range
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
 
 from pyro_ilvae import (
     AnnealedELBO,
@@ -20,6 +18,7 @@ from pyro_ilvae import (
     SequentialVAE,
     diagnostics,
     principal_token_frame,
+    remedies,
     schedules,
 )
 from pyro_ilvae.distributions import TokenSequence
@@ -81,22 +80,6 @@ def cosine(step: int, num_steps: int) -> float:
     return float(LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / num_steps)))
 
 
-def with_free_nats(vae: SequentialVAE, free_nats: float) -> Callable[[Tensor], Tensor]:
-    """The model with a factor that gives back what a dimension's KL is below the free nats (Kingma et al. 2016).
-
-    A dimension whose KL, averaged over the batch, is below the free nats then has no reason to lower it.
-    """
-
-    def model(x: Tensor) -> Tensor:
-        posterior = Normal(*vae.encoder(x))
-        kl = kl_divergence(posterior, Normal(0.0, 1.0)).mean(0)
-        pyro.factor("free_nats", vae.data_size * (kl - kl.clamp(min=free_nats)).sum())
-        value: Tensor = vae.model(x)
-        return value
-
-    return model
-
-
 def train(
     vae: SequentialVAE,
     x: Tensor,
@@ -104,9 +87,9 @@ def train(
     batch_size: int,
     beta: tuple[float, float] = (1.0, 1.0),
     constant: tuple[float, float] | None = None,
-    free_nats: float | None = None,
+    free_nats: float = 0.0,
 ) -> None:
-    """Fit by SVI.
+    """Fit by SVI, with free nats of each dimension (Kingma et al. 2016).
 
     The weight of the KL and the constant L follow schedules over the first half of the steps, and the learning rate a
     cosine over all of them.
@@ -117,8 +100,8 @@ def train(
     if constant is not None:
         scheduler = InverseLipschitzScheduler(vae.decoder, schedules.linear(*constant, num_steps=num_steps // 2))
     optimizer = JointOptim(torch.optim.Adam, {"lr": LEARNING_RATE, "fused": True}, {"clip_norm": 5 * len(x)})
-    model = vae.model if free_nats is None else with_free_nats(vae, free_nats)
-    svi = SVI(model, vae.guide, optimizer, AnnealedELBO(TraceMeanField_ELBO(), beta=weight))
+    objective = remedies.FreeBitsELBO(TraceMeanField_ELBO(), free_nats)
+    svi = SVI(vae.model, vae.guide, optimizer, AnnealedELBO(objective, beta=weight))
     step = 0
     for _ in range(epochs):
         for batch in batches(x, batch_size):

@@ -28,6 +28,7 @@ from pyro_ilvae.infer import (
     NonFiniteLossError,
     Schedule,
     anneal,
+    remedies,
     schedules,
 )
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
@@ -85,5 +86,6 @@ __all__ = [
     "principal_frame",
     "principal_token_frame",
     "protocols",
+    "remedies",
     "schedules",
 ]

@@ -44,7 +44,8 @@ ALLOWED = {
         "decoders",
         "sequences",
     },
-    "infer": {"_checks", "_recording", "distributions"},
+    # Remedies of collapse are encoders and decoders too.
+    "infer": {"_checks", "_contexts", "_recording", "networks", "distributions", "decoders"},
     "datasets": {"_checks", "_contexts", "distributions"},
     "diagnostics": {"_checks", "_contexts", "_programs", "distributions"},
     "control": {"_checks", "_contexts", "infer", "diagnostics"},

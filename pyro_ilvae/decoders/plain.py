@@ -11,7 +11,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae._contexts import seeded
 from pyro_ilvae.decoders.arguments import dtype_of
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
-from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data, zero_last_layer
+from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data, start_linear_path
 from pyro_ilvae.networks import Linear, mlp
 
 __all__ = ["MLPDecoder"]
@@ -133,11 +133,8 @@ class MLPDecoder(ConditionalDecoder):
     @torch.no_grad()
     def _apply_start(self, start: Start) -> None:
         if self.linear_path is not None:
-            # The data may vary in fewer directions than z.
-            found = start.directions[:, : start.num_found]
-            self.linear_path.weight.zero_()[:, : start.num_found].copy_(start.unit * found)
-            if not self.conditional:  # with a context, the network has to learn its part from the first step on
-                zero_last_layer(self.network)
+            # With a context, the network has to learn its part from the first step on.
+            start_linear_path(self.linear_path.weight, start, None if self.conditional else self.network)
         if start.bias is None:
             return
         # What a network returns at its start is not centered.

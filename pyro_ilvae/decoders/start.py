@@ -21,8 +21,10 @@ __all__ = [
     "WorkingData",
     "categories_of",
     "check_weights",
+    "last_layer",
     "start_from_data",
     "start_from_tokens",
+    "start_linear_path",
 ]
 
 
@@ -237,15 +239,30 @@ def completed(directions: Tensor, num_directions: int, num_categories: int) -> T
 
 
 @torch.no_grad()
+def start_linear_path(weight: Tensor, start: Start, network: nn.Module | None) -> None:
+    """Put a linear path at the leading directions of the data, and nothing beside it if there is a network to zero."""
+    # The data may vary in fewer directions than z.
+    weight.zero_()[:, : start.num_found].copy_(start.unit * start.directions[:, : start.num_found])
+    if network is not None:
+        zero_last_layer(network)
+
+
+def last_layer(network: nn.Module) -> nn.Module | None:
+    """The linear layer with which an MLPDecoder or a sequence of layers ends; None where it is not known."""
+    layers = getattr(network, "network", network)
+    last = layers[-1] if isinstance(layers, nn.Sequential) and len(layers) > 0 else None
+    # A weight that is normalized is computed from others, for which 0 is no value.
+    known = isinstance(last, nn.Linear | nn.modules.conv._ConvNd) and "weight" in last._parameters
+    return last if known else None
+
+
+@torch.no_grad()
 def zero_last_layer(network: nn.Module) -> None:
     """Let a network return 0 at the start, if it is an MLPDecoder or a sequence of layers that ends with a linear one.
 
     What other networks return at their start is not known from outside, and is left as it is.
     """
-    layers = getattr(network, "network", network)
-    last = layers[-1] if isinstance(layers, nn.Sequential) and len(layers) > 0 else None
-    # A weight that is normalized is computed from others, for which 0 is no value.
-    if isinstance(last, nn.Linear | nn.modules.conv._ConvNd) and "weight" in last._parameters:
-        for parameter in last._parameters.values():
-            if parameter is not None:
-                parameter.zero_()
+    last = last_layer(network)
+    for parameter in last._parameters.values() if last is not None else ():
+        if parameter is not None:
+            parameter.zero_()

@@ -1,6 +1,6 @@
 """Annealing, schedules, ELBO objectives and an optimizer, for use with Pyro's own ``SVI``."""
 
-from pyro_ilvae.infer import schedules
+from pyro_ilvae.infer import remedies, schedules
 from pyro_ilvae.infer.annealing import AnnealMessenger, anneal
 from pyro_ilvae.infer.elbo import AnnealedELBO, NonFiniteLossError
 from pyro_ilvae.infer.graph_svi import GraphSVI
@@ -18,5 +18,6 @@ __all__ = [
     "NonFiniteLossError",
     "Schedule",
     "anneal",
+    "remedies",
     "schedules",
 ]

@@ -27,6 +27,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae.infer.annealing import AnnealMessenger, Beta
 from pyro_ilvae.infer.loss_module import LossModule, unconstrained
 from pyro_ilvae.infer.moving import MovingValue
+from pyro_ilvae.infer.remedies.free_bits import FreeBitsELBO
 from pyro_ilvae.infer.step_watch import StepWatch
 
 __all__ = ["AnnealedELBO", "NonFiniteLossError"]
@@ -34,7 +35,7 @@ __all__ = ["AnnealedELBO", "NonFiniteLossError"]
 Stochastic: TypeAlias = Callable[..., Any]
 
 # TraceMeanField_ELBO derives from Trace_ELBO.
-_SUPPORTED = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, RenyiELBO)
+_SUPPORTED = (Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, RenyiELBO, FreeBitsELBO)
 _COMPILED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 
@@ -74,7 +75,8 @@ class AnnealedELBO(ELBO):
     A loss or gradient that is not finite raises :class:`NonFiniteLossError` before the optimizer moves.
 
     Args:
-        elbo: a Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO or RenyiELBO.
+        elbo: a Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO or RenyiELBO, or a
+            :class:`~pyro_ilvae.remedies.FreeBitsELBO`.
         beta: the weight: a number of at least 0, a scalar tensor, or a :class:`~pyro_ilvae.infer.schedules.Schedule`.
             A mapping from names of sites to weights gives each named site its own weight and leaves the other sites
             alone.
@@ -117,7 +119,7 @@ class AnnealedELBO(ELBO):
                 got = f"the class {elbo.__name__}: pass an object of it, such as {elbo.__name__}()"
             raise ValueError(
                 "Expected elbo to be one of Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, "
-                f"RenyiELBO, got {got}"
+                f"RenyiELBO, FreeBitsELBO, got {got}"
             )
         self.elbo = elbo
         self.beta = beta
@@ -165,7 +167,8 @@ class AnnealedELBO(ELBO):
         return LossModule(_checks.function("model", model), _checks.function("guide", guide), self)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.elbo).__name__}, beta={self.beta!r})"
+        inside = repr(self.elbo) if isinstance(self.elbo, FreeBitsELBO) else type(self.elbo).__name__
+        return f"{type(self).__name__}({inside}, beta={self.beta!r})"
 
     def __getattr__(self, name: str) -> Any:
         if name == "elbo":  # unpickling asks for attributes before ``elbo`` is set

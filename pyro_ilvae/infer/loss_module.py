@@ -34,8 +34,9 @@ class LossModule(ELBOModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The negative objective in nats: annealed in training mode, at beta = 1 in evaluation mode."""
         if not self.training:
-            base: Any = self.elbo
-            return base.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            own: Any = self.elbo
+            base = getattr(own.elbo, "elbo", own.elbo)  # of an objective around another one
+            return base.differentiable_loss(self.model, self.guide, *args, **kwargs)
         if self._compared_parameters:
             return super().forward(*args, **kwargs)
         with poutine.trace(param_only=True) as capture:

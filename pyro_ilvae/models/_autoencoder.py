@@ -16,7 +16,7 @@ from pyro_ilvae.likelihoods import shape_of_datum
 from pyro_ilvae.models._data import as_tensor, in_support, parts, refuse_single_datum
 from pyro_ilvae.models._given import Given, are_labels, checked_context, checked_offset, takes, without_missing
 from pyro_ilvae.models._minibatch import PLATE, check_replayed, checked_index, refuse_other_order
-from pyro_ilvae.models._parts import agreed, check_nats, check_roles
+from pyro_ilvae.models._parts import agreed, check_bound, check_nats, check_roles
 from pyro_ilvae.networks import unused, warn_of_another
 
 
@@ -170,6 +170,8 @@ class Autoencoder(PyroModule):
         if given.x is None:
             fn = self._prior()
         else:
+            if hasattr(self.encoder, "_check_prior"):
+                check_bound(self.encoder, self._prior())
             fn = dist.Normal(*self._location_and_scale(self._encoder_output(given))).to_event(1)
         with plate:
             value: Tensor = pyro.sample("z", fn)
@@ -276,6 +278,11 @@ class Autoencoder(PyroModule):
             width = "C" if self.context_dim is None else self.context_dim
             raise ValueError(f"Expected context_network to return shape ({len(context)}, {width}), got {got}")
         return found
+
+    def _encoder_context(self, context: Any) -> Tensor | None:
+        """What the encoder takes, for a context as the model is given it."""
+        count = len(_checks.tensor("context", context))
+        return self._context_of(self._checked_context("context", context, count))
 
     def _datum_shapes(self) -> set[torch.Size]:
         """The shapes that one datum is known to have: parts of users need not say it."""

@@ -39,6 +39,23 @@ def check_nats(decoder: Any, likelihood: Any, name: str = "likelihood") -> None:
         )
 
 
+def check_bound(encoder: Any, prior: Any, name: str = "encoder") -> None:
+    """Raise for an encoder with a bound on its divergence to another prior: a prior, or words for one of another kind.
+
+    A remedy of collapse says so by its method ``_check_prior``.
+    """
+    check = getattr(encoder, "_check_prior", None)
+    if check is None:
+        return
+    if not isinstance(prior, str):
+        check(prior)
+        return
+    raise ValueError(
+        f"Expected {name} without a bound on its divergence to a fixed Normal prior, got a {type(encoder).__name__}, "
+        f"for {prior}"
+    )
+
+
 def agreed(name: str, values: dict[str, Any]) -> Any:
     """The value that all sources which are not None agree on."""
     named = {source: value for source, value in values.items() if value is not None}

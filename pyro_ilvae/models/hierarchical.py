@@ -16,6 +16,7 @@ from pyro_ilvae.distributions import without_event
 from pyro_ilvae.models._dense import DenseAutoencoder
 from pyro_ilvae.models._given import Given
 from pyro_ilvae.models._objective import refuse_closed_form
+from pyro_ilvae.models._parts import check_bound
 from pyro_ilvae.models.layer import Layer, unit_sample
 from pyro_ilvae.networks import unused
 
@@ -124,6 +125,9 @@ class HierarchicalVAE(DenseAutoencoder):
         )
         self.inference = _checks.choice("inference", inference, ("bottom_up", "top_down"))
         found = _checked_layers(layers, self.latent_dim)
+        # The top site alone has a fixed prior.
+        for name, part in (("encoder", self), *((f"layers[{i}].encoder", layer) for i, layer in enumerate(found[:-1]))):
+            check_bound(part.encoder, "a site whose prior is given by the site above", name)
         self.layers = PyroModuleList([unused(layer) for layer in found])
         # The prior is that of the top site.
         self.register_buffer("_prior_loc", torch.zeros(found[-1].latent_dim), persistent=False)

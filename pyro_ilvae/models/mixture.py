@@ -14,6 +14,7 @@ from pyro_ilvae.models._components import of_component
 from pyro_ilvae.models._labels import LabelledCategorical, checked_labels, known
 from pyro_ilvae.models._mixture_posterior import MixturePosterior
 from pyro_ilvae.models._objective import refuse_without_enumeration
+from pyro_ilvae.models._parts import check_bound
 
 __all__ = ["MixtureVAE"]
 
@@ -149,6 +150,7 @@ class MixtureVAE(MixturePosterior):
         if own is not None and (enumerate_in == "model" or own != self.num_components):
             expected = self.num_components if enumerate_in == "guide" else None
             raise ValueError(f"Expected an encoder with num_components = {expected}, got {own}")
+        check_bound(encoder, "a prior that is a mixture")
         if enumerate_in == "guide" and getattr(likelihood, "depends_on_batch", False):
             raise ValueError(
                 "Expected a likelihood with a fixed or learned scale for enumerate_in='guide', got an optimal scale, "
