@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pyro
 import torch
+from _remedies import Remedy
 from _sweep import SMOKE, Run, chosen
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from sklearn.neighbors import KNeighborsClassifier
@@ -143,11 +144,18 @@ DECODERS: dict[str, Maker] = {
 }
 
 
-def build(decoder: str, likelihood: str, shape: Shape, hidden: Shape, data_size: int) -> VAE:
+def build(
+    decoder: str,
+    likelihood: str | nn.Module,
+    shape: Shape,
+    hidden: Shape,
+    data_size: int,
+    wrap: Callable[[nn.Module], nn.Module] = lambda encoder: encoder,
+) -> VAE:
     pyro.clear_param_store()  # it holds the parameters of an earlier model under the same names
-    noise = LIKELIHOODS[likelihood]()
+    noise = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
     encoder = MLPEncoder(event_shape=shape, latent_dim=LATENT_DIM, hidden_features=hidden)
-    return VAE(DECODERS[decoder](LATENT_DIM, shape, hidden, noise), encoder, noise, data_size=data_size)
+    return VAE(DECODERS[decoder](LATENT_DIM, shape, hidden, noise), wrap(encoder), noise, data_size=data_size)
 
 
 def train(
@@ -156,16 +164,23 @@ def train(
     ends: Sequence[int],
     learning_rate: float,
     objective: Callable[[], ELBO] = TraceMeanField_ELBO,
+    remedy: Remedy | None = None,
 ) -> Run:
     """Fit ``vae`` within the budget, each learning rate until its end at the latest, and leave it in its best state."""
+    remedy = remedy or Remedy(objective())
     optimizer = JointOptim(torch.optim.Adam, {"lr": learning_rate, "fused": True})
-    svi = GraphSVI(vae.model, vae.guide, optimizer, objective(), compile=not SMOKE)
+    model = remedy.model or vae.model
+    svi = remedy.wrap(GraphSVI(model, vae.guide, optimizer, remedy.objective, compile=not SMOKE))
     best, best_epoch, state, waited, num_rates = -math.inf, 0, vae.state_dict(), 0, 1
     began = time.perf_counter()
     for epoch in range(1, ends[-1] + 1):
         for batch in data.train[torch.randperm(len(data.train))].split(BATCH_SIZE):
             svi.step(batch)
+            remedy.after_step(batch)
         if epoch % EVERY and epoch not in ends:
+            continue
+        remedy.after_epochs()
+        if epoch < remedy.begins_to_wait:
             continue
         bounds = diagnostics.evidence(vae.model, vae.guide, data.validation, num_samples=20, seed=0)
         value = float(bounds.log_likelihood.mean())

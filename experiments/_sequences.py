@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from _remedies import Remedy
 from _sweep import Column, Run, chosen, median_and_range
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor
@@ -88,8 +89,9 @@ def train(
     beta: tuple[float, float] = (1.0, 1.0),
     constant: tuple[float, float] | None = None,
     free_nats: float = 0.0,
+    remedy: Remedy | None = None,
 ) -> None:
-    """Fit by SVI, with free nats of each dimension (Kingma et al. 2016).
+    """Fit by SVI, with free nats of each dimension (Kingma et al. 2016) or another remedy.
 
     The weight of the KL and the constant L follow schedules over the first half of the steps, and the learning rate a
     cosine over all of them.
@@ -101,17 +103,20 @@ def train(
         scheduler = InverseLipschitzScheduler(vae.decoder, schedules.linear(*constant, num_steps=num_steps // 2))
     optimizer = JointOptim(torch.optim.Adam, {"lr": LEARNING_RATE, "fused": True}, {"clip_norm": 5 * len(x)})
     objective = remedies.FreeBitsELBO(TraceMeanField_ELBO(), free_nats)
-    svi = SVI(vae.model, vae.guide, optimizer, AnnealedELBO(objective, beta=weight))
+    remedy = remedy or Remedy(AnnealedELBO(objective, beta=weight))
+    svi = remedy.wrap(SVI(remedy.model or vae.model, vae.guide, optimizer, remedy.objective))
     step = 0
     for _ in range(epochs):
         for batch in batches(x, batch_size):
             svi.step(batch)
+            remedy.after_step(batch)
             weight.step()
             if scheduler is not None:
                 scheduler.step()
             step += 1
             for group in optimizer.optimizer.param_groups:
                 group["lr"] = cosine(step, num_steps)
+        remedy.after_epochs()
 
 
 def measure(vae: SequentialVAE, test: Tensor) -> Run:

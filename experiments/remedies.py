@@ -1,0 +1,230 @@
+"""The remedies of collapse side by side: what information costs in likelihood, and how close controllers land.
+
+Each remedy is fitted at several settings, and each setting has an amount of information between data and latent
+variable and a held-out log likelihood. All decoders start from the data and have one budget, which ``_images.py`` says.
+Remedies have the plain decoder with a linear path, which is a remedy itself and shares the start of the projected
+decoder. The fits of plain and projected decoders are those of ``nats.py`` and ``text.py``, by the same recipes.
+
+Four questions are answered, seed by seed:
+
+1. At 5, 10 and 20 nats of information, which remedy has the highest held-out likelihood, between its settings? Is any
+   more than 1 percent above the projected decoder?
+2. How close do controllers land: is the total KL within 10 percent of its target, from L = 0 and from L = 10?
+3. What becomes of each remedy when the noise scale is fixed far too large?
+
+``PYRO_ILVAE_FULL=1 python experiments/remedies.py`` fits three seeds to digits, Fashion-MNIST and first names
+(``PYRO_ILVAE_DATA`` names their folder). Without the variable one seed of some remedies is fitted to digits.
+``PYRO_ILVAE_SMOKE=1`` takes seconds, for tests. Results are kept in experiments/output/remedies, and none is made
+twice; ``PYRO_ILVAE_KEPT=1`` makes tables and pictures of the fits that are there.
+"""
+
+import itertools
+import time
+import warnings
+from functools import cache, partial
+from typing import Any
+
+import pyro
+import torch
+from _images import BATCH_SIZE, DECODERS, LATENT_DIM, Images, build, images_of, kl_of_dimensions, measure, train
+from _remedies import Budget, encoder_of, remedy
+from _sequences import measure as measure_sequences
+from _sequences import plain, projected
+from _sequences import train as train_sequences
+from _sweep import FULL, SMOKE, Run, Sweep, chosen
+
+from pyro_ilvae import (
+    VAE,
+    SequenceDecoder,
+    SequenceEncoder,
+    SequentialVAE,
+    diagnostics,
+    likelihoods,
+    principal_token_frame,
+)
+from pyro_ilvae.datasets import text
+
+SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
+LEARNING_RATE = 3e-3
+BASE = "plain, linear path"
+Panel = tuple[str, str]  # data and likelihood
+PANELS: list[Panel] = [
+    ("digits", "Normal"),
+    ("digits", "Poisson"),
+    ("Fashion-MNIST", "Normal"),
+    ("Fashion-MNIST", "Bernoulli"),
+    ("names", "Categorical"),
+]
+if not FULL:
+    PANELS = PANELS[:1]
+ENDS = {"digits": (600, 600, 600), "Fashion-MNIST": (80, 105, 120)}
+WARM_UP, CONTROL = {"digits": 50, "Fashion-MNIST": 15}, {"digits": 400, "Fashion-MNIST": 60}
+HIDDEN = {"digits": (32, 32) if SMOKE else (128, 128), "Fashion-MNIST": (256, 256)}
+if SMOKE:
+    ENDS, WARM_UP, CONTROL = {"digits": (2, 3)}, {"digits": 1}, {"digits": 2}
+# Of names: a GRU over the letters before, as in text.py.
+NAMES_EPOCHS, NAMES_HIDDEN, NAMES_LATENT = 4, 256, 8
+
+# The settings by remedy, for images of 16 and names of 8 latent dimensions; the unit of each is in its docstring.
+IMAGES: dict[str, list[float]] = {
+    "beta": [0.25, 0.5, 2, 4, 8],
+    "free bits": [0.25, 0.5, 1, 2],
+    "PI control": [5, 10, 20],
+    "controlled": [5, 10, 20],
+    "delta-VAE": [4, 8, 16],
+    "BN-VAE": [0.5, 1, 2],
+    "free bits of all": [10, 20],
+    "latent reconstruction": [0.5, 5, 50],
+    "aggressive inference": [30],
+    "annealing": [1],
+    "cyclical annealing": [1],
+}
+NAMES: dict[str, list[float]] = {
+    "beta": [0.1, 0.25, 0.5],
+    "free bits": [0.25, 0.5, 1],
+    "PI control": [3, 5, 10],
+    "controlled": [3, 5, 10],
+    "delta-VAE": [2, 4, 8],
+    "BN-VAE": [0.5, 1, 2],
+    "free bits of all": [4, 8],
+    "aggressive inference": [30],
+    "annealing": [1],
+    "cyclical annealing": [1],
+}
+if SMOKE:
+    IMAGES = {family: settings[:1] for family, settings in IMAGES.items()}
+elif not FULL:
+    IMAGES = {family: IMAGES[family] for family in ("beta", "free bits", "controlled")}
+
+
+def information(vae: VAE, x: torch.Tensor) -> float:
+    found = diagnostics.mutual_information(vae.model, vae.guide, x[:500], num_samples=4, batch_size=200, seed=0)
+    return found.mutual_information
+
+
+def images_model(
+    data: str, likelihood: str, family: str, setting: float, seed: int, noise: torch.nn.Module | None = None
+) -> tuple[VAE, Images]:
+    pyro.enable_validation(False)
+    pyro.set_rng_seed(seed)
+    part = images_of(data, likelihood)
+    decoder = family if family in DECODERS else "projected, kappa = 0" if family == "controlled" else BASE
+    wrap = partial(encoder_of, family, setting)
+    vae = build(decoder, noise or likelihood, part.shape, HIDDEN[data], len(part.train), wrap)
+    if family == "controlled":
+        vae.decoder.inverse_lipschitz = 0.0  # a number, which the controller sets
+    vae.initialize(part.train, seed=seed)
+    return vae, part
+
+
+def fit(data: str, likelihood: str, family: str, setting: float, seed: int) -> Run:
+    """Measures of held-out data under a remedy."""
+    if data == "names":
+        return fit_names(family, setting, seed)
+    vae, part = images_model(data, likelihood, family, setting, seed)
+    return {**fitted(vae, part, data, family, setting), **measure(vae, part), **kl_of_dimensions(vae, part)}
+
+
+def fitted(vae: VAE, part: Images, data: str, family: str, setting: float) -> Run:
+    steps = -(-len(part.train) // BATCH_SIZE)
+    budget = Budget(WARM_UP[data], CONTROL[data], steps, lambda: information(vae, part.validation))
+    how = remedy(family, setting, vae, budget)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*froze off target")  # the table says how far off
+        run = train(vae, part, ENDS[data], LEARNING_RATE, remedy=how)
+    return run | state_of(how.controller, vae)
+
+
+def state_of(controller: Any, vae: Any) -> Run:
+    """What a controller arrived at."""
+    if controller is None:
+        return {}
+    beta = getattr(controller, "beta", controller).value
+    constant = getattr(vae.decoder, "inverse_lipschitz", None)
+    return {"constant": constant, "beta": beta, "estimate": controller.estimate, "on_target": controller.on_target}
+
+
+@cache
+def names() -> text.TextData:
+    data = text.names()
+    return data._replace(test=data.test[:2000])
+
+
+def fit_names(family: str, setting: float, seed: int) -> Run:
+    pyro.set_rng_seed(seed)
+    pyro.clear_param_store()
+    data = names()
+    size = len(data.vocabulary)
+    frame = principal_token_frame(data.train, vocab_size=size, latent_dim=NAMES_LATENT)
+    decoder: Any = plain(size, NAMES_LATENT, NAMES_HIDDEN, frame)
+    if family == "controlled":
+        decoder = projected(data.train, size, NAMES_LATENT, NAMES_HIDDEN, 0.0)
+    encoder = SequenceEncoder(vocab_size=size, latent_dim=NAMES_LATENT, hidden_features=NAMES_HIDDEN // 2)
+    vae = SequentialVAE(
+        SequenceDecoder("gru", decoder),
+        encoder_of(family, setting, encoder),
+        data_size=len(data.train),
+        end_token=data.vocabulary.end,
+        max_length=data.train.shape[1],
+    )
+    steps = -(-len(data.train) // BATCH_SIZE)
+    how = remedy(family, setting, vae, Budget(2, 3, steps, lambda: information(vae, data.validation)))
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*froze off target")
+        train_sequences(vae, data.train, NAMES_EPOCHS, BATCH_SIZE, remedy=how)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, **state_of(how.controller, vae), **measure_sequences(vae, data.test)}
+
+
+# How close controllers land. Targets are nats per dimension, of 16 dimensions together.
+TARGETS = chosen(smoke=[1.0], short=[0.5, 1.0], full=[0.25, 0.5, 1.0, 2.0])
+STARTS = chosen(smoke=[0.0], short=[0.0, 10.0], full=[0.0, 10.0])
+LANDING: list[Panel] = [("digits", "Normal"), ("digits", "Poisson"), ("Fashion-MNIST", "Bernoulli")]
+LANDING = [panel for panel in LANDING if panel in PANELS]
+
+
+def land(data: str, likelihood: str, target: float, start: float, seed: int) -> Run:
+    """Where a controller of L, and of beta where L = 0 leaves too much, arrives from another L."""
+    vae, part = images_model(data, likelihood, "controlled", target, seed)
+    vae.decoder.inverse_lipschitz = start
+    run = fitted(vae, part, data, "controlled", LATENT_DIM * target)
+    kl = {
+        f"{name}_kl": float(diagnostics.kl_divergence(vae.model, vae.guide, x, batch_size=500).values.mean())
+        for name, x in (("train", part.train), ("test", part.test))
+    }
+    return {**run, **kl, "off": kl["train_kl"] / (LATENT_DIM * target) - 1}
+
+
+# The remedies with a noise scale of 1 in place of about 0.2, at a setting in the middle.
+TOO_LARGE = 1.0
+WITH_NOISE = {family: settings[len(settings) // 2] for family, settings in IMAGES.items()}
+WITH_NOISE |= {"plain, linear path": 0.0, "projected, kappa = 0.5": 0.5}
+
+
+def drown(family: str, setting: float, seed: int) -> Run:
+    """Measures of held-out digits with the noise scale fixed far too large."""
+    vae, part = images_model("digits", "Normal", family, setting, seed, likelihoods.Normal(TOO_LARGE))
+    return {**fitted(vae, part, "digits", family, setting), **measure(vae, part), **kl_of_dimensions(vae, part)}
+
+
+# Digits come first, because they take a fraction of the time, and then one seed after the other.
+FITS: dict[tuple[Any, ...], Run] = {}
+LANDED: dict[tuple[Any, ...], Run] = {}
+DROWNED: dict[tuple[Any, ...], Run] = {}
+
+
+def sweep_of(panel: Panel) -> Sweep:
+    epochs = NAMES_EPOCHS if panel[0] == "names" else ENDS[panel[0]][-1]
+    return Sweep("remedies", f"epochs{epochs}")
+
+
+for panel, seed in sorted(itertools.product(PANELS, SEEDS), key=lambda job: (job[0][0] != "digits", job[1])):
+    settings = NAMES if panel[0] == "names" else IMAGES
+    rows = [(*panel, family, setting, seed) for family, values in settings.items() for setting in values]
+    FITS |= sweep_of(panel).run(fit, rows)
+    if panel in LANDING:
+        goals = itertools.product(TARGETS, STARTS)
+        LANDED |= sweep_of(panel).run(land, [(*panel, target, start, seed) for target, start in goals])
+    if panel == ("digits", "Normal"):
+        DROWNED |= sweep_of(panel).run(drown, [(family, setting, seed) for family, setting in WITH_NOISE.items()])
