@@ -19,34 +19,14 @@ twice; ``PYRO_ILVAE_KEPT=1`` makes tables and pictures of the fits that are ther
 """
 
 import itertools
-import time
-import warnings
-from functools import cache, partial
 from typing import Any
 
-import pyro
-import torch
-from _images import BATCH_SIZE, LATENT_DIM, Images, build, images_of, kl_of_dimensions, measure, train
-from _remedies import Budget, encoder_of, remedy
-from _sequences import measure as measure_sequences
-from _sequences import plain, projected
-from _sequences import train as train_sequences
-from _sweep import FULL, SMOKE, Run, Sweep, chosen
-
-from pyro_ilvae import (
-    VAE,
-    SequenceDecoder,
-    SequenceEncoder,
-    SequentialVAE,
-    diagnostics,
-    likelihoods,
-    principal_token_frame,
-)
-from pyro_ilvae.datasets import text
+import matplotlib.pyplot as plt
+import numpy as np
+from _remedy_fits import ENDS, NAMES_EPOCHS, TOO_LARGE, drown, fit, land
+from _sweep import FULL, OUTPUT, SMOKE, Run, Sweep, chosen, median_and_range, print_table
 
 SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
-LEARNING_RATE = 3e-3
-BASE = "plain, linear path"
 Panel = tuple[str, str]  # data and likelihood
 PANELS: list[Panel] = [
     ("digits", "Normal"),
@@ -57,15 +37,10 @@ PANELS: list[Panel] = [
 ]
 if not FULL:
     PANELS = PANELS[:1]
-ENDS = {"digits": (600, 600, 600), "Fashion-MNIST": (80, 105, 120)}
-WARM_UP, CONTROL = {"digits": 50, "Fashion-MNIST": 15}, {"digits": 400, "Fashion-MNIST": 60}
-HIDDEN = {"digits": (32, 32) if SMOKE else (128, 128), "Fashion-MNIST": (256, 256)}
-if SMOKE:
-    ENDS, WARM_UP, CONTROL = {"digits": (2, 3)}, {"digits": 1}, {"digits": 2}
-# Of names: a GRU over the letters before, as in text.py.
-NAMES_EPOCHS, NAMES_HIDDEN, NAMES_LATENT = 4, 256, 8
 
-# The settings by remedy, for images of 16 and names of 8 latent dimensions; the unit of each is in its docstring.
+# The settings by remedy, for images of 16 and names of 8 latent dimensions: kappa of projected decoders (L for names);
+# the weight of the KL; free nats of each dimension, or of all; the total KL that is aimed at; delta in nats; gamma; the
+# weight of the loss; the largest number of steps of the guide.
 IMAGES: dict[str, list[float]] = {
     "plain": [0],
     "linear path": [0],
@@ -83,6 +58,9 @@ IMAGES: dict[str, list[float]] = {
     "cyclical annealing": [1],
 }
 NAMES: dict[str, list[float]] = {
+    "plain": [0],
+    "linear path": [0],
+    "projected": [0, 0.65, 1.1, 1.8, 2.5, 3.5],
     "beta": [0.1, 0.25, 0.5],
     "free bits": [0.25, 0.5, 1],
     "PI control": [3, 5, 10],
@@ -95,116 +73,10 @@ NAMES: dict[str, list[float]] = {
     "cyclical annealing": [1],
 }
 if SMOKE:
-    IMAGES = {family: settings[:1] for family, settings in IMAGES.items()}
+    FEW = ("projected", "controlled", "delta-VAE", "aggressive inference", "annealing")
+    IMAGES = {family: IMAGES[family][:1] for family in FEW}
 elif not FULL:
     IMAGES = {family: IMAGES[family] for family in ("linear path", "beta", "free bits", "projected", "controlled")}
-
-
-def information(vae: VAE, x: torch.Tensor) -> float:
-    found = diagnostics.mutual_information(vae.model, vae.guide, x[:500], num_samples=4, batch_size=200, seed=0)
-    return found.mutual_information
-
-
-def decoder_of(family: str, setting: float) -> str:
-    """The decoder that goes with a remedy, by its name among the decoders of images."""
-    own = {"plain": "plain", "projected": f"projected, kappa = {setting:g}", "controlled": "projected, kappa = 0"}
-    return own.get(family, BASE)
-
-
-def images_model(
-    data: str, likelihood: str, family: str, setting: float, seed: int, noise: torch.nn.Module | None = None
-) -> tuple[VAE, Images]:
-    pyro.enable_validation(False)
-    pyro.set_rng_seed(seed)
-    part = images_of(data, likelihood)
-    decoder = decoder_of(family, setting)
-    wrap = partial(encoder_of, family, setting)
-    vae = build(decoder, noise or likelihood, part.shape, HIDDEN[data], len(part.train), wrap)
-    if family == "controlled":
-        vae.decoder.inverse_lipschitz = 0.0  # a number, which the controller sets
-    vae.initialize(part.train, seed=seed)
-    return vae, part
-
-
-def rate(vae: Any, x: torch.Tensor) -> Run:
-    r"""The mean KL of held-out data, and the most information between data and z that goes with it, in nats.
-
-    .. math:: I_q(x; z) = \overline{\mathrm{KL}} - \mathrm{KL}(q(z) \,\|\, p(z))
-        \le \overline{\mathrm{KL}} - \mathrm{KL}(N(m, S) \,\|\, p(z)),
-
-    with mean m and covariance S of the aggregate posterior q(z): of all distributions with these moments the Normal is
-    closest to the prior. Estimates of the information itself by N data end at log N, which is 5.7 nats for digits.
-    """
-    loc, scale = (value.double() for value in vae.encode(x, batch_size=500))
-    kl = 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1).mean()
-    mean, covariance = loc.mean(0), loc.T.cov(correction=0) + scale.square().mean(0).diag()
-    moments = 0.5 * (mean @ mean + covariance.trace() - len(mean) - covariance.logdet())
-    return {"rate": float(kl), "information_at_most": float(kl - moments)}
-
-
-def fit(data: str, likelihood: str, family: str, setting: float, seed: int) -> Run:
-    """Measures of held-out data under a remedy."""
-    if data == "names":
-        return fit_names(family, setting, seed)
-    vae, part = images_model(data, likelihood, family, setting, seed)
-    return fitted(vae, part, data, family, setting) | measured(vae, part)
-
-
-def measured(vae: VAE, part: Images) -> Run:
-    return {**measure(vae, part), **kl_of_dimensions(vae, part), **rate(vae, part.test)}
-
-
-def fitted(vae: VAE, part: Images, data: str, family: str, setting: float) -> Run:
-    steps = -(-len(part.train) // BATCH_SIZE)
-    budget = Budget(WARM_UP[data], CONTROL[data], steps, lambda: information(vae, part.validation))
-    how = remedy(family, setting, vae, budget)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*froze off target")  # the table says how far off
-        run = train(vae, part, ENDS[data], LEARNING_RATE, remedy=how)
-    return run | state_of(how.controller, vae)
-
-
-def state_of(controller: Any, vae: Any) -> Run:
-    """What a controller arrived at."""
-    if controller is None:
-        return {}
-    beta = getattr(controller, "beta", controller).value
-    constant = getattr(vae.decoder, "inverse_lipschitz", None)
-    return {"constant": constant, "beta": beta, "estimate": controller.estimate, "on_target": controller.on_target}
-
-
-@cache
-def names() -> text.TextData:
-    data = text.names()
-    return data._replace(test=data.test[:2000])
-
-
-def fit_names(family: str, setting: float, seed: int) -> Run:
-    pyro.set_rng_seed(seed)
-    pyro.clear_param_store()
-    data = names()
-    size = len(data.vocabulary)
-    frame = principal_token_frame(data.train, vocab_size=size, latent_dim=NAMES_LATENT)
-    decoder: Any = plain(size, NAMES_LATENT, NAMES_HIDDEN, frame)
-    if family == "controlled":
-        decoder = projected(data.train, size, NAMES_LATENT, NAMES_HIDDEN, 0.0)
-    encoder = SequenceEncoder(vocab_size=size, latent_dim=NAMES_LATENT, hidden_features=NAMES_HIDDEN // 2)
-    vae = SequentialVAE(
-        SequenceDecoder("gru", decoder),
-        encoder_of(family, setting, encoder),
-        data_size=len(data.train),
-        end_token=data.vocabulary.end,
-        max_length=data.train.shape[1],
-    )
-    steps = -(-len(data.train) // BATCH_SIZE)
-    how = remedy(family, setting, vae, Budget(2, 3, steps, lambda: information(vae, data.validation)))
-    began = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*froze off target")
-        train_sequences(vae, data.train, NAMES_EPOCHS, BATCH_SIZE, remedy=how)
-    seconds = time.perf_counter() - began
-    own = rate(vae, data.test)
-    return {"seconds": seconds, **own, **state_of(how.controller, vae), **measure_sequences(vae, data.test)}
 
 
 # How close controllers land. Targets are nats per dimension, of 16 dimensions together.
@@ -214,28 +86,9 @@ LANDING: list[Panel] = [("digits", "Normal"), ("digits", "Poisson"), ("Fashion-M
 LANDING = [panel for panel in LANDING if panel in PANELS]
 
 
-def land(data: str, likelihood: str, target: float, start: float, seed: int) -> Run:
-    """Where a controller of L, and of beta where L = 0 leaves too much, arrives from another L."""
-    vae, part = images_model(data, likelihood, "controlled", target, seed)
-    vae.decoder.inverse_lipschitz = start
-    run = fitted(vae, part, data, "controlled", LATENT_DIM * target)
-    kl = {
-        f"{name}_kl": float(diagnostics.kl_divergence(vae.model, vae.guide, x, batch_size=500).values.mean())
-        for name, x in (("train", part.train), ("test", part.test))
-    }
-    return {**run, **kl, "off": kl["train_kl"] / (LATENT_DIM * target) - 1}
-
-
 # The remedies with a noise scale of 1 in place of about 0.2, at a setting in the middle.
-TOO_LARGE = 1.0
 WITH_NOISE = {family: settings[len(settings) // 2] for family, settings in IMAGES.items()}
 WITH_NOISE["projected"] = 0.5
-
-
-def drown(family: str, setting: float, seed: int) -> Run:
-    """Measures of held-out digits with the noise scale fixed far too large."""
-    vae, part = images_model("digits", "Normal", family, setting, seed, likelihoods.Normal(TOO_LARGE))
-    return fitted(vae, part, "digits", family, setting) | measured(vae, part)
 
 
 # Digits come first, because they take a fraction of the time, and then one seed after the other.
@@ -258,3 +111,112 @@ for panel, seed in sorted(itertools.product(PANELS, SEEDS), key=lambda job: (job
         LANDED |= sweep_of(panel).run(land, [(*panel, target, start, seed) for target, start in goals])
     if panel == ("digits", "Normal"):
         DROWNED |= sweep_of(panel).run(drown, [(family, setting, seed) for family, setting in WITH_NOISE.items()])
+
+COLUMNS = {
+    "IW log lik. (nats)": median_and_range("log_likelihood", 2),
+    "information at most (nats)": median_and_range("information_at_most", 2),
+    "KL": median_and_range("kl", 2),
+    "smallest KL": median_and_range("smallest_kl", 3),
+    "active": median_and_range("active", 0),
+    "beta": median_and_range("beta", 2),
+    "L": median_and_range("constant", 2),
+    "seconds": median_and_range("seconds", 0),
+}
+LANDING_COLUMNS = {
+    "KL, training data": median_and_range("train_kl", 2),
+    "KL, held-out data": median_and_range("test_kl", 2),
+    "off by": median_and_range("off", 3),
+    "L": median_and_range("constant", 3),
+    "beta": median_and_range("beta", 2),
+}
+# At these amounts of information remedies are compared.
+AMOUNTS = [5.0, 10.0, 20.0]
+
+
+def settings_of(panel: Panel) -> dict[str, list[float]]:
+    return NAMES if panel[0] == "names" else IMAGES
+
+
+def named(family: str, setting: float) -> str:
+    return family if len(IMAGES[family]) == 1 else f"{family}, {setting:g}"
+
+
+def runs(panel: Panel, family: str, setting: float) -> list[Run]:
+    """The fits that are there, in the order of the seeds."""
+    return [FITS[(*panel, family, setting, seed)] for seed in SEEDS if (*panel, family, setting, seed) in FITS]
+
+
+def points(panel: Panel, family: str, seed: int) -> list[tuple[float, float]]:
+    """Information and likelihood of the settings of a remedy, by information."""
+    found = [FITS.get((*panel, family, setting, seed)) for setting in settings_of(panel)[family]]
+    return sorted((run["information_at_most"], run["log_likelihood"]) for run in found if run is not None)
+
+
+def at(panel: Panel, family: str, seed: int, amount: float) -> float | None:
+    """The likelihood on the line between two settings that enclose an amount of information; None without them."""
+    pairs = points(panel, family, seed)
+    if not pairs or not pairs[0][0] <= amount <= pairs[-1][0]:
+        return None
+    return float(np.interp(amount, *zip(*pairs, strict=True)))
+
+
+for panel in PANELS:
+    every = [(family, setting) for family, values in settings_of(panel).items() for setting in values]
+    print_table(", ".join(panel), {named(*row): runs(panel, *row) for row in every if runs(panel, *row)}, COLUMNS)
+
+print("\nHeld-out log likelihood at the same information, in nats, between two settings of a remedy:")
+for panel, amount in itertools.product(PANELS, AMOUNTS):
+    found = {family: [at(panel, family, seed, amount) for seed in SEEDS] for family in settings_of(panel)}
+    complete = {family: values for family, values in found.items() if None not in values}
+    ranked = sorted(complete.items(), key=lambda item: -np.median(item[1]))
+    words = [f"{family} {np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})" for family, values in ranked]
+    print(f"{', '.join(panel)}, {amount:g} nats: {'; '.join(words) or 'no remedy with settings on both sides'}")
+
+if LANDED:
+    off = [abs(run["off"]) for run in LANDED.values()]
+    close = sum(value <= 0.1 for value in off)
+    print(
+        f"\nControllers: {close} of {len(off)} within 10 percent of the target, the farthest {100 * max(off):.0f} off"
+    )
+    cases = dict.fromkeys(job[:4] for job in LANDED)
+    landed = {case: [run for job, run in LANDED.items() if job[:4] == case] for case in cases}
+    rows = {f"{', '.join(case[:2])}: {case[2]:g} from L = {case[3]:g}": found for case, found in landed.items()}
+    print_table("target (nats per dimension) and L at the start", rows, LANDING_COLUMNS)
+if DROWNED:
+    kept = {row: [DROWNED[(*row, seed)] for seed in SEEDS if (*row, seed) in DROWNED] for row in WITH_NOISE.items()}
+    print_table(f"digits, noise scale {TOO_LARGE:g}", {named(*row): found for row, found in kept.items()}, COLUMNS)
+
+# The picture: each fit is a point, to the right the information and upwards the likelihood. A line joins the medians of
+# a remedy's settings; the projected decoder's line is bold. Settings far below the rest are cut off.
+FAMILIES = list(IMAGES)
+figure, axes = plt.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS) + 2.5, 4.2), layout="constrained", squeeze=False)
+for ax, panel in zip(axes[0], PANELS, strict=True):
+    heights = []
+    for family, values in settings_of(panel).items():
+        i = FAMILIES.index(family)
+        style = {"color": f"C{i % 10}", "marker": "osD^vPXd<>*h8p"[i]}
+        middles = []
+        for setting in values:
+            pairs = np.array(
+                [(run["information_at_most"], run["log_likelihood"]) for run in runs(panel, family, setting)]
+            )
+            if len(pairs):
+                ax.scatter(*pairs.T, s=18, alpha=0.5, linewidth=0, **style)
+                middles.append(np.median(pairs, axis=0))
+        if middles:
+            heights += [height for _, height in middles]
+            bold = family in ("projected", "controlled")
+            ax.plot(
+                *np.array(sorted(map(tuple, middles))).T,
+                markersize=4,
+                linewidth=2.5 if bold else 1,
+                label=family,
+                **style,
+            )
+    low, high = np.quantile(heights, [0.1, 1.0])
+    ax.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))
+    ax.set(title=", ".join(panel), xlabel="information at most (nats)")
+axes[0, 0].set_ylabel("held-out log likelihood (nats)")
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+figure.savefig(OUTPUT / "remedies.png", dpi=120)
+print(f"The picture is in {OUTPUT.resolve()}")

@@ -10,6 +10,7 @@ __all__ = ["LogLaw"]
 
 # Tuned on simulated plants, whose response to the number has a lag of 1 to 60 moves and an elasticity of 0.3 to 2.
 _SPAN = 20.0  # the largest rate moves the position so far in all moves together, at an error of 1
+_LARGEST_RATE = 0.1  # where there are few moves
 _SLOWEST = 1 / 32  # the smallest rate, relative to the largest
 _SLOWER, _FASTER = 0.7, 1.03  # the rate's factor where the error changes its sign, and where it does not
 _PATIENCE, _LARGEST_BOOST = 0.08, 3.0  # after so many moves of one sign, relative to all, moves grow up to so far
@@ -31,7 +32,7 @@ class LogLaw:
     def __init__(self, num_moves: int, tolerance: float) -> None:
         self.num_moves = num_moves
         self.tolerance = tolerance
-        self.largest_rate = _SPAN / num_moves
+        self.largest_rate = min(_SPAN / num_moves, _LARGEST_RATE)
         self.rate = self.largest_rate / 2
         self.sign = 0
         self.num_same = 0

@@ -133,7 +133,8 @@ class InverseLipschitzController(_ConstantController):
             of model and guide that returns a positive number.
         target: the target, positive, in the unit of the measure.
         num_steps: the number of steps after which L is frozen. The last tenth of training or more should come after it.
-        every: the number of steps between two moves. Each takes about as long as one pass of guide and model.
+        every: the number of steps between two moves. Each takes about as long as one pass of guide and model. Some
+            hundred moves before the freeze are enough.
         bounds: the smallest and the largest L.
         tolerance: L rests where the estimate is so close to the target, relative to it, until it is twice as far off.
         window: the number of batches in the running mean.
