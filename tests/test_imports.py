@@ -47,6 +47,7 @@ ALLOWED = {
     "infer": {"_checks", "_recording", "distributions"},
     "datasets": {"_checks", "_contexts", "distributions"},
     "diagnostics": {"_checks", "_contexts", "_programs", "distributions"},
+    "monitoring": {"_checks", "_contexts", "_evaluation", "_programs", "diagnostics"},
     "io_pyro": {"_checks", "_contexts", "_programs", "distributions", "diagnostics"},
     "plots": {"_checks", "_contexts", "infer", "diagnostics"},
 }
