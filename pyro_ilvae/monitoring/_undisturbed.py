@@ -20,13 +20,20 @@ _Key = tuple[type, str, int, str]  # the category of a warning, its file and lin
 
 @contextmanager
 def undisturbed(*functions: Callable[..., Any], seed: int, warned: set[_Key]) -> Iterator[None]:
-    """Draw from a seed, in evaluation mode, and leave all that the functions read as it was.
+    """Draw from a seed, in evaluation mode and without gradients, and leave all that the functions read as it was.
 
     Restored are the random states of PyTorch, NumPy and Python, the modes and buffers of modules, and which parameters
     Pyro's store holds. A warning is shown if it is not in ``warned``, which then holds it too.
     """
     states = random.getstate(), np.random.get_state()
-    with seeded(seed), evaluation_mode(*functions), _same_buffers(functions), _same_names(), _each_once(warned):
+    with (
+        seeded(seed),
+        torch.no_grad(),
+        evaluation_mode(*functions),
+        _same_buffers(functions),
+        _same_names(),
+        _each_once(warned),
+    ):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

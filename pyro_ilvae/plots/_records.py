@@ -66,6 +66,8 @@ def draw(runs: Sequence[Run]) -> npt.NDArray[Any]:
     for row, panel in zip(axes, panels, strict=True):
         for ax, run in zip(row, runs, strict=True):
             panel.draw(ax, run)
+            if not ax.has_data():
+                ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", va="center", color="0.4")
         _set_limits(row, is_loss=panel.is_loss)
         row[0].set_ylabel(panel.ylabel)
         handles = {label: handle for ax in row for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -73,6 +75,7 @@ def draw(runs: Sequence[Run]) -> npt.NDArray[Any]:
             _drawing.legend_beside(row[-1], handles=list(handles.values()), labels=list(handles), fontsize="small")
     for ax, run in zip(axes[0], runs, strict=True):
         ax.set_title(run.label)
+    axes[0, 0].figure.align_ylabels(axes[:, 0])
     for ax in axes[-1]:
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -165,7 +168,7 @@ def _line(ax: Axes, run: Run, key: str, i: int, label: str, **style: Any) -> Non
 
 
 def _losses(ax: Axes, run: Run) -> None:
-    _line(ax, run, "loss_per_datum", 0, "loss of the training")
+    _line(ax, run, "loss_per_datum", 0, "training loss")
     if run.get("elbo") is not None:
         held_out = run._replace(values={**run.values, "elbo": -run.values["elbo"]})
         _line(ax, held_out, "elbo", 1, r"held-out data, $\beta = 1$")
@@ -194,15 +197,18 @@ def _divergences(ax: Axes, run: Run, prefix: str) -> None:
 def _information(ax: Axes, run: Run, prefix: str) -> None:
     limit = f"{prefix}mutual_information_limit"
     _line(ax, run, f"{prefix}kl", 0, "KL of posterior and prior")
-    _line(ax, run, f"{prefix}mutual_information", 2, r"$I_q(x; z)$ of held-out data", linestyle="-")
-    _line(ax, run, limit, 2, "most that so many data show", linestyle=":", marker="none", linewidth=1.2)
+    _line(ax, run, f"{prefix}mutual_information", 2, r"information $I_q(x; z)$")
+    _line(ax, run, limit, 2, r"its limit $\log N$ for $N$ data", linestyle=":", marker="none", linewidth=1.2)
     _line(ax, run, f"{prefix}guaranteed_floor", 1, "guaranteed by $L$", linestyle="--")
 
 
 def _active_units(ax: Axes, run: Run) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for i, prefix in enumerate(run.prefixes):
         site = f"{prefix.removesuffix('/')}: " if prefix else ""
-        _line(ax, run, f"{prefix}active_units", i, f"{site}active", drawstyle="steps-post", linestyle="-")
+        _line(ax, run, f"{prefix}active_units", i, f"{site}active", drawstyle="steps-post")
         style: dict[str, Any] = {"linestyle": ":", "marker": "none", "linewidth": 1.2}
         _line(ax, run, f"{prefix}num_units", i, f"{site}all", **style)
 
@@ -217,7 +223,7 @@ def _of_sites(key: str, symbol: str, first: int) -> _Draw:
 
 
 def _betas(ax: Axes, run: Run) -> None:
-    _line(ax, run, "beta", 3, r"$\beta$")
+    _line(ax, run, "beta", 3, r"$\beta$", linestyle="-")
     _of_sites("beta", r"$\beta$", 3)(ax, run) if run.prefixes != ("",) else None
 
 
