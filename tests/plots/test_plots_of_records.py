@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from helpers.pictures import NAN, legend
-from matplotlib.colors import to_hex
 
 from pyro_ilvae.plots import plot_training
 
