@@ -33,6 +33,7 @@ from pyro_ilvae.infer import (
 )
 from pyro_ilvae.io_pyro import from_pyro_mcmc, from_pyro_svi
 from pyro_ilvae.models import VAE, HierarchicalVAE, Layer, MixtureVAE, SequentialVAE
+from pyro_ilvae.monitoring import CollapseMonitor
 from pyro_ilvae.networks import mlp
 from pyro_ilvae.sequences.decoder import SequenceDecoder
 from pyro_ilvae.sequences.encoder import SequenceEncoder
@@ -48,6 +49,7 @@ __all__ = [
     "BetaController",
     "BrenierMap",
     "BrenierTransform",
+    "CollapseMonitor",
     "ConvEncoder",
     "GraphSVI",
     "HierarchicalVAE",

@@ -49,6 +49,7 @@ ALLOWED = {
     "datasets": {"_checks", "_contexts", "distributions"},
     "diagnostics": {"_checks", "_contexts", "_programs", "distributions"},
     "control": {"_checks", "_contexts", "infer", "diagnostics"},
+    "monitoring": {"_checks", "_contexts", "_evaluation", "_programs", "diagnostics"},
     "io_pyro": {"_checks", "_contexts", "_programs", "distributions", "diagnostics"},
     "plots": {"_checks", "_contexts", "infer", "diagnostics"},
 }

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import matplotlib.pyplot
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
@@ -26,12 +27,15 @@ def test_examples_of_pages_run(page):
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, own, autoguide, graph, mixture, covariates, sequences, layers = blocks_of(README)
+    example, monitored, own, autoguide, graph, mixture, covariates, sequences, layers = blocks_of(README)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
     printed = capsys.readouterr().out
     assert "verdict" in printed
+    exec(compile(monitored, README.name, "exec"), variables)
+    assert [record["active_units"] for record in variables["monitor"].history] == [4, 4, 4]
+    matplotlib.pyplot.close("all")
     exec(compile(own, README.name, "exec"), variables)
     assert "active" in capsys.readouterr().out
     exec(compile(autoguide, README.name, "exec"), variables)

@@ -224,28 +224,35 @@ def _check_fixed(prior: Any, again: Any) -> None:
         raise UnavailableError("Expected a prior whose parameters are fixed, got ones that are drawn from a prior")
 
 
-def _columns(call: Call, site: str) -> dict[str, Any]:
-    """What the decoder guarantees for the site that it decodes; nothing for a decoder that promises nothing."""
-    options = {"num_samples": call.options["num_samples"], "seed": call.options["seed"]}
+def information_of_site(call: Call, site: str, **more: Any) -> GuaranteedInformation | None:
+    """What the decoder of a site guarantees about it; None for a site without a decoder that promises something."""
+    options = {"num_samples": call.options["num_samples"], "seed": call.options["seed"]} | more
     hierarchy = hierarchy_of(call.model)
     if hierarchy is not None:
         decoders = {name: decoder for name, (decoder, _) in zip(hierarchy.sites, hierarchy.channels, strict=True)}
         if certified_constant(decoders.get(site)) is None:
-            return {}
+            return None
         check_hierarchy_of_model(call.batch, hierarchy, own_prior(call.model))
         result = guaranteed_information(call.model, site=site, **options)
     else:
         try:
             found = decoded_site(call.batch)
         except UnavailableError:
-            return {}
+            return None
         if found is None or found.site != site or certified_constant(found.decoder) is None:
-            return {}
+            return None
         check_likelihood_of_model(call.batch, found)
         prior = prior_of_site(call.batch, site, found.trace)
         result = guaranteed_information(found.decoder, found.likelihood, prior=prior, **options)
     if result.reason is not None:
         raise UnavailableError(result.reason)
+    return result
+
+
+def _columns(call: Call, site: str) -> dict[str, Any]:
+    result = information_of_site(call, site)
+    if result is None:
+        return {}
     return {
         "guaranteed_nats": result.by_jacobian,
         "guaranteed_nats_se": result.by_jacobian_se,

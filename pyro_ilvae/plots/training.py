@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from pyro_ilvae import _checks
 from pyro_ilvae.infer.schedules import Schedule
-from pyro_ilvae.plots import _drawing
+from pyro_ilvae.plots import _drawing, _records
 from pyro_ilvae.plots._drawing import Array, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_sweep", "plot_training"]
+
+
+class _Monitor(Protocol):
+    """What has the records of a training, such as a :class:`~pyro_ilvae.CollapseMonitor`."""
+
+    history: list[dict[str, Any]]
+
+
+_Records: TypeAlias = _Monitor | Sequence[Mapping[str, Any]]
 
 
 def plot_sweep(
@@ -105,30 +114,57 @@ def plot_sweep(
     return drawn
 
 
+@overload
 def plot_training(
-    losses: Array,
+    training: Array,
     *,
     beta: Array | Schedule | None = None,
     inverse_lipschitz: Array | Schedule | None = None,
     smoothing: int | None = None,
     ax: Axes | None = None,
-) -> Axes:
-    r"""The loss at each step of training, in nats, with beta and L on a second axis to the right.
+) -> Axes: ...
+
+
+@overload
+def plot_training(
+    training: _Records | Mapping[str, _Records],
+) -> npt.NDArray[Any]: ...
+
+
+def plot_training(
+    training: Array | _Records | Mapping[str, _Records],
+    *,
+    beta: Array | Schedule | None = None,
+    inverse_lipschitz: Array | Schedule | None = None,
+    smoothing: int | None = None,
+    ax: Axes | None = None,
+) -> Axes | npt.NDArray[Any]:
+    r"""A training: its losses, or all that a :class:`~pyro_ilvae.CollapseMonitor` has recorded.
+
+    Losses are drawn at each step, in nats, with beta and L on a second axis to the right. The records of a monitor are
+    drawn in panels over the step, with a column for each run: the loss and the negative ELBO of held-out data; the KL
+    of each dimension; its sum, the mutual information and what L guarantees; active units; L; and beta. A run or a
+    panel without values is left out. What is guaranteed is about the model's own data, and the mutual information about
+    the held-out data, of which N can show no more than log N nats.
 
     Args:
-        losses: the losses, of shape (T,): negative ELBOs in nats.
+        training: the losses, of shape (T,): negative ELBOs in nats; or a monitor, or its ``history``; or a mapping from
+            labels to these.
         beta: the weight of the KL at each step, of shape (T,), or one number, or a
-            :class:`~pyro_ilvae.infer.Schedule`.
-        inverse_lipschitz: the constant L at each step, in one of the forms of ``beta``.
+            :class:`~pyro_ilvae.infer.Schedule`. Records have their own.
+        inverse_lipschitz: the constant L at each step, in one of the forms of ``beta``. Records have their own.
         smoothing: the number of steps of a running mean, which is drawn over the middle of its steps; None draws no
-            mean.
-        ax: the axes to draw into; new ones if None.
+            mean. The losses of records are means.
+        ax: the axes to draw losses into; new ones if None. Records take a figure of their own.
 
     Returns:
-        The axes of the loss. The axes of beta and L, if any, are ``ax.figure.axes[-1]``.
+        For losses, their axes; the axes of beta and L, if any, are ``ax.figure.axes[-1]``. For records, an array of
+        axes of shape (panels, runs).
 
     Raises:
-        ValueError: for other shapes, values that are not finite, and a ``smoothing`` above the number of steps.
+        ValueError: for other shapes, losses that are not finite, a ``smoothing`` above the number of steps, and for
+            records together with any other argument.
+        TypeError: for what is neither losses nor records.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -137,11 +173,34 @@ def plot_training(
         >>> ax.lines[1].get_ydata().tolist(), ax.figure.axes[-1].lines[0].get_ydata().tolist()
         ([4.5, 3.5, 3.0], [0.0, 0.5, 1.0, 1.0])
         >>> plt.close(ax.figure)
+        >>> history = [{"step": 0, "elbo": -9.0, "kl": 0.5}, {"step": 100, "elbo": -4.0, "kl": 2.0}]
+        >>> axes = plot_training({"a run": history})
+        >>> [ax.get_ylabel().split("\n")[0] for ax in axes[:, 0]]
+        ['negative ELBO', 'information']
+        >>> plt.close(axes[0, 0].figure)
     """
+    runs = _records.runs_of(training)
+    if runs is not None:
+        for name, value in {"beta": beta, "inverse_lipschitz": inverse_lipschitz, "smoothing": smoothing}.items():
+            if value is not None:
+                raise ValueError(f"Expected {name}=None for the records of a monitor, which hold it, got {value!r}")
+        if ax is not None:
+            raise ValueError("Expected ax=None for the records of a monitor, which take a new figure, got axes")
+        return _records.draw(runs)
+    return _plot_losses(training, beta, inverse_lipschitz, smoothing, ax)  # type: ignore[arg-type]
+
+
+def _plot_losses(
+    training: Array,
+    beta: Array | Schedule | None,
+    inverse_lipschitz: Array | Schedule | None,
+    smoothing: int | None,
+    ax: Axes | None,
+) -> Axes:
     from matplotlib.ticker import MaxNLocator
 
     _drawing.checked_axes(ax)
-    loss = _drawing.floats("losses", losses, "(T,)")
+    loss = _drawing.floats("training", training, "(T,)")
     weights = {
         symbol: _per_step(name, value, len(loss))
         for name, symbol, value in (("beta", r"$\beta$", beta), ("inverse_lipschitz", "$L$", inverse_lipschitz))

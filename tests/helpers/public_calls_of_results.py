@@ -37,6 +37,10 @@ def prior(n):
     return torch.randn(n, K)
 
 
+def monitor():
+    return ilvae.CollapseMonitor(model, guide, x(), num_samples=2)
+
+
 @cache
 def chains():
     with torch.random.fork_rng():
@@ -402,7 +406,7 @@ CALLS = {
     "plot_training": of_plot(
         "plot_training",
         {"beta": ["ab", torch.ones(9)], "inverse_lipschitz": ["ab", torch.ones(9)]},
-        losses=torch.rand(4),
+        training=torch.rand(4),
         beta=torch.rand(4),
         inverse_lipschitz=torch.rand(4),
         smoothing=2,
@@ -416,6 +420,44 @@ CALLS = {
         center=torch.zeros(2),
         span=2.0,
         num_steps=3,
+    ),
+    "CollapseMonitor": Call(
+        lambda: (
+            ilvae.CollapseMonitor,
+            {
+                "model": model,
+                "guide": guide,
+                "model_args": x(),
+                "model_kwargs": {},
+                "every": 2,
+                "decoder": projected(),
+                "beta": {"z": ilvae.schedules.constant(0.5)},
+                "sites": ["z"],
+                "log": lambda record: None,
+                "num_samples": 2,
+                "threshold": 0.01,
+                "data_size": 100,
+                "batch_size": 2,
+                "seed": 1,
+                "plate": "data",
+            },
+        ),
+        {
+            "beta": [-1.0, "a", torch.nan, torch.ones(2), {"typo": 1.0}, {"z": -1.0}, Other()],
+            "data_size": [0, -1, 2.5, "a"],
+            "decoder": ["ab", 3, Other(), torch.nn.Linear],
+            "seed": ["a", 2.5, torch.nan, None],
+            "sites": ["z", ["typo"], 3, [3], []],
+        },
+    ),
+    "CollapseMonitor.step": Call(lambda: (monitor().step, {"loss": torch.tensor(1.0)})),
+    "CollapseMonitor.measure": Call(lambda: (monitor().measure, {})),
+    "CollapseMonitor.track": Call(
+        lambda: (monitor().track, {"iterable": range(2), "description": "a fit", "quiet": False})
+    ),
+    "CollapseMonitor.load_state_dict": Call(
+        lambda: (monitor().load_state_dict, {"state": monitor().state_dict()}),
+        {"state": [3, "ab", None, {}, Other(), {"history": []}]},
     ),
     "plot_sweep": Call(
         lambda: (

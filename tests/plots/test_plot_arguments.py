@@ -43,7 +43,7 @@ ARRAYS = {
     "standard_error": (lambda value: plot_divergence_bound(KL[:, 0], KL[:, 0], standard_error=value), KL[:, 1]),
     "x": (lambda value: plot_sweep(value, PANELS), torch.tensor([0.0, 1.0])),
     "results": (lambda value: plot_sweep([0.0, 1.0], {"a": {"b": value}}), torch.rand(3, 2)),
-    "losses": (lambda value: plot_training(value), KL[:, 0]),
+    "training": (lambda value: plot_training(value), KL[:, 0]),
     "beta": (lambda value: plot_training(KL[:, 0], beta=value), KL[:, 1]),
     "inverse_lipschitz": (lambda value: plot_training(KL[:, 0], inverse_lipschitz=value), KL[:, 1]),
     "loc": (lambda value: plot_posteriors(value, ZERO + 1), ZERO),

@@ -107,8 +107,8 @@ ERRORS = {
     "sweep-empty": (lambda: plot_sweep([1.0], {"a": {}}), r"got no labels for \['a'\]"),
     "sweep-ylabels": (lambda: plot_sweep([1.0], {"a": {"b": [[1.0]]}}, ylabels=["a", "b"]), "ylabels to be 1 labels"),
     "sweep-axes": (lambda: plot_sweep([1.0], {"a": {"b": [[1.0]]}}, axes=plt.subplots(2)[1]), "axes to be 1 axes"),
-    "training-shape": (lambda: plot_training(ONE), r"losses of shape \(T,\)"),
-    "training-nan": (lambda: plot_training([1.0, NAN]), r"losses to be finite, got nan at index \(1,\)"),
+    "training-shape": (lambda: plot_training(ONE), r"training of shape \(T,\)"),
+    "training-nan": (lambda: plot_training([1.0, NAN]), r"training to be finite, got nan at index \(1,\)"),
     "training-beta": (lambda: plot_training([1.0, 2.0], beta=[1.0]), r"beta of shape \(2,\), got \(1,\)"),
     "training-l": (lambda: plot_training([1.0], inverse_lipschitz=NAN), "inverse_lipschitz to be finite"),
     "training-smoothing": (
