@@ -90,14 +90,9 @@ class AggressiveInference:
         self._start_round()
 
     def __repr__(self) -> str:
-        kind = (
-            "no longer aggressive"
-            if not self.is_aggressive
-            else "next the guide"
-            if self._updates_guide
-            else "next the model"
-        )
-        return f"{type(self).__name__}({self.svi!r}, max_inner={self.max_inner}, window={self.window}): {kind}"
+        part = ("the guide" if self._updates_guide else "the model") if self.is_aggressive else "both"
+        own = f"max_inner={self.max_inner}, window={self.window}, patience={self.patience}"
+        return f"{type(self).__name__}({type(self.svi).__name__}, {own}) whose next step updates {part}"
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a step for the caller's next minibatch: of the guide, of the model, or an ordinary one.

@@ -10,7 +10,6 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from pyro_ilvae import VAE, AnnealedELBO, GraphSVI, JointOptim, MLPEncoder, likelihoods
 from pyro_ilvae.infer.remedies import FreeBitsELBO
-from pyro_ilvae.models._components import of_component
 
 N = len(X)
 
