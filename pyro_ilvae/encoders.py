@@ -200,7 +200,7 @@ def _inputs(x: Any, mask: Any, encoder: MLPEncoder | ConvEncoder) -> tuple[Tenso
 def beside_context(features: Tensor, context: Any, context_dim: int | None, kind: str = "an encoder") -> Tensor:
     """Features of shape (..., F) and a context of shape (..., C) side by side; the features without a context."""
     if context is not None:
-        context = _checks.tensor("context", context)
+        context = _checks.real("context", context)
     _checks.context(context, context_dim, kind)
     if context is None:
         return features

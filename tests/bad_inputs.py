@@ -22,6 +22,7 @@ from helpers import (
     public_calls_of_covariates,
     public_calls_of_likelihoods,
     public_calls_of_models,
+    public_calls_of_remedies,
     public_calls_of_results,
 )
 from helpers.wrong_values import BY_NAME, described
@@ -32,6 +33,7 @@ CALLS = (
     | public_calls_of_covariates.CALLS
     | public_calls_of_likelihoods.CALLS
     | public_calls_of_models.CALLS
+    | public_calls_of_remedies.CALLS
     | public_calls_of_results.CALLS
 )
 

@@ -7,7 +7,7 @@ import bad_inputs
 import pytest
 
 import pyro_ilvae
-from pyro_ilvae import datasets, diagnostics, likelihoods, measures, plots, schedules
+from pyro_ilvae import datasets, diagnostics, likelihoods, measures, plots, remedies, schedules
 from pyro_ilvae.datasets import text
 
 CASES = bad_inputs.cases()
@@ -30,7 +30,9 @@ def test_there_are_many_distinct_cases():
 
 def public_names():
     """The functions and classes that a user calls with arguments, without results, errors and folders of data."""
-    modules = {module: f"{module.__name__.split('.')[-1]}." for module in (likelihoods, measures, schedules, text)}
+    modules = {
+        module: f"{module.__name__.split('.')[-1]}." for module in (likelihoods, measures, remedies, schedules, text)
+    }
     for module in (pyro_ilvae, diagnostics, plots, datasets, *modules):
         for name in module.__all__:
             value = getattr(module, name)

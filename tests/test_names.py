@@ -26,6 +26,7 @@ from pyro_ilvae import (
     TransformerHistory,
     likelihoods,
     mlp,
+    remedies,
 )
 
 K, D, V = 2, 8, 5
@@ -49,6 +50,14 @@ MODULES = {
     "BrenierMap": (lambda: BrenierMap(K), (torch.zeros(6, K),)),
     "mlp": (lambda: mlp(K, (4,), D), (torch.zeros(6, K),)),
     "MLPEncoder": (lambda: MLPEncoder(**SIZES, hidden_features=(4,)), (X,)),
+    "BatchNormEncoder": (
+        lambda: remedies.BatchNormEncoder(MLPEncoder(**SIZES, hidden_features=(4,)), 0.5),
+        (X,),
+    ),
+    "LinearPath": (
+        lambda: remedies.LinearPath(MLPDecoder(**SIZES, hidden_features=(4,))),
+        (torch.zeros(6, K),),
+    ),
     "ConvEncoder": (lambda: ConvEncoder(event_shape=(2, 4), latent_dim=K, channels=(2,)), (X.reshape(6, 2, 4),)),
     "SequenceEncoder": (lambda: SequenceEncoder(vocab_size=V, latent_dim=K, hidden_features=4), (TOKENS,)),
     "SequenceDecoder": (sequence_decoder, (torch.zeros(2, K), TOKENS)),

@@ -20,6 +20,7 @@ from pyro_ilvae.infer.captured_step import (
 )
 from pyro_ilvae.infer.elbo import AnnealedELBO
 from pyro_ilvae.infer.graph_runs import Graph
+from pyro_ilvae.infer.optim import PartialOptim
 
 __all__ = ["DeviceStep", "DeviceSteps"]
 
@@ -69,7 +70,7 @@ class DeviceSteps:
 
         A warning says why not, once for each graph.
         """
-        if graph.device is None or graph.device.type not in CAPTURES:
+        if graph.device is None or graph.device.type not in CAPTURES or isinstance(svi.optim, PartialOptim):
             return False
         if graph.num_in_vain < _MOST_IN_VAIN and (
             graph.captured is None or not graph.captured.is_current(inputs, svi.optim)

@@ -17,6 +17,7 @@ from pyro_ilvae.infer.captured_step import CAPTURES, may_capture
 from pyro_ilvae.infer.generators import set_states, states
 from pyro_ilvae.infer.graph_runs import Graph, are_close, has_hooks
 from pyro_ilvae.infer.loss_module import unconstrained
+from pyro_ilvae.infer.optim import PartialOptim
 from pyro_ilvae.infer.program_state import ProgramState
 from pyro_ilvae.infer.recording import check_arguments, kind_of, other_draws_of_python, preserved, record, shared_memory
 from pyro_ilvae.infer.value_reads import NotRecordableError
@@ -160,8 +161,10 @@ class GraphCache:
         if changed or replaced:
             what = ", ".join(changed[:3]) or "a tensor that an attribute holds"
             raise NotRecordableError(f"the model or guide changes {what} each time that it runs")
-        # A CUDA graph is not compiled.
-        on_device = all(parameter.device.type in CAPTURES for parameter in names) and may_capture(self._svi.optim)
+        # A CUDA graph is not compiled, also one of later steps.
+        optim: Any = self._svi.optim
+        optim = optim.whole if isinstance(optim, PartialOptim) else optim
+        on_device = all(parameter.device.type in CAPTURES for parameter in names) and may_capture(optim)
         return Graph(recorded, names, state, self._svi.compile and not on_device)
 
     def _parameters(self, inputs: list[Tensor], args: Any, kwargs: Any) -> dict[Tensor, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_ilvae import _checks
 
-__all__ = ["JointOptim"]
+__all__ = ["JointOptim", "PartialOptim"]
 
 _LIMITS = {"clip_norm", "clip_value"}
 
@@ -211,6 +211,25 @@ class JointOptim(PyroOptim):
                     "param_groups": [_options(group) | {"params": [0]}],
                 }
         return state
+
+
+class PartialOptim:
+    """An optimizer that is shown a part of the parameters in each step; the rest, with their states, stay.
+
+    Args:
+        whole: a Pyro optimizer.
+        choose: a function from the parameters of a step to those that move.
+    """
+
+    def __init__(self, whole: Any, choose: Callable[[set[Tensor]], set[Tensor]]) -> None:
+        self.whole = whole
+        self._choose = choose
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """One step for a part of ``params``."""
+        chosen = self._choose(set(params))
+        if chosen:
+            self.whole(chosen, *args, **kwargs)
 
 
 def _check_constructor(value: Any) -> None:

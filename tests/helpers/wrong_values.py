@@ -94,7 +94,6 @@ BY_NAME = {
     "errors": CHOICE,
     "estimate": CHOICE,
     "event_shape": EVENT_SHAPE,
-    "every": INT,
     "excess": POSITIVE,
     "features": INT,
     "every": INT,

@@ -1,7 +1,7 @@
 """Inference that is trained further than the model as long as the posterior lags behind."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae._contexts import evaluation_mode
 from pyro_ilvae.infer.loss_module import unconstrained
+from pyro_ilvae.infer.optim import PartialOptim
 
 __all__ = ["AggressiveInference"]
 
@@ -87,17 +88,13 @@ class AggressiveInference:
         self._num_without_gain = 0
         self._of_model: set[Tensor] = set()
         self._of_guide: set[Tensor] = set()
+        self._synchronize()
         self._start_round()
 
     def __repr__(self) -> str:
-        kind = (
-            "no longer aggressive"
-            if not self.is_aggressive
-            else "next the guide"
-            if self._updates_guide
-            else "next the model"
-        )
-        return f"{type(self).__name__}({self.svi!r}, max_inner={self.max_inner}, window={self.window}): {kind}"
+        part = ("the guide" if self._updates_guide else "the model") if self.is_aggressive else "both"
+        own = f"max_inner={self.max_inner}, window={self.window}, patience={self.patience}"
+        return f"{type(self).__name__}({type(self.svi).__name__}, {own}) whose next step updates {part}"
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a step for the caller's next minibatch: of the guide, of the model, or an ordinary one.
@@ -135,9 +132,7 @@ class AggressiveInference:
         if information is None:
             if self.measure is None:
                 raise ValueError("Expected information to be a number without a measure, got None")
-            synchronize = getattr(self.svi, "synchronize", None)
-            if synchronize is not None:
-                synchronize()
+            self._synchronize()
             information = self.measure()
         information = _checks.finite("information", information)
         if information > self._best:
@@ -164,8 +159,15 @@ class AggressiveInference:
         _checks.instance("state_dict", state_dict, Mapping, "a dictionary")  # type: ignore[type-abstract]
         if set(state_dict) != set(_STATE):
             raise ValueError(f"Expected state_dict with the names {list(_STATE)}, got {list(state_dict)}")
+        self._synchronize()
         for name, value in state_dict.items():
             setattr(self, name if name == "is_aggressive" else f"_{name}", value)
+
+    def _synchronize(self) -> None:
+        """Let steps on a GPU that are under way come to their end."""
+        synchronize = getattr(self.svi, "synchronize", None)
+        if synchronize is not None:
+            synchronize()
 
     def _start_round(self) -> None:
         """From now on, update the guide."""
@@ -189,16 +191,13 @@ class AggressiveInference:
         """A context in which the optimizer sees the parameters of the guide alone, or those of the model."""
         optim = self.svi.optim
 
-        def of_one_part(params: Iterable[Tensor]) -> None:
-            params = set(params)
+        def choose(params: set[Tensor]) -> set[Tensor]:
             if not params <= self._of_model | self._of_guide:
                 self._of_model |= self._parameters_of_model(args, kwargs)
                 self._of_guide = (self._of_guide | params) - self._of_model
-            chosen = params & (self._of_guide if self._updates_guide else self._of_model)
-            if chosen:
-                optim(chosen)
+            return params & (self._of_guide if self._updates_guide else self._of_model)
 
-        self.svi.optim = of_one_part
+        self.svi.optim = PartialOptim(optim, choose)
         try:
             yield
         finally:

@@ -25,10 +25,10 @@ class BatchNormEncoder(WrappedEncoder):
         = \frac12 \left(\gamma^2 \frac{v_j}{v_j + \epsilon} + b_j^2\right).
 
     In training mode the statistics are the batch's, over all batch dimensions, and running averages follow them. In
-    evaluation mode they are the running averages, and the bound is approximate. Each run of the guide in training mode
-    counts as a batch: ``svi.evaluate_loss`` too, as for every batch normalization. The diagnostics and the methods of
-    the models run in evaluation mode and change no average. Neutral: ``gamma=None`` returns what the inner encoder
-    returns.
+    evaluation mode they are the running averages, and the bound is approximate. Each call in training mode counts as a
+    batch, as of every batch normalization, also by ``svi.evaluate_loss`` and :class:`LatentReconstruction`. The
+    diagnostics and the methods of the models run in evaluation mode and change no average. Neutral: ``gamma=None``
+    returns what the inner encoder returns.
 
     Args:
         encoder: the inner encoder, from data to location and scale of shape (..., K), with an attribute ``latent_dim``.

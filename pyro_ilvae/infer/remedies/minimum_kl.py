@@ -108,6 +108,6 @@ class MinimumKLEncoder(WrappedEncoder):
         if not same:
             own = "N(0, I)" if self._prior_loc is None else "the prior that it was given"
             raise ValueError(
-                f"Expected encoder with a bound to the prior of site 'z', got a {type(self).__name__} with one to {own}: "
-                "pass prior=..."
+                f"Expected encoder with a bound to the prior of site 'z', got a {type(self).__name__} with one to "
+                f"{own}: pass prior=..."
             )

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -96,7 +96,8 @@ class SiteDivergences(Messenger):
                 f"Expected a guide that draws its sites in the order of the model, got site '{name}' before {later}: "
                 "its divergence has no formula if its prior depends on them"
             )
-        values = self._expected(name, drawn, _divergences(name, drawn.fn, prior, self._whole))
+        values = _divergences(name, self._posterior(name, drawn, prior), prior, self._whole)
+        values = self._expected(name, drawn, values)
         sizes = [(frame.dim - 1, frame.size) for frame in frames if frame.vectorized]
         shape = torch.broadcast_shapes(values.shape, *((size, *(1,) * (-1 - dim)) for dim, size in sizes))
         scale, mask = (
@@ -109,6 +110,16 @@ class SiteDivergences(Messenger):
         new = SiteDivergence(weights.sum(), total.reshape(-1, shape[-1]).sum(0))
         before = self.found.get(name)
         self.found[name] = new if before is None else SiteDivergence(*(a + b for a, b in zip(before, new, strict=True)))
+
+    def _posterior(self, name: str, drawn: _Drawn, prior: Any) -> Any:
+        """The guide's distribution of a site; of one of AutoNormal, the auxiliary site's, if both are the same."""
+        auxiliary = self._drawn.get(f"{name}_unconstrained")
+        if auxiliary is None or not auxiliary.infer.get("is_auxiliary") or not isinstance(innermost(drawn.fn), Delta):
+            return drawn.fn
+        support = prior.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        return auxiliary.fn if support is constraints.real else drawn.fn
 
     def _expected(self, name: str, drawn: _Drawn, values: Tensor) -> Tensor:
         """The mean over the components that the guide enumerates, of divergences given each of them."""

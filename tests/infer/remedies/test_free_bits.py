@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -184,6 +185,26 @@ def test_names_and_numbers_of_sites():
             FreeBitsELBO(MEAN_FIELD(), **wrong).differentiable_loss(model, guide)
 
 
+@pytest.mark.parametrize("make", [Trace_ELBO, TraceMeanField_ELBO])
+def test_an_auto_normal_guide(make):
+    x = torch.randn(N)
+
+    def model(x):
+        w = pyro.sample("w", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", N):
+            z = pyro.sample("z", dist.Normal(torch.ones(2), 2.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1) * w, 1.0), obs=x)
+
+    guide = pyro.infer.autoguide.AutoNormal(model)
+    guide(x)
+    losses = []
+    for elbo in (make(max_plate_nesting=1), FreeBitsELBO(make(max_plate_nesting=1), 3.0)):
+        pyro.set_rng_seed(0)
+        losses.append(elbo.differentiable_loss(model, guide, x))
+    kl = kl_divergence(Normal(guide.locs.z, guide.scales.z), Normal(1.0, 2.0)).mean(0)
+    torch.testing.assert_close(losses[1] - losses[0], N * (3 - kl).relu().sum(), rtol=1e-4, atol=1e-4)
+
+
 def test_distributions_over_wholes_are_one_group():
     covariance = torch.tensor([[1.0, 0.5], [0.5, 2.0]])
     q, p = dist.MultivariateNormal(torch.ones(2), covariance), dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
@@ -273,9 +294,17 @@ def test_what_has_no_formula_is_refused_by_name():
     refused(model, lambda: model(dist.StudentT(3.0)), "formula at site 'z', got StudentT and Normal")
     refused(model, lambda: model(dist.Delta(torch.tensor(0.0))), "densities at site 'z'")
     refused(model, lambda: model(dist.Normal(0.0, 1.0).mask(False)), "densities at site 'z'")
-    guide = pyro.infer.autoguide.AutoNormal(model)
-    guide()
-    refused(model, guide, "densities at site 'z'", Trace_ELBO)
+    auto = pyro.infer.autoguide
+    for kind, prior in [
+        (auto.AutoDiagonalNormal, None),
+        (auto.AutoDelta, None),
+        (auto.AutoNormal, dist.Gamma(2.0, 1.0)),
+    ]:
+        pyro.clear_param_store()
+        own = partial(model, prior)
+        guide = kind(own)
+        guide()
+        refused(own, guide, "densities at site 'z'", Trace_ELBO)
     refused(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), lambda: pyro.sample("w", dist.Normal(0.0, 1.0)), "plate")
 
     def in_a_loop():
