@@ -1,6 +1,7 @@
 """Inverse Lipschitz decoders for Pyro: posterior collapse of variational autoencoders as a dial."""
 
 from pyro_ilvae import datasets, diagnostics, infer, likelihoods, plots, protocols
+from pyro_ilvae.decoders.bilipschitz import BiLipschitzMap
 from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
@@ -34,6 +35,7 @@ __all__ = [
     "ICNN",
     "VAE",
     "AnnealedELBO",
+    "BiLipschitzMap",
     "BrenierMap",
     "BrenierTransform",
     "ConvEncoder",
