@@ -149,10 +149,11 @@ def guaranteed_information(
     Returns:
         The floor from L, noise and prior; the tighter bound by the Jacobian; what is guaranteed for each coordinate, or
         None; the entropy power of the prior; and the ceiling, or None and why: a decoder without ``lipschitz``, or a
-        prior whose variance is infinite or has no formula, as below another layer. Where nothing is guaranteed, the numbers are NaN and ``reason`` says
-        why: noise that is not Normal, differs between draws of z, or has a prior on its scale; a decoder without a
-        constant, without K coordinates (a composition has more with a context), with a context that is not given, or
-        that breaks its constant at a draw; a prior without a density or draws, or with a mask.
+        prior whose variance is infinite or has no formula, as it has none below another layer. Where nothing is
+        guaranteed, the numbers are NaN and ``reason`` says why: noise that is not Normal, differs between draws of z,
+        or has a prior on its scale; a decoder without a constant, without K coordinates (a composition has more with a
+        context), with a context that is not given, or that breaks its constant at a draw; a prior without a density or
+        draws, or with a mask.
 
     Raises:
         ValueError: for a model with a ``likelihood`` beside its own, or without a prior; for another ``site``, or none
@@ -191,10 +192,8 @@ def guaranteed_information(
                 bounds = bounds_in_hierarchy(hierarchy, str(site), prior, num_samples, samples_per_pass)
         except UnavailableError as reason:
             numbers = dict.fromkeys(GuaranteedInformation._fields, math.nan)
-            nothing = {"per_coordinate": None, "ceiling": None} | dict.fromkeys(
-                ("ceiling_reason", "reason"), str(reason)
-            )
-            return GuaranteedInformation(**numbers | nothing)  # type: ignore
+            words = dict.fromkeys(("ceiling_reason", "reason"), str(reason))
+            return GuaranteedInformation(**numbers | {"per_coordinate": None, "ceiling": None} | words)  # type: ignore
     return GuaranteedInformation(**bounds._asdict(), reason=None)
 
 

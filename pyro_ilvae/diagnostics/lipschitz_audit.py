@@ -91,8 +91,8 @@ def lipschitz_audit(
     with :math:`\varepsilon` the machine precision of the decoder, are left to the Jacobian, since rounding of f would
     swamp their difference. The ratio of the other pairs has an error of about :math:`\varepsilon^{3/4} \|f\|`.
 
-    A Lipschitz constant :math:`\beta` is a bound for near pairs if it is one for all, so the largest ratio is looked for
-    by ascent from near pairs along the most stretched directions.
+    A Lipschitz constant that holds for near pairs holds for all, so the largest ratio is looked for by ascent from near
+    pairs along the most stretched directions.
 
     Args:
         decoder: a module or function of z alone, from (N, K) to (N, \*event_shape), that decodes each row by itself. A
