@@ -18,6 +18,7 @@ from pyro_ilvae import (
     MixtureVAE,
     MLPDecoder,
     MLPEncoder,
+    Nats,
     ProjectedDecoder,
     likelihoods,
 )
@@ -117,6 +118,14 @@ def test_capacity_is_the_best_share_of_the_power(power):
     assert capacity(power, noise) == pytest.approx(-best.fun, rel=1e-5, abs=1e-9)
     same = torch.full((7,), 0.3, dtype=torch.float64)
     assert capacity(power, same) == pytest.approx(3.5 * math.log1p(power / 2.1))
+
+
+@pytest.mark.parametrize(("kappa", "most"), [(0.1, 0.1), (0.5, 2.0)])
+def test_constants_of_nats_are_floor_and_ceiling_in_nats(kappa, most):
+    likelihood = likelihoods.Normal(0.3)
+    low, high = (Nats(value, likelihood).constant() for value in (kappa, most))
+    result = guaranteed_information(BiLipschitzMap(4, low, high), likelihood)
+    assert (result.floor, result.ceiling) == (pytest.approx(4 * kappa, rel=1e-5), pytest.approx(4 * most, rel=1e-5))
 
 
 def test_ceilings_of_models():

@@ -23,7 +23,9 @@ from pyro_ilvae import (
 from pyro_ilvae.diagnostics import collapse_summary, guaranteed_information, mutual_information
 
 K = 3
-X = 4 + torch.randn(60, K, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 1.0, 0.7])
+X = 4 + torch.randn(60, K, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) * torch.tensor(
+    [2.0, 1.0, 0.7]
+)
 
 
 def vae(kind=VAE, *more, **options):
