@@ -15,6 +15,7 @@ from pyro_ilvae.decoders.activations import ACTIVATIONS
 from pyro_ilvae.decoders.arguments import dtype_of, points, without_autocast
 from pyro_ilvae.decoders.brenier import LARGEST_CONSTANT, constant
 from pyro_ilvae.decoders.conditional import ConditionalDecoder
+from pyro_ilvae.decoders.frames import TrainedFrame
 from pyro_ilvae.decoders.inversion import default_tolerance, invert
 from pyro_ilvae.decoders.start import Place, Start, check_weights, start_from_data
 from pyro_ilvae.networks import linear, public_method
@@ -29,21 +30,22 @@ ENTRY = 0.125  # of a free matrix at the start, as a root mean square: an optimi
 class BiLipschitzMap(ConditionalDecoder):
     r"""A map of :math:`\mathbb{R}^K` to itself that stretches each distance by at least L and at most :math:`\beta`.
 
-    .. math:: L \|z - z'\| \le \|g(z) - g(z')\| \le \beta \|z - z'\|, \qquad g = b + g_n \circ \dots \circ g_1, \qquad
-        g_i(z) = \lambda z + (\mu - \lambda)\, W_i^\top s_i(W_i z),
+    .. math:: L \|z - z'\| \le \|g(z) - g(z')\| \le \beta \|z - z'\|, \qquad
+        g(z) = b + (g_n \circ \dots \circ g_1)(Q z), \qquad g_i(z) = \lambda z + (\mu - \lambda)\, W_i^\top s_i(W_i z),
 
     with :math:`\lambda = L^{1/n}`, :math:`\mu = \beta^{1/n}`, :math:`W_i^\top W_i \preceq I` and the elementwise
     :math:`s(u) = (\operatorname{softplus}(t u + c) - \operatorname{softplus}(c)) / t`, whose slopes are from 0 to 1.
     Since :math:`0 \preceq W_i^\top \operatorname{diag}(s_i') W_i \preceq I`, each :math:`g_i` is the gradient of a
     convex function with a Hessian whose eigenvalues are from :math:`\lambda` to :math:`\mu`. Both inequalities hold for
-    such a gradient, and the constants of a composition multiply. They cannot be improved: large shifts c make g(z) as
-    near to :math:`b + L z` or :math:`b + \beta z` as rounding allows. With :math:`L = \beta` the map is
-    :math:`b + L z`.
+    such a gradient, and the constants of a composition multiply. Gradients hardly turn, which the rotation Q with
+    :math:`Q^\top Q = I` does for all of them. The constants cannot be improved: large shifts c make g(z) as near to
+    :math:`b + L Q z` or :math:`b + \beta Q z` as rounding allows. With :math:`L = \beta` the map is :math:`b + L Q z`.
 
     W is made from a free matrix A with the columns scaled by :math:`(\sum_k |A^\top A|_{jk})^{-1/2}`, which makes all
     singular values at most 1 whatever A is [2], and one step :math:`W \mapsto \tfrac12 W (3 I - W^\top W)` [3], which
-    leaves them at most 1 and brings them nearer to 1. No factorization is needed, and columns that are orthogonal stay
-    so. Other bi-Lipschitz maps find their values by an optimization [1]; this one is in closed form.
+    leaves them at most 1 and brings them nearer to 1. No factorization is needed, and orthogonal columns stay so. Q is
+    the orthonormal factor of a free matrix, I at the start. Other bi-Lipschitz maps find their values by an
+    optimization [1]; this one is in closed form.
 
     The map is a decoder with K = D too. Under Normal noise of scale :math:`\sigma` and the prior N(0, I) it has
 
@@ -57,7 +59,7 @@ class BiLipschitzMap(ConditionalDecoder):
             the number for nats per dimension under noise that is fixed.
         lipschitz: the constant :math:`\beta > 0`.
         hidden_features: the width of each layer, at least K; the larger of 64 and K if None.
-        num_layers: the number of layers :math:`n`. One layer is the gradient of a potential; more are not.
+        num_layers: the number of layers :math:`n`. More layers can do more.
 
     Raises:
         ValueError: for constants that are negative, not finite or not in this order, and a width below K.
@@ -88,7 +90,7 @@ class BiLipschitzMap(ConditionalDecoder):
         lipschitz: float = 10.0,
         *,
         hidden_features: int | None = None,
-        num_layers: int = 3,
+        num_layers: int = 2,
     ) -> None:
         latent_dim = _checks.positive_int("latent_dim", latent_dim)
         super().__init__(latent_dim, latent_dim, None)
@@ -99,6 +101,7 @@ class BiLipschitzMap(ConditionalDecoder):
         self.register_buffer("_factors", torch.zeros(2), persistent=False)
         self._set_constants(*_constants(inverse_lipschitz, lipschitz))
         shape = (self.num_layers, self.hidden_features)
+        self.rotation = TrainedFrame(torch.eye(latent_dim))
         self.free_matrix = nn.Parameter(torch.empty(*shape, latent_dim))
         self.sharpness_raw = nn.Parameter(torch.full(shape, math.log(math.e - 1)))  # of softplus 1
         self.hidden_shift = nn.Parameter(torch.empty(shape))
@@ -199,7 +202,7 @@ class BiLipschitzMap(ConditionalDecoder):
         """The map at ``z`` of shape (..., K), of the same shape."""
         z = points("z", z, self.latent_dim, self._dtype)
         with without_autocast(z.device.type):
-            layers = self._layers(z.dtype)
+            layers, z = self._layers(z.dtype), self.rotation.embed(z)
             for i in range(self.num_layers):
                 z, _ = layers.value(i, z)
             return z + self.shift
@@ -209,13 +212,12 @@ class BiLipschitzMap(ConditionalDecoder):
         r"""The Jacobian at ``z`` of shape (..., K): (..., K, K), with singular values from L to :math:`\beta`."""
         z = points("z", z, self.latent_dim, self._dtype)
         with without_autocast(z.device.type):
-            layers = self._layers(z.dtype)
-            total: Tensor | None = None
+            layers, rotation = self._layers(z.dtype), self.rotation.fixed()
+            z, total = rotation.embed(z), rotation.matrix
             for i in range(self.num_layers):
                 z, seen = layers.value(i, z)
-                slope = layers.slope(i, seen)
-                total = slope if total is None else slope @ total
-            return total  # type: ignore[return-value]
+                total = layers.slope(i, seen) @ total
+            return total
 
     @public_method
     def inverse(self, y: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
