@@ -7,7 +7,7 @@ from reference import ACTIVATION, ReferenceDecoder
 from timing import Line, Step, at_most, compare, faster, peak_bytes
 from torch import nn
 
-from pyro_ilvae import InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder, mlp
+from pyro_ilvae import BiLipschitzMap, BrenierMap, InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder, mlp
 
 BATCH = 128
 
@@ -150,6 +150,26 @@ def projected_mlp(row: str, latent_dim: int, features: int) -> list[Line]:
     ]
 
 
+def gradients(decoder: nn.Module, latent_dim: int) -> Step:
+    """Forward, a Normal log likelihood and backward."""
+    z, x = torch.randn(BATCH, latent_dim), torch.randn(BATCH, latent_dim)
+
+    def step() -> None:
+        decoder.zero_grad()
+        (0.5 * (decoder(z) - x).square().sum() / BATCH).backward()
+
+    return step
+
+
+def bilipschitz(row: str, latent_dim: int) -> list[Line]:
+    """Both maps with their defaults, whose layers are 64 wide."""
+    steps = {
+        "bi-Lipschitz map": gradients(BiLipschitzMap(latent_dim), latent_dim),
+        "Brenier map": gradients(BrenierMap(latent_dim), latent_dim),
+    }
+    return [at_most(row, "bi-Lipschitz map", "Brenier map", compare(steps, "Brenier map"), 3.0)]
+
+
 def decode(row: str, latent_dim: int, features: int) -> list[Line]:
     decoders = {
         "same function": same_function(latent_dim, features),
@@ -187,6 +207,9 @@ ROWS: dict[str, Callable[[str], list[Line]]] = {
     "projected-784": lambda row: projected_mlp(row, 32, 784),
     "projected-3072": lambda row: projected_mlp(row, 64, 3072),
     "projected-conv": lambda row: projected(row, lambda: conv_backbone(32), 32, 784),
+    "bilipschitz-2": lambda row: bilipschitz(row, 2),
+    "bilipschitz-16": lambda row: bilipschitz(row, 16),
+    "bilipschitz-64": lambda row: bilipschitz(row, 64),
     "decode-784": lambda row: decode(row, 32, 784),
     "decode-3072": lambda row: decode(row, 64, 3072),
 }

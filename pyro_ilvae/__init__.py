@@ -9,6 +9,7 @@ from pyro_ilvae.control import (
     PIController,
     measures,
 )
+from pyro_ilvae.decoders.bilipschitz import BiLipschitzMap
 from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
@@ -47,6 +48,7 @@ __all__ = [
     "VAE",
     "AnnealedELBO",
     "BetaController",
+    "BiLipschitzMap",
     "BrenierMap",
     "BrenierTransform",
     "CollapseMonitor",

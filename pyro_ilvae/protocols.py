@@ -35,6 +35,8 @@ class Decoder(Protocol):
         context_dim: optional; the width of a context, if ``forward`` takes one.
         conditional: optional; True if ``forward`` needs more than z, so that f is no function of z alone.
         inverse_lipschitz: optional; the constant L of the whole map, with a setter if L may change.
+        lipschitz: optional; a constant :math:`\beta` with :math:`\|f(z) - f(z')\| \le \beta \|z - z'\|`, which gives a
+            ceiling beside the floor.
         frame: optional; an object with ``coordinates(y)``, Q^T y, by which a ``SequenceDecoder`` checks that Q is
             centered.
         coordinates: optional; a linear map P from outputs y of shape (..., \*event_shape) to (..., K), with z -> P f(z)
@@ -52,6 +54,7 @@ class Decoder(Protocol):
     context_dim: int | None
     conditional: bool
     inverse_lipschitz: float
+    lipschitz: float
     frame: Any
     coordinates: Callable[[Tensor], Tensor]
     channel_constant: float

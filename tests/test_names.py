@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_ilvae import (
     ICNN,
+    BiLipschitzMap,
     BrenierMap,
     ConvEncoder,
     InverseLipschitzDecoder,
@@ -47,6 +48,7 @@ MODULES = {
         (torch.zeros(6, K),),
     ),
     "ProjectedDecoder": (lambda: ProjectedDecoder(nn.Linear(K, D), **SIZES, map_features=(4,)), (torch.zeros(6, K),)),
+    "BiLipschitzMap": (lambda: BiLipschitzMap(K), (torch.zeros(6, K),)),
     "BrenierMap": (lambda: BrenierMap(K), (torch.zeros(6, K),)),
     "mlp": (lambda: mlp(K, (4,), D), (torch.zeros(6, K),)),
     "MLPEncoder": (lambda: MLPEncoder(**SIZES, hidden_features=(4,)), (X,)),
@@ -157,6 +159,8 @@ def test_an_encoder_and_a_plain_decoder_of_one_model_are_told():
 @pytest.mark.parametrize(
     ("build", "method"),
     [
+        (lambda: BiLipschitzMap(K), "inverse"),
+        (lambda: BiLipschitzMap(K), "jacobian"),
         (lambda: BrenierMap(K, hidden_features=(4,)), "inverse"),
         (lambda: BrenierMap(K, hidden_features=(4,)), "potential"),
         (lambda: BrenierMap(K, hidden_features=(4,)), "jacobian"),

@@ -1,5 +1,6 @@
 """Decoders: maps from the latent variable to natural parameters, plain and with an inverse Lipschitz constant."""
 
+from pyro_ilvae.decoders.bilipschitz import BiLipschitzMap
 from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.brenier_transform import BrenierTransform
 from pyro_ilvae.decoders.composition import InverseLipschitzDecoder
@@ -12,6 +13,7 @@ from pyro_ilvae.decoders.projected import ProjectedDecoder
 
 __all__ = [
     "ICNN",
+    "BiLipschitzMap",
     "BrenierMap",
     "BrenierTransform",
     "InverseLipschitzDecoder",

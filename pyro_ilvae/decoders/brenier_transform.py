@@ -1,4 +1,4 @@
-"""Brenier maps as transforms of distributions."""
+"""Brenier and bi-Lipschitz maps as transforms of distributions."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from pyro.distributions import TransformModule, constraints
 from torch import Tensor
 
 from pyro_ilvae import _checks
+from pyro_ilvae.decoders.bilipschitz import BiLipschitzMap
 from pyro_ilvae.decoders.brenier import BrenierMap
 from pyro_ilvae.decoders.inversion import constant_is_drawn, default_tolerance, weights_are_drawn
 
@@ -14,12 +15,13 @@ __all__ = ["BrenierTransform"]
 
 
 class BrenierTransform(TransformModule):
-    r"""A :class:`BrenierMap` as a transform of distributions, with its change of variables.
+    r"""A :class:`BrenierMap` or :class:`BiLipschitzMap` as a transform of distributions, with its change of variables.
 
-    .. math:: \log |\det \nabla g(z)| = \log \det (c\, \nabla^2\psi(z) + L I) \ge D \log L.
+    .. math:: \log |\det \nabla g(z)| = \log \det (c\, \nabla^2\psi(z) + L I) \ge D \log L,
 
-    The inverse is :meth:`BrenierMap.inverse`; draws need only the forward map. Register the transform like any Pyro
-    transform, with ``pyro.module("transform", transform)`` or as an attribute of a PyroModule.
+    and, for a bi-Lipschitz map, at most :math:`D \log \beta`. The inverse is :meth:`BrenierMap.inverse`; draws need
+    only the forward map. Register the transform like any Pyro transform, with ``pyro.module("transform", transform)``
+    or as an attribute of a PyroModule.
 
     Args:
         brenier_map: the map; with L = 0 it may fail to be onto, and the inverse then raises.
@@ -36,10 +38,11 @@ class BrenierTransform(TransformModule):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, brenier_map: BrenierMap) -> None:
+    def __init__(self, brenier_map: BrenierMap | BiLipschitzMap) -> None:
         # PyTorch's cache would return points from before an optimizer's step, whose graph is gone.
         super().__init__(cache_size=0)
-        self.brenier_map = _checks.instance("brenier_map", brenier_map, BrenierMap, "a BrenierMap")
+        kinds = (BrenierMap, BiLipschitzMap)
+        self.brenier_map = _checks.instance("brenier_map", brenier_map, kinds, "a BrenierMap or a BiLipschitzMap")
         self._last_draw: tuple[Tensor, Tensor, list[Any], list[Tensor]] | None = None
 
     def __repr__(self) -> str:
@@ -70,14 +73,15 @@ class BrenierTransform(TransformModule):
         return self.brenier_map.inverse(y)
 
     def _weights(self) -> list[Tensor]:
-        nats = self.brenier_map._nats
+        nats = getattr(self.brenier_map, "_nats", None)
         return [*self.brenier_map.parameters(), *([] if nats is None else nats.parameters())]
 
     def _state(self, tensors: list[Tensor]) -> list[Any]:
         # The version of a tensor counts what is changed in place, as by optimizers and load_state_dict. A point drawn
         # without gradients is of no use where gradients are asked for.
         versions = [(tensor._version, tensor.dtype) for tensor in tensors]
-        return [self.brenier_map.inverse_lipschitz, torch.is_grad_enabled(), *versions]
+        constants = (self.brenier_map.inverse_lipschitz, getattr(self.brenier_map, "lipschitz", None))
+        return [constants, torch.is_grad_enabled(), *versions]
 
     @torch.no_grad()
     def _solves(self, x: Tensor, y: Tensor) -> bool:

@@ -67,7 +67,8 @@ class ConditionalDecoder(Module):
         if context is None and self.context_dim is not None:
             context = torch.zeros(self.context_dim).to(like)
         with evaluation_mode(self):
-            return self(z, context).mean(0).flatten()  # type: ignore[no-any-return]
+            value: Tensor = self(z) if context is None else self(z, context)
+            return value.mean(0).flatten()
 
     def given(self, context: Tensor | None = None, *, offset: Tensor | float | None = None) -> "DecoderGiven":
         """The decoder at one context and one offset, a function of z alone, for the diagnostics of decoders.
@@ -137,6 +138,12 @@ class DecoderGiven(nn.Module):
     def inverse_lipschitz(self) -> float | None:
         """The constant of the decoder; None without one."""
         constant: float | None = getattr(self.decoder, "inverse_lipschitz", None)
+        return constant
+
+    @property
+    def lipschitz(self) -> float | None:
+        """The Lipschitz constant of the decoder; None without one."""
+        constant: float | None = getattr(self.decoder, "lipschitz", None)
         return constant
 
     @property

@@ -160,8 +160,9 @@ def _solve(
             f"points.{hint}"
         )
     if not brenier.inverse_lipschitz:
-        eigenvalues = torch.linalg.eigvalsh(brenier.jacobian(z).to(_wide(z.dtype)))
-        if (eigenvalues[..., 0] <= brenier.features * torch.finfo(y.dtype).eps * eigenvalues[..., -1]).any():
+        # A bi-Lipschitz map has a Jacobian that is not symmetric.
+        values = torch.linalg.svdvals(brenier.jacobian(z).to(_wide(z.dtype)))
+        if (values[..., -1] <= brenier.features * torch.finfo(y.dtype).eps * values[..., 0]).any():
             raise RuntimeError(
                 "Expected a Jacobian that is not singular, got one that is: other points have the same image. With "
                 "inverse_lipschitz = 0 the map need not be one to one."

@@ -28,7 +28,7 @@ __all__ = ["GuaranteedInformation", "guaranteed_information"]
 
 
 class GuaranteedInformation(NamedTuple):
-    """Lower bounds on the mutual information of data and latent variable, in nats; NaN where nothing is guaranteed."""
+    """Bounds on the mutual information of data and latent variable, in nats; NaN where nothing is guaranteed."""
 
     floor: float  #: what L and the noise guarantee by themselves, in nats
     floor_se: float  #: its standard error, 0 unless the entropy of the prior has no formula
@@ -40,6 +40,9 @@ class GuaranteedInformation(NamedTuple):
     #: the entropy power of the prior, in squared units of z: 1 for N(0, I); a lower bound for a site with one above
     entropy_power: float
     entropy_power_se: float  #: its standard error, 0 in closed form
+    #: the most information that there can be, in nats; None for a decoder without ``lipschitz``
+    ceiling: float | None
+    ceiling_reason: str | None  #: why there is no ceiling; None where there is one
     reason: str | None  #: why nothing is guaranteed; None where the numbers are guaranteed
 
     def __repr__(self) -> str:
@@ -51,6 +54,7 @@ class GuaranteedInformation(NamedTuple):
             f"{printing.number(self.nats_per_dimension)} per dimension",
             f"by the Jacobian {printing.number(self.by_jacobian, self.by_jacobian_se)} nats",
             f"entropy power of the prior {printing.number(self.entropy_power, self.entropy_power_se or None)}",
+            *([] if self.ceiling is None else [f"ceiling {printing.number(self.ceiling)} nats"]),
         )
 
 
@@ -114,6 +118,17 @@ def guaranteed_information(
     \bigr)^{1/K_t}`, with :math:`N_T = 1`. Of a coordinate given all others at least the noise is left:
     :math:`N_j \ge \sigma_{t,j}^2`.
 
+    A decoder that carries ``lipschitz``, a constant :math:`\beta` with
+    :math:`\|f(z) - f(z')\| \le \beta \|z - z'\|`, has a ceiling as well. Twice the summed variance of f(z) is the
+    mean of :math:`\|f(z) - f(z')\|^2` over independent draws, so
+
+    .. math:: \operatorname{tr} \operatorname{Cov} f(z) \le P = \beta^2 \operatorname{tr} \operatorname{Cov} z, \qquad
+        I(x; z) \le \tfrac D2 \log\Bigl(1 + \frac{P}{D \sigma^2}\Bigr),
+
+    because Normal x have the largest entropy for their covariance. This is the capacity of D Normal channels that share
+    the power P; with a scale for each entry the power is shared by water-filling [3]. It holds for every prior
+    with a variance, and is :math:`\tfrac K2 \log(1 + \beta^2 / \sigma^2)` for K = D and N(0, I).
+
     Args:
         model_or_decoder: a model with the attributes ``decoder``, ``likelihood`` and ``prior``, the distribution of the
             z that the decoder takes, such as a :class:`~pyro_ilvae.VAE`, or its method ``model``, which is not run; or
@@ -133,10 +148,12 @@ def guaranteed_information(
 
     Returns:
         The floor from L, noise and prior; the tighter bound by the Jacobian; what is guaranteed for each coordinate, or
-        None; and the entropy power of the prior. Where nothing is guaranteed, the numbers are NaN and ``reason`` says
-        why: noise that is not Normal, differs between draws of z, or has a prior on its scale; a decoder without a
-        constant, without K coordinates (a composition has more with a context), with a context that is not given, or
-        that breaks its constant at a draw; a prior without a density or draws, or with a mask.
+        None; the entropy power of the prior; and the ceiling, or None and why: a decoder without ``lipschitz``, or a
+        prior whose variance is infinite or has no formula, as it has none below another layer. Where nothing is
+        guaranteed, the numbers are NaN and ``reason`` says why: noise that is not Normal, differs between draws of z,
+        or has a prior on its scale; a decoder without a constant, without K coordinates (a composition has more with a
+        context), with a context that is not given, or that breaks its constant at a draw; a prior without a density or
+        draws, or with a mask.
 
     Raises:
         ValueError: for a model with a ``likelihood`` beside its own, or without a prior; for another ``site``, or none
@@ -148,7 +165,7 @@ def guaranteed_information(
         | [1] Shannon 1948, A mathematical theory of communication, Bell System Technical Journal 27
         | [2] Stam 1959, Some inequalities satisfied by the quantities of information of Fisher and Shannon, Information
           and Control 2
-        | [3] Cover & Thomas 2006, Elements of Information Theory, Theorem 17.7.3
+        | [3] Cover & Thomas 2006, Elements of Information Theory, Theorem 17.7.3, and Section 9.4 for the ceiling
 
     Example:
         >>> from pyro_ilvae import ProjectedDecoder, likelihoods, mlp
@@ -175,7 +192,8 @@ def guaranteed_information(
                 bounds = bounds_in_hierarchy(hierarchy, str(site), prior, num_samples, samples_per_pass)
         except UnavailableError as reason:
             numbers = dict.fromkeys(GuaranteedInformation._fields, math.nan)
-            return GuaranteedInformation(**numbers | {"per_coordinate": None, "reason": str(reason)})  # type: ignore
+            words = dict.fromkeys(("ceiling_reason", "reason"), str(reason))
+            return GuaranteedInformation(**numbers | {"per_coordinate": None, "ceiling": None} | words)  # type: ignore
     return GuaranteedInformation(**bounds._asdict(), reason=None)
 
 

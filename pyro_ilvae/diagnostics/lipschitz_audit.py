@@ -1,4 +1,4 @@
-"""An audit of how little a decoder may move when its latent variable moves: distances, worst pairs, Jacobians."""
+"""An audit of how little, and how much, a decoder may move when its latent variable moves: distances, Jacobians."""
 
 import math
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from pyro_ilvae.diagnostics._engine.decoding import (
     check_unconditional,
     decode,
     jacobian,
+    lipschitz_constant,
     num_features,
     prior_draws,
     split,
@@ -29,7 +30,8 @@ _LEARNING_RATE = 0.05  # in units of the prior's standard deviation, and of the 
 class LipschitzAudit(NamedTuple):
     r"""Smallest values found of ||f(z) - f(z')|| / ||z - z'|| and of the Jacobian's singular values, and where.
 
-    All values are in units of f over units of z. The measured values are upper bounds on the true constant.
+    All values are in units of f over units of z. The measured values are upper bounds on the true constant. The largest
+    values, lower bounds on the true Lipschitz constant, are looked for where the decoder carries one.
     """
 
     certified: float | None  #: the constant that the decoder carries, a lower bound on all others; None without one
@@ -39,6 +41,10 @@ class LipschitzAudit(NamedTuple):
     prior_pair: Tensor  #: where ``prior_ratio`` occurs, of shape (2, K)
     worst_pair: Tensor  #: where ``worst_ratio`` occurs, of shape (2, K)
     singular_point: Tensor  #: where ``singular_value`` occurs, of shape (K,)
+    #: the Lipschitz constant that the decoder carries, an upper bound on all ratios and singular values; None without
+    lipschitz: float | None
+    largest: float | None  #: the largest ratio or singular value found; None without ``lipschitz``
+    largest_pair: Tensor | None  #: a pair at which the largest ratio occurs, of shape (2, K); None without
 
     @property
     def smallest(self) -> float:
@@ -50,6 +56,9 @@ class LipschitzAudit(NamedTuple):
             f"{name.replace('_', ' ')} {printing.number(getattr(self, name))}"
             for name in ("prior_ratio", "worst_ratio", "singular_value")
         ]
+        if self.lipschitz is not None:
+            measured.append(f"lipschitz {printing.number(self.lipschitz)}")
+            measured.append(f"largest {printing.number(self.largest)}")
         return printing.described(self, f"certified {printing.number(self.certified)}", *measured)
 
 
@@ -67,6 +76,8 @@ def lipschitz_audit(
 ) -> LipschitzAudit:
     r"""The smallest stretching of a decoder that a search finds, and the constant that the decoder promises.
 
+    For a decoder with the attribute ``lipschitz``, the largest stretching as well.
+
     .. math:: L(f) = \inf_{z \ne z'} \frac{\|f(z) - f(z')\|}{\|z - z'\|} \le \min(\text{measured}), \qquad
         \sigma_{\min}(J_f(z)) \ge L(f).
 
@@ -79,6 +90,9 @@ def lipschitz_audit(
     a property of all of :math:`\mathbb{R}^K`. Pairs nearer than :math:`\varepsilon^{1/4}` prior standard deviations,
     with :math:`\varepsilon` the machine precision of the decoder, are left to the Jacobian, since rounding of f would
     swamp their difference. The ratio of the other pairs has an error of about :math:`\varepsilon^{3/4} \|f\|`.
+
+    A Lipschitz constant that holds for near pairs holds for all, so the largest ratio is looked for by ascent from near
+    pairs along the most stretched directions.
 
     Args:
         decoder: a module or function of z alone, from (N, K) to (N, \*event_shape), that decodes each row by itself. A
@@ -94,7 +108,8 @@ def lipschitz_audit(
         seed: a seed to draw from, which restores the global random state afterwards; if None, the global state is used.
 
     Returns:
-        The certified constant, the three measured values and where they occur.
+        The certified constant, the three measured values and where they occur; and the Lipschitz constant, the largest
+        value and where it occurs, or None.
 
     Raises:
         ValueError: for a decoder whose dimension is not known or another, whose output is not finite, has another
@@ -141,16 +156,27 @@ def lipschitz_audit(
             ratios = by_rows(partial(_ratios, decoder), z[pairs], 2 * features)
 
         wide = features * z.shape[1]
-        values = by_rows(partial(_singular_values, decoder), z, wide)
-        weakest = z[values.topk(min(num_worst, len(z)), largest=False).indices]
-        directions = by_rows(partial(_weakest_direction, decoder), weakest, wide)
-        near = torch.stack([weakest, weakest + 10 * nearest * directions], 1)
+        ends = by_rows(partial(_singular_values, decoder), z, wide)
+        values = ends[:, 0]
 
-        starts = torch.cat([z[pairs], near])
-        descend = partial(_descend, decoder, spread=spread, nearest=nearest)
-        parts = split(starts, 2 * features, samples_per_pass, partial(descend, steps=min(steps, 1)))
-        descents = [descend(part, steps=steps) for part in parts]
-        worst_ratios, worst_pairs = (torch.cat(found) for found in zip(*descents, strict=True))
+        def near_pairs(end: int) -> Tensor:
+            """Near pairs along the directions that the Jacobian stretches least (0) or most (1), where it does."""
+            at = z[ends[:, end].topk(min(num_worst, len(z)), largest=end == 1).indices]
+            directions = by_rows(partial(_extreme_direction, decoder, end=end), at, wide)
+            return torch.stack([at, at + 10 * nearest * directions], 1)
+
+        def search(starts: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+            move = partial(_descend, decoder, spread=spread, nearest=nearest, sign=sign)
+            parts = split(starts, 2 * features, samples_per_pass, partial(move, steps=min(steps, 1)))
+            ratios, found = zip(*(move(part, steps=steps) for part in parts), strict=True)
+            return torch.cat(ratios), torch.cat(found)
+
+        worst_ratios, worst_pairs = search(torch.cat([z[pairs], near_pairs(0)]), 1.0)
+        lipschitz, largest, largest_pair = lipschitz_constant(decoder), None, None
+        if lipschitz is not None:
+            large_ratios, large_pairs = search(near_pairs(1), -1.0)
+            largest = max(float(large_ratios.max()), float(ends[:, 1].max()))
+            largest_pair = large_pairs[large_ratios.argmax()]
     return LipschitzAudit(
         certified=certified_constant(decoder),
         prior_ratio=float(ratios.min()),
@@ -159,6 +185,9 @@ def lipschitz_audit(
         prior_pair=z[pairs[ratios.argmin()]],
         worst_pair=worst_pairs[worst_ratios.argmin()],
         singular_point=z[values.argmin()],
+        lipschitz=lipschitz,
+        largest=largest,
+        largest_pair=largest_pair,
     )
 
 
@@ -207,22 +236,26 @@ def _ratio(eta: Tensor, z: Tensor) -> Tensor:
 
 
 def _singular_values(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The K-th singular value of the Jacobian at each row of ``z``, of shape (N,); 0 for D < K."""
+    """The K-th (0 for D < K) and the first singular value of the Jacobian at each row of ``z``, of shape (N, 2)."""
     slopes = jacobian(decoder, z).double()
     values = torch.linalg.svdvals(slopes)
-    return values[:, -1] if slopes.shape[1] >= slopes.shape[2] else torch.zeros_like(values[:, -1])
+    smallest = values[:, -1] if slopes.shape[1] >= slopes.shape[2] else torch.zeros_like(values[:, -1])
+    return torch.stack([smallest, values[:, 0]], 1)
 
 
-def _weakest_direction(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The unit vector that the Jacobian stretches least at each row of ``z``, of shape (N, K)."""
+def _extreme_direction(decoder: Callable[[Tensor], Tensor], z: Tensor, *, end: int) -> Tensor:
+    """The unit vector that the Jacobian stretches least (0) or most (1) at each row of ``z``, of shape (N, K)."""
     slopes = jacobian(decoder, z).double()
-    return torch.linalg.eigh(slopes.mT @ slopes).eigenvectors[..., 0].to(z.dtype)
+    return torch.linalg.eigh(slopes.mT @ slopes).eigenvectors[..., -end].to(z.dtype)
 
 
 def _descend(
-    decoder: Callable[[Tensor], Tensor], pairs: Tensor, *, steps: int, spread: float, nearest: float
+    decoder: Callable[[Tensor], Tensor], pairs: Tensor, *, steps: int, spread: float, nearest: float, sign: float
 ) -> tuple[Tensor, Tensor]:
-    """The smallest ratio on the way down from each pair, of shape (P,), and where it is, of shape (P, 2, K)."""
+    """The smallest ratio on the way down from each pair, of shape (P,), and where it is, of shape (P, 2, K).
+
+    With ``sign`` = -1 the largest on the way up.
+    """
     gap = pairs[:, 1] - pairs[:, 0]
     length = gap.norm(dim=-1, keepdim=True)
     # A pair is a midpoint, a direction and the logarithm of a distance, so that near and far pairs learn alike.
@@ -231,21 +264,21 @@ def _descend(
     log_length = length.log().requires_grad_()
     coordinates = [midpoint, direction, log_length]
     optimizer = torch.optim.Adam(coordinates, lr=_LEARNING_RATE)
-    best, best_pairs = torch.full_like(length[:, 0], math.inf, dtype=torch.float64), pairs.clone()
+    best, best_pairs = torch.full_like(length[:, 0], sign * math.inf, dtype=torch.float64), pairs.clone()
     for step in range(steps + 1):
         half = 0.5 * log_length.exp() * direction / direction.norm(dim=-1, keepdim=True)
         at = torch.stack([spread * midpoint - half, spread * midpoint + half], 1)
         with torch.set_grad_enabled(step < steps):
             eta = decode(decoder, at.flatten(0, 1)).reshape(*at.shape[:2], -1)
         ratio = _ratio(eta.detach().double(), at.detach().double())
-        better = ratio < best
+        better = sign * ratio < sign * best
         best[better], best_pairs[better] = ratio[better], at.detach()[better]
         if step == steps:
             break
         square = (eta[:, 0] - eta[:, 1]).square().sum(-1)
         # The smallest positive number keeps the gradient finite where two values are equal.
         objective = (square + torch.finfo(square.dtype).tiny).log() - 2 * log_length[:, 0]
-        gradients = torch.autograd.grad(objective.sum(), coordinates, materialize_grads=True)
+        gradients = torch.autograd.grad(sign * objective.sum(), coordinates, materialize_grads=True)
         for coordinate, gradient in zip(coordinates, gradients, strict=True):
             coordinate.grad = gradient
         optimizer.step()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_ilvae import ICNN, BrenierMap, InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder, mlp
+from pyro_ilvae import ICNN, BiLipschitzMap, BrenierMap, InverseLipschitzDecoder, MLPDecoder, ProjectedDecoder, mlp
 
 SIZES = {"latent_dim": 3, "event_shape": 6}
 
@@ -30,6 +30,9 @@ FUNCTIONS = {
     "potential": (BrenierMap(3).potential, "z"),
     "jacobian": (BrenierMap(3).jacobian, "z"),
     "inverse": (BrenierMap(3).inverse, "y"),
+    "bilipschitz map": (BiLipschitzMap(3), "z"),
+    "bilipschitz jacobian": (BiLipschitzMap(3).jacobian, "z"),
+    "bilipschitz inverse": (BiLipschitzMap(3).inverse, "y"),
     "icnn": (ICNN(3), "x"),
     "gradient": (ICNN(3).gradient, "x"),
     "hessian": (ICNN(3).hessian, "x"),

@@ -8,7 +8,15 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from pyro_ilvae import ICNN, BrenierMap, InverseLipschitzDecoder, MLPDecoder, MLPEncoder, ProjectedDecoder
+from pyro_ilvae import (
+    ICNN,
+    BiLipschitzMap,
+    BrenierMap,
+    InverseLipschitzDecoder,
+    MLPDecoder,
+    MLPEncoder,
+    ProjectedDecoder,
+)
 
 # The first forward derivative loads a part of PyTorch that warns about another part.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
@@ -26,6 +34,9 @@ FUNCTIONS = {
     "inverse": lambda: (module := BrenierMap(3), module.inverse),
     "jacobian": lambda: (module := BrenierMap(3), lambda z: module.jacobian(z).sum(-1)),
     "potential": lambda: (module := BrenierMap(3), lambda z: module.potential(z).unsqueeze(-1)),
+    "bilipschitz map": lambda: (module := BiLipschitzMap(3), module),
+    "bilipschitz inverse": lambda: (module := BiLipschitzMap(3), module.inverse),
+    "bilipschitz jacobian": lambda: (module := BiLipschitzMap(3), lambda z: module.jacobian(z).sum(-1)),
     "gradient": lambda: (module := ICNN(3), module.gradient),
     "hessian": lambda: (module := ICNN(3), lambda z: module.hessian(z).sum(-1)),
     "composition": lambda: (module := InverseLipschitzDecoder(**SIZES), module),

@@ -314,5 +314,7 @@ def test_refuses(options, message):
 
 
 def test_refuses_other_maps_in_a_transform():
-    with pytest.raises(TypeError, match="Expected brenier_map to be a BrenierMap, got the class BrenierMap"):
+    with pytest.raises(
+        TypeError, match="Expected brenier_map to be a BrenierMap or a BiLipschitzMap, got the class BrenierMap"
+    ):
         BrenierTransform(BrenierMap)

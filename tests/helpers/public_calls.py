@@ -70,6 +70,10 @@ def sequential(**more):
     return ilvae.SequentialVAE(sequence_decoder(), sequence_encoder(), end_token=0, max_length=5, **more)
 
 
+def bilipschitz():
+    return ilvae.BiLipschitzMap(K, 0.5, 2.0, hidden_features=4, num_layers=2)
+
+
 def brenier():
     return ilvae.BrenierMap(K, 0.5, (4,))
 
@@ -112,6 +116,25 @@ CALLS = {
     "BrenierMap.inverse": Call(lambda: (brenier().inverse, {"y": z(), "tolerance": 1e-4, "max_iterations": 50})),
     "BrenierMap.jacobian": Call(lambda: (brenier().jacobian, {"z": z()})),
     "BrenierMap.potential": Call(lambda: (brenier().potential, {"z": z()})),
+    "BiLipschitzMap": Call(
+        lambda: (
+            ilvae.BiLipschitzMap,
+            {"latent_dim": K, "inverse_lipschitz": 0.5, "lipschitz": 2.0, "hidden_features": 4, "num_layers": 2},
+        ),
+        {"hidden_features": [1, 0, 2.5, "a"]},
+    ),
+    "BiLipschitzMap.forward": Call(lambda: (bilipschitz().forward, {"z": z()})),
+    "BiLipschitzMap.given": Call(
+        lambda: (bilipschitz().given, {"context": None, "offset": 1.0}), {"context": ["ab", torch.ones(K)]}
+    ),
+    "BiLipschitzMap.initialize": Call(
+        lambda: (bilipschitz().initialize, {"x": z(), "likelihood": likelihoods.Normal(0.5), "seed": 0}),
+        {"x": [*TENSOR, torch.ones(4, 5)], "likelihood": ["ab", 3, None, likelihoods.Normal]},
+    ),
+    "BiLipschitzMap.inverse": Call(
+        lambda: (bilipschitz().inverse, {"y": z(), "tolerance": 1e-4, "max_iterations": 50})
+    ),
+    "BiLipschitzMap.jacobian": Call(lambda: (bilipschitz().jacobian, {"z": z()})),
     "BrenierTransform": Call(lambda: (ilvae.BrenierTransform, {"brenier_map": brenier()})),
     "InverseLipschitzDecoder": Call(
         lambda: (

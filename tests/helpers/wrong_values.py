@@ -125,6 +125,7 @@ BY_NAME = {
     "latent_dim": INT,
     "level": CHOICE,
     "linear_path": FLAG,
+    "lipschitz": POSITIVE,
     "likelihood": [*FUNCTION, ilvae.likelihoods.Normal],
     "length_bonus": ["a", None, NAN, INF],
     "loc": [*TENSOR, torch.full((4, 2), NAN)],

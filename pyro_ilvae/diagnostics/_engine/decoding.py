@@ -49,7 +49,16 @@ def state_of(decoder: object) -> Tensor | None:
 
 def certified_constant(decoder: object) -> float | None:
     """The inverse Lipschitz constant that the decoder carries; None without one."""
-    value: Any = getattr(decoder, "inverse_lipschitz", None)
+    return _constant(decoder, "inverse_lipschitz")
+
+
+def lipschitz_constant(decoder: object) -> float | None:
+    """The Lipschitz constant that the decoder carries; None without one."""
+    return _constant(decoder, "lipschitz")
+
+
+def _constant(decoder: object, name: str) -> float | None:
+    value: Any = getattr(decoder, name, None)
     return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
 
 

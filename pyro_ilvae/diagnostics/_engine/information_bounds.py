@@ -1,4 +1,4 @@
-"""Lower bounds on the information that a decoder with Normal noise has about its latent variable."""
+"""Bounds on the information that a decoder with Normal noise has about its latent variable."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,16 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_ilvae.diagnostics._engine.channels import Channel, channel_of
-from pyro_ilvae.diagnostics._engine.decoding import jacobian, prior_draws, split
+from pyro_ilvae.diagnostics._engine.channels import Channel, channel_of, noise_scale
+from pyro_ilvae.diagnostics._engine.decoding import (
+    decode,
+    jacobian,
+    lipschitz_constant,
+    parameters_of,
+    prior_draws,
+    split,
+)
 from pyro_ilvae.diagnostics._engine.latent_priors import Spread, draws_by_component, spread_of
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
 
 LOG_UNIT = math.log(2 * math.pi * math.e)  # of an entropy power
+_PAIRED = 64  # draws whose distances are compared with a Lipschitz constant
 
 
 class Bounds(NamedTuple):
-    """Lower bounds in nats, with their standard errors, and the entropy power that they rest on."""
+    """Bounds in nats, lower ones with their standard errors, and the entropy power that they rest on."""
 
     floor: float
     floor_se: float
@@ -28,6 +36,8 @@ class Bounds(NamedTuple):
     per_coordinate: Tensor | None
     entropy_power: float
     entropy_power_se: float
+    ceiling: float | None = None
+    ceiling_reason: str | None = "Expected a prior whose variance has a formula, got a site with another one above"
 
 
 class Entropy(NamedTuple):
@@ -52,8 +62,9 @@ def bounds_for_prior(
     log_det = _log_determinants(decoder, channel, z, samples_per_pass)
     mixed = spread.log_powers is None or len(counts) > 1
     surprise = -prior.log_prob(drawn).double().to(z.device) if mixed else None
+    ceiling, reason = _ceiling(decoder, likelihood, prior, z)
     return _bounds(spread, counts, channel, log_det, surprise)._replace(
-        per_coordinate=_per_coordinate(spread, channel, z.dtype)
+        per_coordinate=_per_coordinate(spread, channel, z.dtype), ceiling=ceiling, ceiling_reason=reason
     )
 
 
@@ -188,3 +199,37 @@ def _per_coordinate(spread: Spread, channel: Channel, dtype: torch.dtype) -> Ten
     noise = channel.covariance.diagonal()
     ratio = channel.coordinate_constant**2 * log_powers.to(noise.device).exp() / noise
     return (spread.weights.to(noise.device)[:, None] * ratio.log1p() / 2).sum(0).to(dtype)
+
+
+def _ceiling(decoder: Any, likelihood: Any, prior: Any, z: Tensor) -> tuple[float | None, str | None]:
+    """The capacity of the channel from f(z) to x in nats, for draws ``z``; or None and why there is no ceiling."""
+    constant, kind = lipschitz_constant(decoder), type(decoder).__name__
+    if constant is None:
+        return None, f"Expected a decoder that carries lipschitz, got {kind}"
+    try:
+        variance = float(prior.variance.detach().double().sum())
+    except (AttributeError, NotImplementedError):
+        variance = math.nan
+    if not math.isfinite(variance):
+        return None, f"Expected a prior whose variance is finite and has a formula, got {type(prior).__name__}"
+    some = z[:_PAIRED]
+    moved = (decode(decoder, some) - decode(decoder, some.flip(0))).double().norm(dim=-1)
+    rounding = 10 * torch.finfo(z.dtype).eps ** 0.5
+    if not (moved <= constant * (1 + rounding) * (some - some.flip(0)).double().norm(dim=-1)).all():
+        raise UnavailableError(
+            f"Expected a decoder that keeps the constant that it carries, got values of {kind} that are farther from "
+            f"each other than lipschitz = {constant:g} allows"
+        )
+    noise = noise_scale(likelihood, parameters_of(decoder, z[:2])).flatten().square()
+    return capacity(constant**2 * variance, noise), None
+
+
+def capacity(power: float, noise: Tensor) -> float:
+    """The capacity of independent Normal channels of these noise variances under a total power, in nats.
+
+    The power fills up the noisiest last, as water fills a vessel.
+    """
+    noise = noise.sort().values
+    levels = (power + noise.cumsum(0)) / torch.arange(1, len(noise) + 1, dtype=noise.dtype, device=noise.device)
+    filled = max(1, int((levels > noise).sum()))
+    return float((levels[filled - 1] / noise[:filled]).log().sum() / 2)

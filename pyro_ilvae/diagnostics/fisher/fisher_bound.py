@@ -14,7 +14,12 @@ from pyro_ilvae.diagnostics._engine import printing
 from pyro_ilvae.diagnostics._engine.batches import data_batches
 from pyro_ilvae.diagnostics._engine.calls import check_programs
 from pyro_ilvae.diagnostics._engine.decoded_sites import decoded_site, part_of
-from pyro_ilvae.diagnostics._engine.decoding import certified_constant, check_unconditional, has_context
+from pyro_ilvae.diagnostics._engine.decoding import (
+    certified_constant,
+    check_unconditional,
+    has_context,
+    lipschitz_constant,
+)
 from pyro_ilvae.diagnostics._engine.importance import weighted_mean
 from pyro_ilvae.diagnostics._engine.moments import mean_over_data
 from pyro_ilvae.diagnostics._engine.posteriors import UnavailableError
@@ -81,7 +86,8 @@ def fisher_bound(
     :math:`g_1`. Both sides are means over the same weighted draws of the guide, see
     :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`, and the inequality holds at each draw: the ratio is at
     least 1 up to rounding, however many draws there are. A projected decoder with K < D has no such bound, since
-    :math:`J_f^\top s` may vanish where s does not.
+    :math:`J_f^\top s` may vanish where s does not. For a decoder with K = D that carries ``lipschitz``, a constant
+    :math:`\beta`, the ratio is at most :math:`\beta^2 / L^2`, since :math:`\|J_f^\top s\| \le \beta \|s\|`.
 
     With a context and K = D the bound holds for each datum in its own context; with missing entries s is the score of
     the entries that are there. A composition with a context has no ``bounded_part``, because z is then a part of what
@@ -139,6 +145,7 @@ def fisher_bound(
             raise ValueError("Expected decoder=..., or a model whose object has the attribute decoder, got neither")
     _checks.instance("decoder", decoder, nn.Module, "a module, whose calls can be watched")
     part, constant = _bounding_part(decoder)
+    lipschitz = lipschitz_constant(decoder) if part is decoder else None
     results = []
     with seeded(seed), uncompiled(decoder):
         for batch in data_batches(model, guide, model_args, model_kwargs, batch_size, plate):
@@ -152,16 +159,22 @@ def fisher_bound(
             divergence = weighted_divergence(weights, squares)
             bound, bound_errors = weighted_mean(weights.values, bounds)
             ratio = divergence.values / bound
-            _check_bound(decoder, ratio)
+            _check_bound(decoder, ratio, math.inf if not lipschitz or not constant else (lipschitz / constant) ** 2)
             _, difference_errors = weighted_mean(weights.values, squares - ratio * bounds)
             results.append((*divergence, bound, bound_errors, ratio, difference_errors / bound))
     *fields, bound, bound_errors, ratio, ratio_errors = (torch.cat(part) for part in zip(*results, strict=True))
     return FisherBound(PosteriorFisherDivergence(*fields), bound, bound_errors, ratio, ratio_errors)
 
 
-def _check_bound(decoder: nn.Module, ratio: Tensor) -> None:
-    """Raise if the bound exceeds the divergence by more than rounding: it does not hold, whatever the reason."""
-    above = ratio < 1 - 10 * torch.finfo(ratio.dtype).eps ** 0.5
+def _check_bound(decoder: nn.Module, ratio: Tensor, largest: float) -> None:
+    """Raise if the ratio is beyond its limits by more than rounding: they do not hold, whatever the reason."""
+    rounding = 10 * torch.finfo(ratio.dtype).eps ** 0.5
+    if (ratio > largest * (1 + rounding)).any():
+        raise UnavailableError(
+            f"Expected a divergence of at most {largest:.3g} times its bound, got a ratio of {float(ratio.max()):.3g}: "
+            f"{type(decoder).__name__} does not keep the constant lipschitz that it carries"
+        )
+    above = ratio < 1 - rounding
     if above.any():
         raise UnavailableError(
             f"Expected a divergence of at least its bound, got a ratio of {float(ratio.min()):.3g}, and below 1 for "
