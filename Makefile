@@ -11,8 +11,8 @@ WORKERS ?= -n auto --maxprocesses 8
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-TUTORIALS := quickstart diagnostics mixtures images counts layers text
-EXPERIMENTS := annealing diagnostics_against_nuts nats layers toy_sweep fashion_mnist text known_languages
+TUTORIALS := quickstart diagnostics mixtures images counts layers control text
+EXPERIMENTS := annealing diagnostics_against_nuts nats remedies layers toy_sweep fashion_mnist text known_languages
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format bench tutorials experiments clean

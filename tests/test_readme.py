@@ -27,7 +27,7 @@ def test_examples_of_pages_run(page):
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, monitored, own, autoguide, graph, mixture, covariates, sequences, layers = blocks_of(README)
+    example, monitored, own, autoguide, graph, mixture, covariates, sequences, controlled, layers = blocks_of(README)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
@@ -48,6 +48,10 @@ def test_examples_run(capsys):
     assert variables["in_batch_0"].shape == (1000, 20)
     exec(compile(sequences, README.name, "exec"), variables)
     assert variables["sequential"].reconstruct(variables["data"].test[:2]).shape == (2, 20)
+    exec(compile(controlled, README.name, "exec"), variables)
+    assert variables["controller"].frozen
+    assert variables["controller"].on_target
+    capsys.readouterr()
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)
     exec(compile(layers, README.name, "exec"), variables)
     assert capsys.readouterr().out.endswith("entropy power of the prior 1)\n")

@@ -63,8 +63,11 @@ class MultiplicativeController(Controller):
         return self._position_of(self.bounds[0])
 
     def _moved(self, estimate: float) -> float:
+        goal = self.target
+        if self.at_least:  # a little more, so that the measure does not rest below
+            goal *= (1.0 + 2.0 * self.tolerance) ** (1 if self.measure.rises else -1)
         # An estimate of 0 or below, as noise may give it, is far too small.
-        error = math.log(self.target / estimate) if estimate > self.target * 1e-6 else math.log(1e6)
+        error = math.log(goal / estimate) if estimate > goal * 1e-6 else math.log(1e6)
         change = self._direction * self._law.change(error)
         self._position = min(max(self._position + change, self._lowest), self._position_of(self.bounds[1]))
         self._law.remember(self._position)

@@ -54,6 +54,9 @@ class _ConstantController(MultiplicativeController):
         #: the weight of the KL, for AnnealedELBO
         self.beta = _ControlledBeta(type(self).__name__, self.largest_beta)
         super().__init__(*args, start=float(getattr(decoder, self._attribute)), **options)
+        largest = getattr(decoder, "lipschitz", None)
+        if largest is not None and self.bounds[1] > largest:
+            raise ValueError(f"Expected bounds up to the decoder's lipschitz, {largest:g}, got {self.bounds}")
 
     def __repr__(self) -> str:
         return super().__repr__() + (f", beta = {self.beta._value:.4g}" if self.largest_beta > 1 else "")
@@ -138,7 +141,8 @@ class InverseLipschitzController(_ConstantController):
         bounds: the smallest and the largest L.
         tolerance: L rests where the estimate is so close to the target, relative to it, until it is twice as far off.
         window: the number of batches in the running mean.
-        at_least: whether a measure above the target is as good. L still falls while it is above, down to its bound.
+        at_least: whether a measure above the target is as good. The controller aims at twice the tolerance above it. L
+            still falls while it is above, down to its bound.
         largest_beta: a weight of the KL above 1 lowers information where the smallest L leaves too much of it. If this
             is above 1, pass ``controller.beta`` to :class:`~pyro_ilvae.AnnealedELBO`: it is 1 while L is above its
             smallest value, and rises up to this number otherwise.

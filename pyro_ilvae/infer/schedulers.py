@@ -1,5 +1,6 @@
 """Schedulers: the inverse Lipschitz constant of a decoder, or its nats per dimension, as a function of the step."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,10 +33,13 @@ class _Scheduler:
             raise ValueError(
                 f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number"
             )
+        largest = (
+            self._largest if name == "nats" else min(self._largest, getattr(decoder, "lipschitz", None) or math.inf)
+        )
         for value in (schedule.value, *schedule._ends):
-            if not 0 <= value <= self._largest:
+            if not 0 <= value <= largest:
                 raise ValueError(
-                    f"Expected schedule to give {name} from 0 to {self._largest:g}, got {value!r} from {schedule.name}"
+                    f"Expected schedule to give {name} from 0 to {largest:g}, got {value!r} from {schedule.name}"
                 )
         self.decoder = decoder
         self.schedule = schedule
@@ -86,7 +90,7 @@ class InverseLipschitzScheduler(_Scheduler):
 
     Args:
         decoder: a decoder or map whose ``inverse_lipschitz`` can be set.
-        schedule: the constant L as a function of the step, from 0 to 1e18.
+        schedule: the constant L as a function of the step, from 0 to 1e18, or to the decoder's ``lipschitz``.
 
     Raises:
         ValueError: for a decoder without an ``inverse_lipschitz``, for a ``schedule`` that is not a :class:`Schedule`

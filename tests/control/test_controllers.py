@@ -20,10 +20,12 @@ from pyro_ilvae import (
     GECO,
     AnnealedELBO,
     BetaController,
+    BiLipschitzMap,
     BrenierMap,
     GraphSVI,
     InverseLipschitzController,
     InverseLipschitzDecoder,
+    InverseLipschitzScheduler,
     JointOptim,
     MLPDecoder,
     Nats,
@@ -35,6 +37,7 @@ from pyro_ilvae import (
     likelihoods,
     measures,
     mlp,
+    schedules,
 )
 
 X = torch.randn(24, 4, 2, generator=torch.Generator().manual_seed(0))
@@ -313,6 +316,8 @@ def plain():
         ),
         (lambda: InverseLipschitzController(vae_with(), max, 1.0, num_steps=10), "whose decoder may have one"),
         (lambda: InverseLipschitzController(BrenierMap(2, 5.0), max, 1.0, num_steps=10, bounds=(0, 1)), "bounds"),
+        (lambda: InverseLipschitzController(BiLipschitzMap(2), max, 1.0, num_steps=10), "lipschitz, 10, got"),
+        (lambda: InverseLipschitzScheduler(BiLipschitzMap(2), schedules.constant(11.0)), "schedule to give .* to 10"),
         (lambda: BetaController(max, 1.0, num_steps=5), "num_steps >= every"),
         (lambda: BetaController(max, 1.0, num_steps=50, bounds=(2.0, 1.0)), "bounds"),
         (lambda: BetaController(max, 1.0, num_steps=50, bounds=3.0), "bounds"),

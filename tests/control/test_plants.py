@@ -148,6 +148,18 @@ def test_a_measure_above_its_target_is_as_good_with_at_least():
     assert knob.inverse_lipschitz == 0
 
 
+@pytest.mark.parametrize("rises", [True, False])
+def test_at_least_rests_on_the_side_of_more_information(rises):
+    knob = Knob(1.0)
+    plant = Plant(lambda: information(knob.inverse_lipschitz) ** (1 if rises else -1), 30)
+    target = 40.0 if rises else 1 / 40
+    measure = Measure(plant.measured, name="m", rises=rises)
+    controller = InverseLipschitzController(knob, measure, target, num_steps=NUM_STEPS, at_least=True)
+    run(controller, plant)
+    beyond = plant.measured() / target
+    assert 1.0 <= (beyond if rises else 1 / beyond) <= 1.08
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_a_measure_of_nothing_is_far_too_small(value):
     knob = Knob(1.0)
