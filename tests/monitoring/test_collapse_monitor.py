@@ -122,6 +122,8 @@ def test_the_numbers_follow_the_training():
     assert record["active_units"] == 1
     assert record["num_units"] == 2
     assert record is monitor.history[-1]
+    assert own(threshold=1000.0).history[0]["active_units"] == 0
+    assert own(threshold=0.0).history[0]["active_units"] == 1
 
 
 def test_draws_are_the_same_in_all_records():
