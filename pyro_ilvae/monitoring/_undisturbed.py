@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_ilvae._contexts import evaluation_mode, seeded
+from pyro_ilvae._contexts import seeded
 from pyro_ilvae._evaluation import modules_of
 
 _Key = tuple[type, str, int, str]  # the category of a warning, its file and line, and its words
@@ -20,20 +20,14 @@ _Key = tuple[type, str, int, str]  # the category of a warning, its file and lin
 
 @contextmanager
 def undisturbed(*functions: Callable[..., Any], seed: int, warned: set[_Key]) -> Iterator[None]:
-    """Draw from a seed, in evaluation mode and without gradients, and leave all that the functions read as it was.
+    """Draw from a seed, without gradients, and leave all that the functions read as it was.
 
-    Restored are the random states of PyTorch, NumPy and Python, the modes and buffers of modules, and which parameters
-    Pyro's store holds. A warning is shown if it is not in ``warned``, which then holds it too.
+    Restored are the random states of PyTorch, NumPy and Python, the buffers of modules, and which parameters Pyro's
+    store holds; each diagnostic restores the modes of modules itself. A warning is shown if it is not in ``warned``,
+    which then holds it too.
     """
     states = random.getstate(), np.random.get_state()
-    with (
-        seeded(seed),
-        torch.no_grad(),
-        evaluation_mode(*functions),
-        _same_buffers(functions),
-        _same_names(),
-        _each_once(warned),
-    ):
+    with seeded(seed), torch.no_grad(), _same_buffers(functions), _same_names(), _each_once(warned):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

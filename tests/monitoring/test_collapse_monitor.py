@@ -122,6 +122,8 @@ def test_the_numbers_follow_the_training():
     assert record["active_units"] == 1
     assert record["num_units"] == 2
     assert record is monitor.history[-1]
+    assert own(threshold=1000.0).history[0]["active_units"] == 0
+    assert own(threshold=0.0).history[0]["active_units"] == 1
 
 
 def test_draws_are_the_same_in_all_records():
@@ -287,7 +289,9 @@ def test_each_record_is_logged_once_and_the_first_one_not_before_the_training():
     logged = []
     monitor = own(every=2, log=logged.append)
     assert logged == []
-    for step in range(5):
+    monitor.step(0.0)
+    assert [record["step"] for record in logged] == [0]
+    for step in range(1, 5):
         monitor.step(float(step))
     assert logged == monitor.history
     assert [record["step"] for record in logged] == [0, 2, 4]
@@ -361,6 +365,11 @@ def test_a_saved_state_does_not_change_with_the_monitor():
     assert len(state["history"][0]["kl_per_dimension"]) == 2
     monitor.load_state_dict(state)
     assert monitor.step(2.0)["loss"] == 2.0
+    other = own(every=2)
+    other.step(99.0)
+    other.load_state_dict(state)
+    other.step(2.0)
+    assert other.step(4.0)["loss"] == 3.0
     assert len(state["history"]) == 1
 
 

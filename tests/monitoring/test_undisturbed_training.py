@@ -72,6 +72,8 @@ def check_same(build, data, *, make=SVI, objective=Trace_ELBO, steps=5, **option
     for own, other in ((own_tensors, tensors), (own_store, store)):
         assert not [name for name in other if not same(own[name], other[name])]
     assert own_rest == rest
+    assert monitors[0].history[-1]["step"] == 4
+    assert monitors[0].history[-1]["loss"] == (losses[2] + losses[3]) / 2
     return monitors[0], svi
 
 
@@ -215,6 +217,7 @@ def test_programs_that_draw_from_numpy_and_python_leave_their_states():
     monitor = CollapseMonitor(model, guide, FLAT[:, 0], every=1, batch_size=5)
     assert states() == expected
     first = monitor.step()
+    states()
     assert monitor.step() == first | {"step": 2}
 
 
