@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -151,7 +152,14 @@ def test_the_encoder_gets_the_context_of_the_model(labels):
     context = torch.arange(N) % 6 if labels else torch.randn(N, 4)
     mask = torch.rand(X.shape) < 0.8
     handled = LatentReconstruction(vae.encoder, weight=0.3)(vae.model)
-    for call in (lambda: handled(X, context, mask=mask), lambda: handled(X, context=context, mask=mask)):
+    fixed = LatentReconstruction(vae.encoder, weight=0.3)(partial(vae.model, context=context))
+    scaled = LatentReconstruction(vae.encoder, weight=0.3)(poutine.mask(vae.model, mask=True))
+    for call in (
+        lambda: handled(X, context, mask=mask),
+        lambda: handled(X, context=context, mask=mask),
+        lambda: fixed(X, mask=mask),
+        lambda: scaled(X, context, mask=mask),
+    ):
         nodes = poutine.trace(call).get_trace().nodes
         z = nodes["z"]["value"]
         given = network(context) if labels else context
