@@ -1,4 +1,4 @@
-"""Annealing, schedules, ELBO objectives and an optimizer, for use with Pyro's own ``SVI``."""
+"""Annealing, schedules, ELBO objectives, remedies of collapse and an optimizer, for use with Pyro's own ``SVI``."""
 
 from pyro_ilvae.infer import remedies, schedules
 from pyro_ilvae.infer.annealing import AnnealMessenger, anneal

@@ -1,6 +1,7 @@
 """A factor that asks the encoder to find z again in what the decoder makes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from inspect import signature
 from typing import Any, Self
@@ -140,14 +141,18 @@ def _run(handler: LatentReconstruction, fn: Callable[..., Any], *args: Any, **kw
 def _context_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The context that the encoder gets, from the arguments of a model."""
     model = unwrap(fn)
-    try:
-        given = signature(model).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        given = kwargs
+    given: Mapping[str, Any] = kwargs
+    with suppress(TypeError, ValueError):  # no signature, or arguments that the model will refuse
+        bound = signature(model).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
     context = given.get("context")
     if context is None:
-        if given.get("x") is None and "x" in signature(model).parameters:
+        if "x" in given and given["x"] is None:
             return None  # draws of the prior have no term
         raise ValueError("Expected a model that is called with a context for an encoder with context_dim, got none")
+    while isinstance(model, partial):
+        model = model.func
+    # A model of this package turns labels into what its encoder takes.
     own = getattr(getattr(model, "__self__", None), "_encoder_context", None)
     return context if own is None else own(context)

@@ -104,6 +104,12 @@ class SiteDivergences(Messenger):
             part.unsqueeze(-1) if isinstance(part, Tensor) and part.dim() > 0 else part
             for part in (drawn.scale, drawn.mask)
         )
+        parts = [part.shape for part in (scale, mask) if isinstance(part, Tensor) and part.dim() > 0]
+        if torch.broadcast_shapes((*shape[:-1], 1), *parts).numel() != shape[:-1].numel():
+            raise ValueError(
+                f"Expected scale and mask of site '{name}' that have the shape {tuple(shape[:-1])} of its plates, got "
+                f"{[tuple(part[:-1]) for part in parts]}"
+            )
         # Where a mask is False, a divergence may be no number.
         total = scale_and_mask(values.expand(shape), scale, mask)
         weights = scale_and_mask(values.new_ones((*shape[:-1], 1)), scale, mask)

@@ -6,6 +6,7 @@ import torch
 from helpers.models import TOKENS, X, hierarchy_with, mixture_with, sequential_with, vae_with
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormalMessenger
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from pyro_ilvae import VAE, AnnealedELBO, GraphSVI, JointOptim, MLPEncoder, likelihoods
@@ -188,3 +189,40 @@ def test_other_ways_to_enumerate_are_refused():
         guide = pair(infer)
         with pytest.raises(ValueError, match="over all values, got site 'y'"):
             FreeBitsELBO(TraceEnum_ELBO(), 1.0).differentiable_loss(pair({}), guide)
+
+
+def test_masks_by_component_are_refused():
+    def pair(kind):
+        def function():
+            scale = pyro.param("scale", torch.tensor(0.8)) if kind == "guide" else 1.0
+            with pyro.plate("data", 5):
+                y = pyro.sample("y", pyro.distributions.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+                with poutine.mask(mask=y == 0):
+                    pyro.sample("z", pyro.distributions.Normal(0.0, scale))
+
+        return function
+
+    with pytest.raises(ValueError, match="scale and mask of site 'z' that have the shape"):
+        FreeBitsELBO(TraceEnum_ELBO(), 1.0).differentiable_loss(pair("model"), pair("guide"))
+
+
+class OwnGuide(AutoNormalMessenger):
+    """A guide that runs the model, with a Normal for each datum."""
+
+    def get_posterior(self, name, prior):
+        return pyro.distributions.Normal(pyro.param("loc", torch.tensor(0.3)), 0.5).expand(prior.batch_shape)
+
+
+def test_a_guide_that_runs_the_model():
+    def model(x):
+        with pyro.plate("data", 10, subsample=torch.arange(5)):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(5), 2.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
+
+    guide, x = OwnGuide(model), torch.randn(5)
+    losses = []
+    for elbo in (Trace_ELBO(max_plate_nesting=1), FreeBitsELBO(Trace_ELBO(max_plate_nesting=1), 3.0)):
+        pyro.set_rng_seed(5)
+        losses.append(elbo.differentiable_loss(model, guide, x))
+    kl = kl_divergence(Normal(0.3, 0.5), Normal(0.0, 2.0))
+    torch.testing.assert_close(losses[1] - losses[0], 10 * (3 - kl))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -51,6 +52,24 @@ def test_the_term_by_hand(likelihood, particles):
     spied, plain = losses_of([spy, vae.model], vae.guide, elbo, x)
     expected = sum(terms[-(1 if particles in (None, True) else 4) :]) / (1 if particles is None else 4)
     torch.testing.assert_close(spied - plain, expected)
+
+
+def test_gradients_reach_guide_encoder_and_decoder():
+    vae = vae_with(likelihood=likelihoods.Poisson()).double()
+    x = torch.poisson(X.double().exp())
+    handled = LatentReconstruction(vae.encoder, weight=0.7)(vae.model)
+    one, other = losses_of([handled, vae.model], vae.guide, TraceMeanField_ELBO(), x)
+    pyro.set_rng_seed(4)
+    z = dist.Normal(*vae.encoder(x)).rsample()
+    expected = 0.7 * (z - vae.encoder(vae.likelihood(vae.decoder(z)).mean)[0]).square().sum()
+    torch.testing.assert_close(one - other, expected)
+    parameters = list(vae.parameters())
+    found = torch.autograd.grad(one - other, parameters, allow_unused=True)
+    by_hand = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for gradient, own in zip(found, by_hand, strict=True):
+        if own is not None:
+            torch.testing.assert_close(gradient, own, rtol=1e-6, atol=1e-8)
+    assert sum(own is not None for own in by_hand) > 4
 
 
 def test_no_weight_is_the_model_itself():
@@ -133,13 +152,23 @@ def test_the_encoder_gets_the_context_of_the_model(labels):
     context = torch.arange(N) % 6 if labels else torch.randn(N, 4)
     mask = torch.rand(X.shape) < 0.8
     handled = LatentReconstruction(vae.encoder, weight=0.3)(vae.model)
-    for call in (lambda: handled(X, context, mask=mask), lambda: handled(X, context=context, mask=mask)):
+    fixed = LatentReconstruction(vae.encoder, weight=0.3)(partial(vae.model, context=context))
+    scaled = LatentReconstruction(vae.encoder, weight=0.3)(poutine.mask(vae.model, mask=True))
+    for call in (
+        lambda: handled(X, context, mask=mask),
+        lambda: handled(X, context=context, mask=mask),
+        lambda: fixed(X, mask=mask),
+        lambda: scaled(X, context, mask=mask),
+    ):
         nodes = poutine.trace(call).get_trace().nodes
         z = nodes["z"]["value"]
         given = network(context) if labels else context
         own = vae.encoder(vae.decoder(z, given), given)[0]
         expected = -0.3 * (z - own).square().sum(-1)
         torch.testing.assert_close(nodes["z_reconstruction"]["fn"].log_factor, expected)
+    handler = LatentReconstruction(vae.encoder, weight=0.3)
+    handler(vae.model)(X, context, mask=mask)
+    assert (handler._drawn, handler._context) == (None, None)
     with pytest.raises(ValueError, match="context"), LatentReconstruction(vae.encoder, weight=0.3):
         vae.model(X, context)
     assert "z_reconstruction" not in poutine.trace(handled).get_trace(context=context)

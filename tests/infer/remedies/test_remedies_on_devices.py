@@ -57,7 +57,7 @@ def all_at_once():
     return vae, elbo, lambda vae: remedies.LatentReconstruction(vae.encoder, weight=0.3)(vae.model)
 
 
-def trained(kind, build, wrap=lambda svi: svi, num_steps=14):
+def trained(kind, build, wrap=lambda svi: svi, num_steps=14, change=None):
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     vae, elbo, model_of = build()
@@ -68,6 +68,8 @@ def trained(kind, build, wrap=lambda svi: svi, num_steps=14):
     for i in range(num_steps):
         losses.append(steps.step(X))
         beta.step()
+        if change is not None and i == 6:
+            change(vae, elbo, svi)
         if isinstance(steps, remedies.AggressiveInference) and i == 7:
             steps.is_aggressive = False
     if kind is GraphSVI:
@@ -87,3 +89,20 @@ def test_aggressive_steps_run_operation_by_operation_and_later_ones_on_the_devic
 
     found, expected = trained(GraphSVI, free_bits, wrap), trained(SVI, free_bits, wrap)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def other_nats(vae, elbo, svi):
+    elbo.nats = 0.1
+
+
+def other_sizes(vae, elbo, svi):
+    vae.encoder.gamma = 1.5
+    vae.encoder.encoder.delta = 0.2
+    svi.model.args[0].weight = 3.0
+
+
+@pytest.mark.parametrize(("build", "change"), [(free_bits, other_nats), (all_at_once, other_sizes)])
+def test_settings_may_change_between_steps(build, change):
+    found, expected = (trained(kind, build, change=change, num_steps=20) for kind in (GraphSVI, SVI))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0], trained(SVI, build, num_steps=20)[0])
