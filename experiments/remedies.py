@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _remedy_fits import ENDS, NAMES_EPOCHS, TOO_LARGE, drown, fit, land
+from _remedy_fits import ENDS, LANDING_EPOCHS, NAMES_EPOCHS, TOO_LARGE, drown, fit, land
 from _sweep import FULL, OUTPUT, SMOKE, Run, Sweep, chosen, median_and_range, print_table
 
 SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
@@ -108,7 +108,8 @@ for panel, seed in sorted(itertools.product(PANELS, SEEDS), key=lambda job: (job
     FITS |= sweep_of(panel).run(fit, rows)
     if panel in LANDING:
         goals = itertools.product(TARGETS, STARTS)
-        LANDED |= sweep_of(panel).run(land, [(*panel, target, start, seed) for target, start in goals])
+        sweep = Sweep("remedies", f"epochs{LANDING_EPOCHS[panel[0]]}")
+        LANDED |= sweep.run(land, [(*panel, target, start, seed) for target, start in goals])
     if panel == ("digits", "Normal"):
         DROWNED |= sweep_of(panel).run(drown, [(family, setting, seed) for family, setting in WITH_NOISE.items()])
 
@@ -126,6 +127,7 @@ LANDING_COLUMNS = {
     "KL, training data": median_and_range("train_kl", 2),
     "KL, held-out data": median_and_range("test_kl", 2),
     "off by": median_and_range("off", 3),
+    "largest swing": median_and_range("swing", 3),
     "L": median_and_range("constant", 3),
     "beta": median_and_range("beta", 2),
 }
