@@ -188,7 +188,7 @@ def train(
             best, best_epoch, state, waited = value, epoch, copy.deepcopy(vae.state_dict()), 0
         else:
             waited += 1
-        if waited == PATIENCE or epoch >= ends[num_rates - 1]:
+        if (waited >= PATIENCE and not remedy.is_under_way()) or epoch >= ends[num_rates - 1]:
             if num_rates == len(ends):
                 break
             num_rates, waited = num_rates + 1, 0

@@ -31,6 +31,7 @@ class Remedy:
     after_step: Nothing = nothing
     after_epochs: Nothing = nothing
     begins_to_wait: int = 0  # the epoch from which on a measurement may be the best, or end the training
+    is_under_way: Callable[[], bool] = lambda: False  # as long as it is, no measurement ends the training
     controller: Any = None
 
 
@@ -79,11 +80,17 @@ def aggressive(max_inner: float, vae: Any, budget: Budget) -> Remedy:
         inference.append(remedies.AggressiveInference(svi, max_inner=int(max_inner)))
         return inference[0]
 
+    counted = [0]
+
     def update() -> None:
-        if inference[0].is_aggressive:
+        if inference[0].is_aggressive and inference[0].num_model_steps >= counted[0] + budget.steps_per_epoch:
+            counted[0] = inference[0].num_model_steps
             inference[0].update(budget.information())
 
-    return Remedy(elbo(), wrap=wrap, after_epochs=update)
+    def is_under_way() -> bool:
+        return inference[0].is_aggressive
+
+    return Remedy(elbo(), wrap=wrap, after_epochs=update, is_under_way=is_under_way)
 
 
 def pi_control(target: float, vae: Any, budget: Budget) -> Remedy:

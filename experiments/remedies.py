@@ -53,7 +53,7 @@ IMAGES: dict[str, list[float]] = {
     "BN-VAE": [0.5, 1, 2],
     "free bits of all": [10, 20],
     "latent reconstruction": [0.5, 5, 50],
-    "aggressive inference": [30],
+    "aggressive inference": [10],
     "annealing": [1],
     "cyclical annealing": [1],
 }
@@ -68,7 +68,7 @@ NAMES: dict[str, list[float]] = {
     "delta-VAE": [2, 4, 8],
     "BN-VAE": [0.5, 1, 2],
     "free bits of all": [4, 8],
-    "aggressive inference": [30],
+    "aggressive inference": [10],
     "annealing": [1],
     "cyclical annealing": [1],
 }

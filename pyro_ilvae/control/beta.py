@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro_ilvae import _checks
 from pyro_ilvae.control._multiplicative import MultiplicativeController
-from pyro_ilvae.control.controller import Controller
+from pyro_ilvae.control.controller import Controller, checked_bounds
 from pyro_ilvae.control.measures import Measure
 
 __all__ = ["GECO", "BetaController", "PIController"]
@@ -34,7 +34,8 @@ class BetaController(MultiplicativeController):
         bounds: the smallest and the largest beta.
         tolerance: as for :class:`InverseLipschitzController`.
         window: the number of batches in the running mean.
-        at_least: whether a measure beyond the target, on the side of more information, is as good.
+        at_least: whether more information than the target asks for is as good, as for
+            :class:`InverseLipschitzController`.
         planned_steps: the number of steps of the training, if known: a warning tells if it is below ``num_steps``.
 
     Raises:
@@ -91,6 +92,7 @@ class _BetaLaw(Controller):
     """A law of its own for beta, without an end unless one is asked for."""
 
     _symbol = "beta"
+    _remembered: str  # what the law remembers from step to step
 
     def __init__(
         self,
@@ -118,12 +120,12 @@ class _BetaLaw(Controller):
         self._memory = 0.0
 
     def _law_state(self) -> dict[str, Any]:
-        return {"memory": self._memory}
+        return {self._remembered: self._memory}
 
     def _load_law_state(self, state: Mapping[str, Any]) -> None:
-        if not isinstance(state, Mapping) or "memory" not in state:
-            raise ValueError(f"Expected state['law'] with a memory, got {state!r}")
-        self._memory = _checks.finite("state['law']['memory']", state["memory"])
+        if not isinstance(state, Mapping) or self._remembered not in state:
+            raise ValueError(f"Expected state['law'] with {self._remembered}, got {state!r}")
+        self._memory = _checks.finite(f"state['law']['{self._remembered}']", state[self._remembered])
 
 
 class GECO(_BetaLaw):
@@ -165,6 +167,8 @@ class GECO(_BetaLaw):
         True
     """
 
+    _remembered = "log_beta"
+
     def __init__(
         self,
         measure: Measure | Callable[..., Any],
@@ -196,6 +200,15 @@ class GECO(_BetaLaw):
         if low == 0:
             raise ValueError("Expected bounds[0] > 0, got 0: the multiplier of a constraint is one over beta")
         self._memory = math.log(start)
+
+    @property
+    def on_target(self) -> bool:
+        """Whether the constraint is met at the last estimate, up to a tenth of the target's size."""
+        slack = 0.1 * max(abs(self.target), 1.0)
+        return self.estimate is not None and self.estimate <= self.target + slack
+
+    def _side(self) -> str:
+        return "at most "
 
     def _moved(self, estimate: float) -> float:
         change = self.rate * self.every * (self.target - estimate)
@@ -240,6 +253,8 @@ class PIController(_BetaLaw):
         True
     """
 
+    _remembered = "sum_of_errors"
+
     def __init__(
         self,
         measure: Measure | Callable[..., Any],
@@ -255,7 +270,7 @@ class PIController(_BetaLaw):
     ) -> None:
         self.proportional = _checks.non_negative("proportional", proportional)
         self.integral = _checks.positive("integral", integral)
-        low, _ = _pair(bounds)
+        low, _ = checked_bounds(bounds)
         super().__init__(
             measure,
             target,
@@ -280,11 +295,3 @@ class PIController(_BetaLaw):
         if low <= beta <= high or (beta < low and error < 0) or (beta > high and error > 0):
             self._memory = memory
         return self._clipped(value + self._memory)
-
-
-def _pair(bounds: Any) -> tuple[Any, Any]:
-    try:
-        low, high = bounds
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Expected bounds to be a pair of numbers, got {bounds!r}") from error
-    return _checks.non_negative("bounds[0]", low), high

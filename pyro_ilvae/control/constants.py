@@ -7,6 +7,7 @@ from typing import Any
 from pyro_ilvae import _checks
 from pyro_ilvae.control._multiplicative import MultiplicativeController
 from pyro_ilvae.control.measures import Measure
+from pyro_ilvae.infer.moved_decoders import decoder_with, largest_of, set_first
 from pyro_ilvae.infer.moving import MovingValue
 
 __all__ = ["InverseLipschitzController", "NatsController"]
@@ -54,9 +55,10 @@ class _ConstantController(MultiplicativeController):
         #: the weight of the KL, for AnnealedELBO
         self.beta = _ControlledBeta(type(self).__name__, self.largest_beta)
         super().__init__(*args, start=float(getattr(decoder, self._attribute)), **options)
-        largest = getattr(decoder, "lipschitz", None)
-        if largest is not None and self.bounds[1] > largest:
-            raise ValueError(f"Expected bounds up to the decoder's lipschitz, {largest:g}, got {self.bounds}")
+        largest = largest_of(decoder, self._attribute)
+        if self.bounds[1] > largest:
+            raise ValueError(f"Expected bounds up to {largest:g}, the largest {self._attribute}, got {self.bounds}")
+        set_first(decoder, self._attribute, self._value)
 
     def __repr__(self) -> str:
         return super().__repr__() + (f", beta = {self.beta._value:.4g}" if self.largest_beta > 1 else "")
@@ -108,17 +110,6 @@ class _ConstantController(MultiplicativeController):
         self.beta.was_read = True
 
 
-def _checked_decoder(decoder: Any, name: str) -> Any:
-    if isinstance(decoder, type):
-        raise TypeError(f"Expected decoder to be a decoder, got the class {decoder.__name__}: pass an object of it")
-    if not hasattr(decoder, name):
-        hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
-        raise ValueError(f"Expected a decoder with an attribute {name} to set, got {type(decoder).__name__}{hint}")
-    if getattr(decoder, "minimum_inverse_lipschitz", None) is not None:
-        raise ValueError(f"Expected decoder whose constant is not learned, got a {type(decoder).__name__} with one")
-    return decoder
-
-
 class InverseLipschitzController(_ConstantController):
     r"""Moves the inverse Lipschitz constant L of a decoder until a measure is on target, and freezes it.
 
@@ -126,23 +117,27 @@ class InverseLipschitzController(_ConstantController):
         u = \log(1 + L / s),
 
     with :math:`\bar m` the running mean of the measure, :math:`\dot e` the trend of e, which is followed H moves ahead,
-    c a clipping to [-1, 1], r a rate that falls whenever the error changes its sign, and s a thousandth of the largest
-    L: proportional-integral control, by factors where L is large and by steps where it is small. At every step the
-    guarantee holds with the constant of that step, and after the freeze with the final one.
+    c a clipping to [-1, 1], and s a thousandth of the largest L: L moves by factors where it is large and by steps
+    where it is small. The rate r falls when :math:`e + H \dot e` changes its sign and otherwise grows up to its limit;
+    where the sign stays the same for long, moves grow up to threefold. At every step the guarantee holds with the
+    constant of that step, and after the freeze with the final one.
 
     Args:
         decoder: a decoder or map whose ``inverse_lipschitz`` is a number that can be set.
         measure: what is to be on target, such as ``measures.smallest_kl(model, guide)``, or a function of the arguments
             of model and guide that returns a positive number.
         target: the target, positive, in the unit of the measure.
-        num_steps: the number of steps after which L is frozen. The last tenth of training or more should come after it.
+        num_steps: the number of steps after which L is frozen. What the measure does afterwards is not corrected, so
+            freeze when the loss has nearly stopped falling.
         every: the number of steps between two moves. Each takes about as long as one pass of guide and model. Some
             hundred moves before the freeze are enough.
         bounds: the smallest and the largest L.
-        tolerance: L rests where the estimate is so close to the target, relative to it, until it is twice as far off.
+        tolerance: L rests while :math:`|e + H \dot e|` is below this, until it is above twice this. A freeze warns if
+            the estimate is more than a tenth off.
         window: the number of batches in the running mean.
-        at_least: whether a measure above the target is as good. The controller aims at twice the tolerance above it. L
-            still falls while it is above, down to its bound.
+        at_least: whether more information than the target asks for is as good: a larger measure, or a smaller one if it
+            falls with information. The controller aims at twice the tolerance beyond the target. L still falls while
+            the measure is further beyond, down to its bound.
         largest_beta: a weight of the KL above 1 lowers information where the smallest L leaves too much of it. If this
             is above 1, pass ``controller.beta`` to :class:`~pyro_ilvae.AnnealedELBO`: it is 1 while L is above its
             smallest value, and rises up to this number otherwise.
@@ -190,7 +185,7 @@ class InverseLipschitzController(_ConstantController):
         largest_beta: float = 1.0,
         planned_steps: int | None = None,
     ) -> None:
-        if getattr(_checked_decoder(decoder, self._attribute), "nats", None) is not None:
+        if getattr(decoder_with(self._attribute, decoder), "nats", None) is not None:
             raise ValueError("Expected decoder with a number as inverse_lipschitz, got nats: use a NatsController")
         super().__init__(
             decoder,
@@ -212,8 +207,10 @@ class NatsController(_ConstantController):
 
     .. math:: L = \sigma \sqrt{e^{2 \kappa} - 1}.
 
-    L follows the noise scale :math:`\sigma` during training and after the freeze, and so guarantees the final
-    :math:`\kappa`; see :class:`~pyro_ilvae.Nats`. Otherwise as :class:`InverseLipschitzController`.
+    L follows the noise scale :math:`\sigma` during training and after the freeze. Under Normal noise this guarantees
+    the final :math:`\kappa` nats per dimension; under other likelihoods :math:`\kappa` is a reference, see
+    :class:`~pyro_ilvae.Nats`. Otherwise as :class:`InverseLipschitzController`, with :math:`u = \log(1 + \kappa / s)`
+    and s five thousandths of the largest :math:`\kappa`.
 
     Args:
         decoder: a decoder or map whose ``inverse_lipschitz`` was given as ``Nats``.
@@ -243,7 +240,7 @@ class NatsController(_ConstantController):
     """
 
     _attribute = "nats"
-    _symbol = "kappa"
+    _symbol = "nats"
     _unit = 5e-3
 
     def __init__(
@@ -261,7 +258,7 @@ class NatsController(_ConstantController):
         largest_beta: float = 1.0,
         planned_steps: int | None = None,
     ) -> None:
-        if getattr(_checked_decoder(decoder, self._attribute), "nats", None) is None:
+        if getattr(decoder_with(self._attribute, decoder), "nats", None) is None:
             raise ValueError(
                 f"Expected decoder whose inverse_lipschitz was given in nats, got a {type(decoder).__name__} with a "
                 "number: use an InverseLipschitzController"

@@ -1,6 +1,7 @@
 """What controllers share: a measure, its running mean, moves every so many steps, and a freeze at the end."""
 
 import math
+import sys
 import warnings
 import weakref
 from abc import abstractmethod
@@ -15,10 +16,12 @@ from pyro_ilvae._contexts import seeded
 from pyro_ilvae.control.measures import Measure
 from pyro_ilvae.infer.moving import MovingValue
 
-__all__ = ["Controller"]
+__all__ = ["Controller", "checked_bounds"]
+
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
 _CLOSE = 0.1  # an estimate as close to its target, relative to it, is on target
-_STATE = ("value", "num_steps_taken", "frozen", "mean", "weight", "law", "shape")
+_STATE = ("kind", "value", "num_steps_taken", "frozen", "frozen_at", "mean", "weight", "law", "shape")
 
 
 class Controller(MovingValue):
@@ -32,8 +35,8 @@ class Controller(MovingValue):
     over the last moves where the estimate was near its target; training goes on with this number. A warning says so if
     the controller is deleted, or the process ends, before it froze, and if it froze far from its target.
 
-    Not made by users: :class:`InverseLipschitzController`, :class:`NatsController`, :class:`BetaController`,
-    :class:`GECO` and :class:`PIController` are.
+    This class is for annotations: users make one of :class:`InverseLipschitzController`, :class:`NatsController`,
+    :class:`BetaController`, :class:`GECO` and :class:`PIController`.
     """
 
     _symbol: str
@@ -62,15 +65,14 @@ class Controller(MovingValue):
             raise ValueError(f"Expected num_steps >= every, got num_steps={num_steps} and every={every}")
         self.window = _checks.positive_int("window", window)
         self.at_least = _checks.boolean("at_least", at_least)
-        self.bounds = _checked_bounds(bounds)
+        self.bounds = checked_bounds(bounds)
         self._ends = self.bounds
         low, high = self.bounds
         if not low <= start <= high:
             raise ValueError(f"Expected bounds with the value at the start, {start:g}, in between, got {bounds}")
         self._value = start
         self.num_steps_taken = 0
-        self._num_calls = 0
-        self.frozen = False
+        self.frozen, self._frozen_at = False, 0
         self._mean: Tensor | None = None
         self._weight = 0.0
         self.name = type(self).__name__
@@ -80,20 +82,25 @@ class Controller(MovingValue):
                 warnings.warn(
                     f"{self.name} freezes after {num_steps} steps and the training has {planned_steps}: "
                     f"{self._symbol} will still be moving at its end.",
-                    stacklevel=3,
+                    stacklevel=_stacklevel(),
                 )
         self._watch()
 
     def __repr__(self) -> str:
         estimate = "not measured yet" if self.estimate is None else f"{self.estimate:.4g}"
         unit = f" {self.measure.unit}" if self.measure.unit else ""
-        at_least = "at least " if self.at_least else ""
         of_steps = "" if self.num_steps is None else f" of {self.num_steps}"
-        state = "frozen" if self.frozen else f"step {self.num_steps_taken}{of_steps}"
+        state = f"frozen at step {self._frozen_at}" if self.frozen else f"at step {self.num_steps_taken}{of_steps}"
         return (
-            f"{self.name}({self.measure.name} {estimate} for {at_least}{self.target:g}{unit}) at {state}: "
+            f"{self.name}({self.measure.name} {estimate} for {self._side()}{self.target:g}{unit}) {state}: "
             f"{self._symbol} = {self.value:.4g}"
         )
+
+    def _side(self) -> str:
+        """On which side of the target the measure may be, in words."""
+        if not self.at_least:
+            return ""
+        return "at least " if self.measure.rises else "at most "
 
     @property
     def value(self) -> float:
@@ -102,12 +109,12 @@ class Controller(MovingValue):
 
     @property
     def estimate(self) -> float | None:
-        """The measure at its running mean; None before the first batch was measured."""
+        """The measure at its running mean when it was last measured, which is not after the freeze; None before."""
         return None if self._mean is None else self.measure.estimate(self._mean)
 
     @property
     def on_target(self) -> bool:
-        """Whether the estimate is within a tenth of the target, or above with ``at_least``."""
+        """Whether the estimate is within a tenth of the target, or beyond it on the side that ``at_least`` allows."""
         estimate = self.estimate
         if estimate is None:
             return False
@@ -125,7 +132,6 @@ class Controller(MovingValue):
             ValueError: for a measure that is not finite.
         """
         self.num_steps_taken += 1
-        self._num_calls += 1
         if self.frozen:
             return
         if self.num_steps_taken % self.every == 0:
@@ -143,18 +149,20 @@ class Controller(MovingValue):
         """
         if not self.frozen:
             self._set(self._clipped(self._settled()))
-            self.frozen = True
+            self.frozen, self._frozen_at = True, self.num_steps_taken
             self._watched["moving"] = False
             if not self.on_target:
-                warnings.warn(f"{self.name} froze off target: {self!r}{self._why()}.", stacklevel=3)
+                warnings.warn(f"{self.name} froze off target: {self!r}{self._why()}.", stacklevel=_stacklevel())
         return self.value
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: numbers, lists and booleans."""
         return {
+            "kind": self.name,
             "value": self._value,
             "num_steps_taken": self.num_steps_taken,
             "frozen": self.frozen,
+            "frozen_at": self._frozen_at,
             "mean": None if self._mean is None else self._mean.flatten().tolist(),
             "shape": None if self._mean is None else list(self._mean.shape),
             "weight": self._weight,
@@ -166,6 +174,8 @@ class Controller(MovingValue):
         missing = sorted(set(_STATE) - set(state)) if isinstance(state, Mapping) else _STATE
         if missing:
             raise ValueError(f"Expected state to be the state_dict() of a {self.name}, got none of {missing}")
+        if state["kind"] != self.name:
+            raise ValueError(f"Expected state of a {self.name}, got one of a {state['kind']}")
         value = _checks.finite("state['value']", state["value"])
         low, high = self.bounds
         if not low <= value <= high:
@@ -177,8 +187,9 @@ class Controller(MovingValue):
         self._weight = _checks.finite("state['weight']", state["weight"])
         self.num_steps_taken = steps
         self.frozen = _checks.boolean("state['frozen']", state["frozen"])
+        self._frozen_at = _checks.positive_int("state['frozen_at']", state["frozen_at"], at_least=0)
         self._set(value)
-        self._watched["moving"] = not self.frozen
+        self._watched["moving"] = self._will_freeze
 
     @abstractmethod
     def _moved(self, estimate: float) -> float:
@@ -221,6 +232,10 @@ class Controller(MovingValue):
         mean = measured if self._mean is None else self._mean + (measured - self._mean) / self._weight
         self._mean = mean
 
+    @property
+    def _will_freeze(self) -> bool:
+        return not self.frozen and self.num_steps is not None
+
     def _moves_after(self, step: int, num_steps: int) -> bool:
         return not self.frozen and num_steps >= self.every
 
@@ -233,7 +248,7 @@ class Controller(MovingValue):
 
     def _watch(self) -> None:
         """Warn where the controller goes away while its value is still to be fixed."""
-        self._watched: dict[str, Any] = {"moving": not self.frozen and self.num_steps is not None, "text": ""}
+        self._watched: dict[str, Any] = {"moving": self._will_freeze, "text": ""}
         weakref.finalize(self, _warn_of_end, self._watched)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -249,7 +264,16 @@ def _warn_of_end(watched: Mapping[str, Any]) -> None:
         warnings.warn(watched["text"], stacklevel=2)
 
 
-def _checked_bounds(bounds: Any) -> tuple[float, float]:
+def _stacklevel() -> int:
+    """The level of the first caller outside of this package, whom a warning is for."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def checked_bounds(bounds: Any) -> tuple[float, float]:
+    """Return ``bounds`` as two numbers, or raise."""
     try:
         low, high = bounds
     except (TypeError, ValueError) as error:

@@ -1,9 +1,9 @@
 """Schedulers: the inverse Lipschitz constant of a decoder, or its nats per dimension, as a function of the step."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from pyro_ilvae.infer.moved_decoders import decoder_with, largest_of, set_first
 from pyro_ilvae.infer.schedules import Schedule
 
 __all__ = ["InverseLipschitzScheduler", "NatsScheduler"]
@@ -13,29 +13,19 @@ class _Scheduler:
     """Sets an attribute of a decoder to the value of a schedule."""
 
     _attribute: str
-    _largest: float
 
     def __init__(self, decoder: Any, schedule: Schedule) -> None:
-        if isinstance(decoder, type):
-            raise TypeError(f"Expected decoder to be a decoder, got the class {decoder.__name__}: pass an object of it")
         name = self._attribute
-        if not hasattr(decoder, name):
-            hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
-            raise ValueError(f"Expected a decoder with an attribute {name} to set, got {type(decoder).__name__}{hint}")
-        if getattr(decoder, name) is None:
+        if getattr(decoder_with(name, decoder), name) is None:
             raise ValueError(
                 f"Expected decoder whose inverse_lipschitz was given in {name}, got a {type(decoder).__name__} with a "
                 "number"
             )
-        if getattr(decoder, "minimum_inverse_lipschitz", None) is not None:
-            raise ValueError(f"Expected decoder whose constant is not learned, got a {type(decoder).__name__} with one")
         if not isinstance(schedule, Schedule):
             raise ValueError(
                 f"Expected schedule to be a Schedule, got {schedule!r}; schedules.constant(value) makes one of a number"
             )
-        largest = (
-            self._largest if name == "nats" else min(self._largest, getattr(decoder, "lipschitz", None) or math.inf)
-        )
+        largest = largest_of(decoder, name)
         for value in (schedule.value, *schedule._ends):
             if not 0 <= value <= largest:
                 raise ValueError(
@@ -43,13 +33,8 @@ class _Scheduler:
                 )
         self.decoder = decoder
         self.schedule = schedule
-        try:
-            self._set()
-        except AttributeError as error:
-            raise ValueError(
-                f"Expected a decoder with an attribute {name} to set, got {type(decoder).__name__}, whose {name} "
-                f"cannot be set: {error}"
-            ) from error
+        set_first(decoder, name, schedule.value)
+        self._num_calls = schedule._num_calls
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.decoder).__name__}, {self.schedule!r})"
@@ -112,7 +97,6 @@ class InverseLipschitzScheduler(_Scheduler):
     """
 
     _attribute = "inverse_lipschitz"
-    _largest = 1e18  # Gradients in float32 hold squares of L, which overflow above.
 
 
 class NatsScheduler(_Scheduler):
@@ -142,4 +126,3 @@ class NatsScheduler(_Scheduler):
     """
 
     _attribute = "nats"
-    _largest = 40.0

@@ -268,11 +268,42 @@ def test_a_warning_where_training_ends_before_the_freeze():
         BetaController(lambda: 1.0, 1.0, num_steps=100, planned_steps=100)  # no step was taken: no training ended
         endless = GECO(control.Measure(lambda: 1.0, name="error", rises=False), 1.0)
         endless.step()
+        endless.load_state_dict(endless.state_dict())
         frozen = BetaController(lambda: 1.0, 1.0, num_steps=10, every=1)
         for _ in range(10):
             frozen.step()
         del endless, frozen
         gc.collect()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_warnings_name_the_line_of_the_caller(kind):
+    with pytest.warns(UserWarning, match="will still be moving") as caught:
+        _, controller, _ = fitted(kind, planned_steps=10)
+    assert caught[0].filename == __file__
+    if kind != "GECO":  # whose constraint is met
+        with pytest.warns(UserWarning, match="froze off target") as caught:
+            controller.freeze()
+        assert caught[0].filename == __file__
+
+
+def test_a_state_of_another_controller_is_refused():
+    states = {kind: fitted(kind)[1] for kind in ("L", "nats", "beta", "GECO", "PI")}
+    for kind, controller in states.items():
+        for other, of_other in states.items():
+            if kind != other:
+                with pytest.raises(ValueError, match="Expected state of a"):
+                    controller.load_state_dict(of_other.state_dict())
+
+
+def test_a_constraint_with_slack_is_on_target():
+    beta = GECO(control.Measure(lambda: 1.0, name="error", rises=False), 4.0, num_steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(10):
+            beta.step()
+    assert beta.on_target
+    assert "for at most 4" in repr(beta)
 
 
 def test_a_beta_that_no_objective_reads_is_an_error():
@@ -301,6 +332,18 @@ def test_beta_of_one_site():
     release(controller)
 
 
+class Fixed:
+    """A decoder whose constant cannot be set."""
+
+    @property
+    def inverse_lipschitz(self):
+        return 1.0
+
+
+def in_nats():
+    return BrenierMap(2, Nats(0.5, likelihoods.Normal(0.5)))
+
+
 def plain():
     return MLPDecoder(latent_dim=3, event_shape=(4, 2), hidden_features=(8,))
 
@@ -316,7 +359,9 @@ def plain():
         ),
         (lambda: InverseLipschitzController(vae_with(), max, 1.0, num_steps=10), "whose decoder may have one"),
         (lambda: InverseLipschitzController(BrenierMap(2, 5.0), max, 1.0, num_steps=10, bounds=(0, 1)), "bounds"),
-        (lambda: InverseLipschitzController(BiLipschitzMap(2), max, 1.0, num_steps=10), "lipschitz, 10, got"),
+        (lambda: InverseLipschitzController(BiLipschitzMap(2), max, 1.0, num_steps=10), "bounds up to 10, the largest"),
+        (lambda: NatsController(in_nats(), max, 1.0, num_steps=10, bounds=(0, 100)), "bounds up to 40"),
+        (lambda: InverseLipschitzController(Fixed(), max, 1.0, num_steps=10), "cannot be set"),
         (lambda: InverseLipschitzScheduler(BiLipschitzMap(2), schedules.constant(11.0)), "schedule to give .* to 10"),
         (lambda: BetaController(max, 1.0, num_steps=5), "num_steps >= every"),
         (lambda: BetaController(max, 1.0, num_steps=50, bounds=(2.0, 1.0)), "bounds"),

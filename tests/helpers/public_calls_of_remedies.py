@@ -76,14 +76,14 @@ CALLS = {
     "remedies.AggressiveInference": Call(
         lambda: (
             remedies.AggressiveInference,
-            {"svi": svi(), "max_inner": 3, "window": 2, "patience": 2, "measure": lambda: 0.5},
+            {"svi": svi(), "max_inner": 3, "window": 2, "patience": 2, "information": lambda: 0.5},
         ),
         {
             "svi": ["ab", 3, None, SVI, Other()],
             "max_inner": [-1, 2.5, "a", NAN, Other()],
             "window": INT,
             "patience": INT,
-            "measure": ["ab", 3, Other()],
+            "information": ["ab", 3, Other()],
         },
     ),
     "remedies.AggressiveInference.update": Call(

@@ -17,7 +17,8 @@ from pyro_ilvae.infer.optim import PartialOptim
 
 __all__ = ["AggressiveInference"]
 
-_STATE = ("is_aggressive", "updates_guide", "num_inner", "loss_sum", "last_mean", "best", "num_without_gain")
+_STATE = ("updates_guide", "num_inner", "loss_sum", "last_mean", "best", "num_without_gain", "num_at_update")
+_PUBLIC_STATE = ("is_aggressive", "num_model_steps")
 
 
 class AggressiveInference:
@@ -27,9 +28,10 @@ class AggressiveInference:
         rising}, \qquad \theta \leftarrow \theta + \nabla_\theta \mathcal{L}(\theta, \phi) \text{ once},
 
     with the parameters :math:`\phi` of the guide and :math:`\theta` of the model, and again. The loss has stopped
-    falling if its mean over ``window`` steps is not below its mean over the ``window`` steps before. All of this ends,
-    and steps are those of ``svi``, when the mutual information of data and latent variable stops climbing: call
-    :meth:`update` after each epoch. Neutral: ``max_inner=0`` is ``svi`` itself.
+    falling if its mean over ``window`` steps is not below its mean over the ``window`` steps before. When the mutual
+    information of data and latent variable no longer rises, ordinary steps of ``svi`` follow: call :meth:`update` each
+    time the model has had as many steps as an epoch has batches, which ``num_model_steps`` counts and which takes up to
+    ``max_inner + 1`` passes over the data. Neutral: ``max_inner=0`` is ``svi`` itself.
 
     A parameter that both model and guide use belongs to the model's update. The optimizer sees only the parameters that
     a step moves: the state of the others stays, and their gradients are set to zero. ``model`` and ``guide`` run as in
@@ -39,15 +41,17 @@ class AggressiveInference:
         svi: a ``pyro.infer.SVI`` or :class:`~pyro_ilvae.GraphSVI`, with any optimizer.
         max_inner: the most steps of the guide between two of the model; 0 for none.
         window: the number of steps over which the loss is averaged.
-        patience: after how many epochs without a higher mutual information steps become ordinary.
-        measure: a function without arguments that returns the mutual information in nats, for :meth:`update`.
+        patience: the number of calls of :meth:`update` without a higher mutual information after which ordinary steps
+            follow.
+        information: a function without arguments that returns the mutual information in nats, for :meth:`update`.
 
     Attributes:
         is_aggressive: whether steps update the guide or the model alone.
+        num_model_steps: the number of steps that updated the model alone.
 
     Raises:
         ValueError: for numbers below 1 (``max_inner``: 0).
-        TypeError: for an ``svi`` that is none, and a measure that is no function.
+        TypeError: for an ``svi`` that is not an SVI, and ``information`` that is no function.
 
     References:
         He et al. 2019, Lagging inference networks and posterior collapse in variational autoencoders,
@@ -76,14 +80,16 @@ class AggressiveInference:
         max_inner: int = 100,
         window: int = 10,
         patience: int = 1,
-        measure: Callable[[], float] | None = None,
+        information: Callable[[], float] | None = None,
     ) -> None:
         self.svi = _checks.instance("svi", svi, SVI, "such as SVI(...) or GraphSVI(...)")
         self.max_inner = _checks.positive_int("max_inner", max_inner, at_least=0)
         self.window = _checks.positive_int("window", window)
         self.patience = _checks.positive_int("patience", patience)
-        self.measure = None if measure is None else _checks.function("measure", measure)
+        self.information = None if information is None else _checks.function("information", information)
         self.is_aggressive = self.max_inner > 0
+        self.num_model_steps = 0
+        self._num_at_update = 0
         self._best = -math.inf
         self._num_without_gain = 0
         self._of_model: set[Tensor] = set()
@@ -113,6 +119,7 @@ class AggressiveInference:
         if self._updates_guide:
             self._count(float(loss))
         else:
+            self.num_model_steps += 1
             self._start_round()
         return loss
 
@@ -121,20 +128,26 @@ class AggressiveInference:
         return self.svi.evaluate_loss(*args, **kwargs)
 
     def update(self, information: float | None = None) -> bool:
-        """Tell the mutual information after an epoch, and return whether the next steps are aggressive.
+        """Tell the mutual information after an epoch of the model, and return whether the next steps are aggressive.
+
+        Nothing changes while the model has had no step since the last call.
 
         Args:
-            information: the mutual information of data and latent variable, in nats; if None, ``measure`` tells it.
+            information: the mutual information of data and latent variable, in nats; if None, the function that was
+                given as ``information`` tells it.
 
         Raises:
-            ValueError: for an information that is no finite number, and for None without a ``measure``.
+            ValueError: for an information that is no finite number, and for None without such a function.
         """
         if information is None:
-            if self.measure is None:
-                raise ValueError("Expected information to be a number without a measure, got None")
+            if self.information is None:
+                raise ValueError("Expected information to be a number, or a function at the start, got None")
             self._synchronize()
-            information = self.measure()
+            information = self.information()
         information = _checks.finite("information", information)
+        if self.num_model_steps == self._num_at_update:
+            return self.is_aggressive
+        self._num_at_update = self.num_model_steps
         if information > self._best:
             self._best, self._num_without_gain = information, 0
         else:
@@ -144,7 +157,7 @@ class AggressiveInference:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the steps are, as numbers; parameters and optimizer have states of their own."""
-        return {name: getattr(self, name if name == "is_aggressive" else f"_{name}") for name in _STATE}
+        return {name: getattr(self, self._attribute(name)) for name in (*_PUBLIC_STATE, *_STATE)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called.
@@ -157,11 +170,16 @@ class AggressiveInference:
             TypeError: for something else than a dictionary.
         """
         _checks.instance("state_dict", state_dict, Mapping, "a dictionary")  # type: ignore[type-abstract]
-        if set(state_dict) != set(_STATE):
-            raise ValueError(f"Expected state_dict with the names {list(_STATE)}, got {list(state_dict)}")
+        names = [*_PUBLIC_STATE, *_STATE]
+        if set(state_dict) != set(names):
+            raise ValueError(f"Expected state_dict with the names {names}, got {list(state_dict)}")
         self._synchronize()
         for name, value in state_dict.items():
-            setattr(self, name if name == "is_aggressive" else f"_{name}", value)
+            setattr(self, self._attribute(name), value)
+
+    @staticmethod
+    def _attribute(name: str) -> str:
+        return name if name in _PUBLIC_STATE else f"_{name}"
 
     def _synchronize(self) -> None:
         """Let steps on a GPU that are under way come to their end."""

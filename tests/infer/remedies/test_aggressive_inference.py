@@ -72,20 +72,36 @@ def test_the_rule_by_hand(losses, settings, parts):
 
 
 def test_information_that_stops_climbing_ends_it():
+    def told(inference, information):
+        """What ``update`` returns after a step of the model."""
+        for _ in range(2):  # with max_inner=1, a step of the guide and one of the model
+            inference.step()
+        return inference.update(information)
+
     svi = Told([1.0] * 100)
-    inference = AggressiveInference(svi, patience=2)
-    assert [inference.update(value) for value in (0.1, 0.3, 0.2, 0.4, 0.4, 0.1)] == [True] * 5 + [False]
+    inference = AggressiveInference(svi, patience=2, max_inner=1)
+    assert [told(inference, value) for value in (0.1, 0.3, 0.2, 0.4, 0.4, 0.1)] == [True] * 5 + [False]
+    assert inference.num_model_steps == 6
+    before = svi.parts()
     inference.step()
-    assert svi.parts() == "ab"
+    assert svi.parts() == before + "ab"
     assert not inference.update(9.0)
     measured = iter([0.5, 0.4])
-    inference = AggressiveInference(svi, measure=lambda: next(measured))
-    assert [inference.update(), inference.update()] == [True, False]
+    inference = AggressiveInference(svi, information=lambda: next(measured), max_inner=1)
+    assert [told(inference, None), told(inference, None)] == [True, False]
     for wrong in (math.nan, "a"):
         with pytest.raises(ValueError, match="information"):
             inference.update(wrong)
-    with pytest.raises(ValueError, match="without a measure"):
+    with pytest.raises(ValueError, match="a function at the start"):
         AggressiveInference(svi).update()
+
+
+def test_steps_of_the_guide_alone_end_nothing():
+    inference = AggressiveInference(Told([1.0 / n for n in range(1, 100)]), max_inner=50)
+    for _ in range(20):
+        inference.step()
+        assert inference.update(0.1)
+    assert inference.num_model_steps == 0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -227,6 +243,7 @@ def test_resumption_is_exact(name):
     vae, svi, inference = start()
     for _ in range(11):
         inference.step(X)
+    assert inference.num_model_steps > 0
     inference.update(0.4)
     saved = vae.state_dict(), svi.optim.get_state(), inference.state_dict(), torch.get_rng_state()
     saved = torch.load(_saved(saved), weights_only=True)
