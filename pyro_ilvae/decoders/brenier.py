@@ -1,6 +1,7 @@
 """Brenier maps: gradients of strongly convex potentials, which are inverse Lipschitz and invertible."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Self, SupportsFloat
@@ -38,6 +39,11 @@ def shown(part: Any) -> str:
     nats: Nats | None = part._nats
     value = "drawn" if nats is not None and nats.is_drawn else f"{part.inverse_lipschitz:g}"
     return f"inverse_lipschitz={value}" if nats is None else f"inverse_lipschitz={value}, nats={part.nats:g}"
+
+
+def _smallest(value: float | Tensor) -> float:
+    """A constant as a number: draws of a noise scale from a prior may stand side by side."""
+    return float(value.detach().min()) if isinstance(value, Tensor) else value
 
 
 def following(nats: Nats | None) -> Nats:
@@ -113,9 +119,8 @@ class BrenierMap(Module):
     @property
     def inverse_lipschitz(self) -> float:
         """The constant L of this map; it is saved in ``state_dict()`` and may be set to a number or ``Nats``."""
-        value = self._constant
-        # Draws of sigma from a prior may stand side by side.
-        return float(value.detach().min()) if isinstance(value, Tensor) else value
+        # What is drawn above the floor differs from draw to draw, and the floor holds for all of them.
+        return _smallest(self._floor if "excess_logit" in self._pyro_samples else self._constant)
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | Nats | LearnedConstant) -> None:
@@ -124,9 +129,7 @@ class BrenierMap(Module):
     @property
     def minimum_inverse_lipschitz(self) -> float | None:
         """The floor of a learned constant, which holds at every step; None for a constant that is not learned."""
-        if "excess_logit" not in self._parameters:
-            return None
-        return float(torch.as_tensor(self._floor).detach().min())
+        return _smallest(self._floor) if self._is_learned else None
 
     @property
     def nats(self) -> float | None:
@@ -140,21 +143,28 @@ class BrenierMap(Module):
     def _set_constant(self, value: float | Nats | LearnedConstant, other: float = 1.0) -> None:
         """Set L, or the nats of a composition of this map with another one of the constant ``other``."""
         if isinstance(value, LearnedConstant):
-            self._set_floor(value.minimum, other)
+            floor = value.minimum
+            if not isinstance(floor, Nats):  # before anything changes
+                constant("inverse_lipschitz, the sum of minimum and excess,", floor + constant("excess", value.excess))
+            self._set_floor(floor, other)
             if "excess_logit" not in self._parameters:
                 self.excess_logit = nn.Parameter(self._factor.new_zeros(()))
             with torch.no_grad():  # the parameter that an optimizer may have
                 self.excess_logit.fill_(value.logit)
             return
         self._set_floor(value, other)
-        if "excess_logit" in self._parameters:
+        if self._is_learned:
             del self.excess_logit
 
     def _as_learned(self, floor: float | Nats) -> float | Nats | LearnedConstant:
         """Another constant, as the floor of a learned one where this one is learned."""
-        if "excess_logit" not in self._parameters:
+        if not self._is_learned:
             return floor
-        return LearnedConstant(floor, excess=float(F.softplus(self.excess_logit.detach())))
+        if "excess_logit" in self._pyro_samples:
+            raise ValueError("Expected inverse_lipschitz without a prior on its excess_logit, got one that is drawn")
+        # In double precision, in which a small excess is not 0.
+        excess = float(F.softplus(self.excess_logit.detach().double()))
+        return LearnedConstant(floor, excess=max(excess, sys.float_info.min))
 
     def _set_floor(self, value: float | Nats, other: float) -> None:
         """Set the constant, or the floor of a learned one, which goes on to be learned."""
@@ -188,15 +198,22 @@ class BrenierMap(Module):
         return self
 
     @property
+    def _is_learned(self) -> bool:
+        """Whether there is a parameter above the floor, which may also be drawn from a prior, or constrained."""
+        return any("excess_logit" in table for table in (self._parameters, self._pyro_samples, self._pyro_params))
+
+    @property
     def _excess(self) -> Tensor:
-        """What a learned constant has above its floor."""
+        """What a learned constant has above its floor, in double precision, in which the sum is not below the floor."""
         unit = 1.0 if self._nats is None else self._nats.scale()
-        excess: Tensor = F.softplus(self.excess_logit) * unit / self._other
+        logit = self.excess_logit
+        # Draws stand to the left of points.
+        excess: Tensor = F.softplus((logit.unsqueeze(-1) if logit.dim() else logit).double()) * unit / self._other
         return excess
 
     @property
     def _constant(self) -> float | Tensor:
-        if "excess_logit" not in self._parameters:
+        if not self._is_learned:
             return self._floor
         with nullcontext() if self._nats is None else self._nats.one_draw():
             return self._floor + self._excess
@@ -209,14 +226,17 @@ class BrenierMap(Module):
 
     def _times_constant(self, z: Tensor) -> Tensor:
         value = self._constant
-        return (value.to(z.dtype) if isinstance(value, Tensor) else value) * z
+        if not isinstance(value, Tensor):
+            return value * z
+        wide = torch.promote_types(z.dtype, torch.float32)  # half precision would change the constant
+        return (value.to(wide) * z.to(wide)).to(z.dtype)
 
     def get_extra_state(self) -> Tensor:
         # A tensor, because some formats of checkpoints hold only tensors.
         if self._nats is None:
             return torch.tensor(self._inverse_lipschitz, dtype=torch.float64)
         unit = math.nan if self._nats.unit is None else self._nats.unit
-        value = math.nan if self._nats.is_drawn else float(torch.as_tensor(self._floor).detach().min())
+        value = math.nan if self._nats.is_drawn else _smallest(self._floor)
         return torch.tensor([value, self._nats.kappa, unit, self._other], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -81,7 +81,7 @@ class FramedDecoder(ConditionalDecoder):
             if floor is None:
                 return None
             present = self._constrained_map.inverse_lipschitz
-            return self.inverse_lipschitz * floor / present if present else 0.0
+            return floor * (self.inverse_lipschitz / present) if present else 0.0
 
     @property
     def _smallest_weight(self) -> float:

@@ -17,7 +17,9 @@ class LearnedConstant:
     unit u is 1 where :math:`L_{\min}` is a number, and the noise scale or noise unit of the likelihood where it is in
     :class:`~pyro_ilvae.Nats`. The decoder's ``inverse_lipschitz`` is the present L, its ``minimum_inverse_lipschitz``
     the floor, and its ``nats`` are the nats of the floor. To fix the constant where it is, set ``inverse_lipschitz`` to
-    its own value: an optimizer then moves it no longer.
+    its own value: an optimizer then moves it no longer. Where the floor is in nats, set it to ``Nats`` instead, as a
+    number follows no noise scale. Under a prior on the parameter ``excess_logit``, ``inverse_lipschitz`` is the floor,
+    which holds for every draw.
 
     Args:
         minimum: the floor :math:`L_{\min} \ge 0`, a number or :class:`~pyro_ilvae.Nats`.

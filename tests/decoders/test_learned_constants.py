@@ -4,11 +4,13 @@ import copy
 import pickle
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.decoders import EVENT, LATENT
 from helpers.models import vae_with
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroParam, PyroSample
 from torch.nn import functional as F
 
 from pyro_ilvae import (
@@ -190,3 +192,63 @@ def test_no_schedule_and_no_controller_moves_what_is_learned():
     ):
         with pytest.raises(ValueError, match="is not learned"):
             make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("floor", [0.1, 0.7, 1e5])
+def test_rounding_puts_no_constant_below_its_floor(floor, dtype):
+    for build in (projected, lambda constant: BrenierMap(LATENT, constant, (8,))):
+        decoder = build(LearnedConstant(floor, excess=1e-12)).to(dtype)
+        assert decoder.inverse_lipschitz >= decoder.minimum_inverse_lipschitz == floor
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_changes_a_learned_map_no_more_than_another_one(dtype):
+    learned, fixed = (BrenierMap(2, value, (8,)).to(dtype) for value in (LearnedConstant(1e5, excess=1e-12), 1e5))
+    fixed.icnn.load_state_dict(learned.icnn.state_dict())
+    z = 0.1 * torch.randn(20, 2, dtype=dtype)
+    torch.testing.assert_close(learned(z), fixed(z), rtol=0, atol=0)
+
+
+def test_a_prior_on_the_excess_is_drawn_and_the_constant_is_the_floor_of_all_draws():
+    brenier = BrenierMap(2, LearnedConstant(0.5, excess=0.1), (8,)).double()
+    brenier.excess_logit = PyroSample(dist.Normal(torch.tensor(2.0).double(), 1.0))
+    z = torch.randn(4, 2, dtype=torch.double)
+
+    def model():
+        with pyro.plate("particles", 3, dim=-2):
+            return brenier(z)
+
+    trace = pyro.poutine.trace(model).get_trace()
+    draws = trace.nodes["excess_logit"]["value"]
+    assert draws.shape == (3, 1)
+    expected = brenier.icnn.gradient(z) + (0.5 + F.softplus(draws)).unsqueeze(-1) * z
+    torch.testing.assert_close(trace.nodes["_RETURN"]["value"], expected)
+    assert brenier.inverse_lipschitz == brenier.minimum_inverse_lipschitz == 0.5
+    brenier.inverse_lipschitz = LearnedConstant(0.5, excess=1.0)
+    assert brenier.inverse_lipschitz == pytest.approx(1.5)
+
+
+def test_a_constraint_on_the_excess_is_kept_and_ends_with_a_number():
+    brenier = BrenierMap(2, LearnedConstant(0.5, excess=0.1))
+    brenier.excess_logit = PyroParam(torch.tensor(1.0), constraint=dist.constraints.interval(0.0, 2.0))
+    assert brenier.inverse_lipschitz == pytest.approx(0.5 + float(F.softplus(torch.tensor(1.0))))
+    brenier.inverse_lipschitz = brenier.inverse_lipschitz
+    assert brenier.minimum_inverse_lipschitz is None
+    assert not [name for name, _ in brenier.named_parameters() if "excess" in name]
+
+
+@pytest.mark.parametrize("logit", [-1000.0, -200.0])
+def test_nats_can_be_set_where_training_left_no_excess(logit):
+    decoder = composition(LearnedConstant(Nats(0.5, likelihoods.Normal(0.3)), excess=0.1))
+    with torch.no_grad():
+        decoder.outer.excess_logit.fill_(logit)
+    decoder.nats = 0.8
+    assert decoder.inverse_lipschitz == pytest.approx(Nats(0.8, likelihoods.Normal(0.3)).constant())
+    assert decoder.minimum_inverse_lipschitz is not None
+
+
+@pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
+def test_an_excess_beyond_the_largest_constant_is_refused(build):
+    with pytest.raises(ValueError, match="excess <= 1e\\+18"):
+        build(LearnedConstant(0.5, excess=1e30))
