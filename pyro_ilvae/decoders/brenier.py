@@ -120,7 +120,7 @@ class BrenierMap(Module):
     def inverse_lipschitz(self) -> float:
         """The constant L of this map; it is saved in ``state_dict()`` and may be set to a number or ``Nats``."""
         # What is drawn above the floor differs from draw to draw, and the floor holds for all of them.
-        return _smallest(self._floor if "excess_logit" in self._pyro_samples else self._constant)
+        return _smallest(self._floor if "excess_raw" in self._pyro_samples else self._constant)
 
     @inverse_lipschitz.setter
     def inverse_lipschitz(self, value: float | Nats | LearnedConstant) -> None:
@@ -147,23 +147,23 @@ class BrenierMap(Module):
             if not isinstance(floor, Nats):  # before anything changes
                 constant("inverse_lipschitz, the sum of minimum and excess,", floor + constant("excess", value.excess))
             self._set_floor(floor, other)
-            if "excess_logit" not in self._parameters:
-                self.excess_logit = nn.Parameter(self._factor.new_zeros(()))
+            if "excess_raw" not in self._parameters:
+                self.excess_raw = nn.Parameter(self._factor.new_zeros(()))
             with torch.no_grad():  # the parameter that an optimizer may have
-                self.excess_logit.fill_(value.logit)
+                self.excess_raw.fill_(value.logit)
             return
         self._set_floor(value, other)
         if self._is_learned:
-            del self.excess_logit
+            del self.excess_raw
 
     def _as_learned(self, floor: float | Nats) -> float | Nats | LearnedConstant:
         """Another constant, as the floor of a learned one where this one is learned."""
         if not self._is_learned:
             return floor
-        if "excess_logit" in self._pyro_samples:
-            raise ValueError("Expected inverse_lipschitz without a prior on its excess_logit, got one that is drawn")
+        if "excess_raw" in self._pyro_samples:
+            raise ValueError("Expected inverse_lipschitz without a prior on its excess_raw, got one that is drawn")
         # In double precision, in which a small excess is not 0.
-        excess = float(F.softplus(self.excess_logit.detach().double()))
+        excess = float(F.softplus(self.excess_raw.detach().double()))
         return LearnedConstant(floor, excess=max(excess, sys.float_info.min))
 
     def _set_floor(self, value: float | Nats, other: float) -> None:
@@ -200,13 +200,13 @@ class BrenierMap(Module):
     @property
     def _is_learned(self) -> bool:
         """Whether there is a parameter above the floor, which may also be drawn from a prior, or constrained."""
-        return any("excess_logit" in table for table in (self._parameters, self._pyro_samples, self._pyro_params))
+        return any("excess_raw" in table for table in (self._parameters, self._pyro_samples, self._pyro_params))
 
     @property
     def _excess(self) -> Tensor:
         """What a learned constant has above its floor, in double precision, in which the sum is not below the floor."""
         unit = 1.0 if self._nats is None else self._nats.scale()
-        logit = self.excess_logit
+        logit = self.excess_raw
         # Draws stand to the left of points.
         excess: Tensor = F.softplus((logit.unsqueeze(-1) if logit.dim() else logit).double()) * unit / self._other
         return excess

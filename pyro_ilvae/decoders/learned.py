@@ -18,7 +18,7 @@ class LearnedConstant:
     :class:`~pyro_ilvae.Nats`. The decoder's ``inverse_lipschitz`` is the present L, its ``minimum_inverse_lipschitz``
     the floor, and its ``nats`` are the nats of the floor. To fix the constant where it is, set ``inverse_lipschitz`` to
     its own value: an optimizer then moves it no longer. Where the floor is in nats, set it to ``Nats`` instead, as a
-    number follows no noise scale. Under a prior on the parameter ``excess_logit``, ``inverse_lipschitz`` is the floor,
+    number follows no noise scale. Under a prior on the parameter ``excess_raw``, ``inverse_lipschitz`` is the floor,
     which holds for every draw.
 
     Args:
@@ -33,7 +33,7 @@ class LearnedConstant:
         >>> brenier = BrenierMap(2, LearnedConstant(0.5, excess=1.0))
         >>> round(brenier.inverse_lipschitz, 6), brenier.minimum_inverse_lipschitz
         (1.5, 0.5)
-        >>> brenier.excess_logit.requires_grad
+        >>> brenier.excess_raw.requires_grad
         True
     """
 

@@ -102,8 +102,8 @@ def test_the_gradient_of_the_parameter():
     z = torch.randn(5, 2, dtype=torch.double)
     brenier(z).sum().backward()
     # d/dtheta sum_ij softplus(theta) z_ij
-    expected = torch.sigmoid(brenier.excess_logit) * z.sum()
-    torch.testing.assert_close(brenier.excess_logit.grad, expected)
+    expected = torch.sigmoid(brenier.excess_raw) * z.sum()
+    torch.testing.assert_close(brenier.excess_raw.grad, expected)
 
 
 def test_the_inverse_knows_of_the_parameter():
@@ -111,12 +111,12 @@ def test_the_inverse_knows_of_the_parameter():
     z = torch.randn(5, 2, dtype=torch.double)
     y = brenier(z).detach()
     torch.testing.assert_close(brenier.inverse(y), z, rtol=0, atol=1e-6)
-    found = torch.autograd.grad(brenier.inverse(y).sum(), brenier.excess_logit)[0]
+    found = torch.autograd.grad(brenier.inverse(y).sum(), brenier.excess_raw)[0]
     step = 1e-5
     with torch.no_grad():
-        brenier.excess_logit += step
+        brenier.excess_raw += step
         above = brenier.inverse(y, tolerance=1e-13).sum()
-        brenier.excess_logit -= 2 * step
+        brenier.excess_raw -= 2 * step
         below = brenier.inverse(y, tolerance=1e-13).sum()
     assert float(found) == pytest.approx(float((above - below) / (2 * step)), rel=1e-3)
 
@@ -152,7 +152,7 @@ def test_copies_have_the_constant(build, copied):
         other = copy.deepcopy(decoder) if copied == "deepcopy" else pickle.loads(pickle.dumps(decoder))
     assert other.inverse_lipschitz == decoder.inverse_lipschitz
     assert other.minimum_inverse_lipschitz == decoder.minimum_inverse_lipschitz == pytest.approx(0.5)
-    with pytest.raises(RuntimeError, match="excess_logit"):
+    with pytest.raises(RuntimeError, match="excess_raw"):
         build(0.5).load_state_dict(decoder.state_dict())
 
 
@@ -169,9 +169,9 @@ def test_a_number_ends_the_learning(build):
 def test_the_start_from_data_keeps_the_parameter_that_an_optimizer_has():
     likelihood = likelihoods.Bernoulli()
     decoder = projected(LearnedConstant(Nats(0.5, likelihood), excess=0.3))
-    parameter = decoder.map.excess_logit
+    parameter = decoder.map.excess_raw
     decoder.initialize((torch.randn(50, *EVENT) > 0).float(), likelihood)
-    assert decoder.map.excess_logit is parameter
+    assert decoder.map.excess_raw is parameter
     assert float(F.softplus(parameter.detach())) == pytest.approx(0.3, rel=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_half_precision_changes_a_learned_map_no_more_than_another_one(dtype):
 
 def test_a_prior_on_the_excess_is_drawn_and_the_constant_is_the_floor_of_all_draws():
     brenier = BrenierMap(2, LearnedConstant(0.5, excess=0.1), (8,)).double()
-    brenier.excess_logit = PyroSample(dist.Normal(torch.tensor(2.0).double(), 1.0))
+    brenier.excess_raw = PyroSample(dist.Normal(torch.tensor(2.0).double(), 1.0))
     z = torch.randn(4, 2, dtype=torch.double)
 
     def model():
@@ -220,7 +220,7 @@ def test_a_prior_on_the_excess_is_drawn_and_the_constant_is_the_floor_of_all_dra
             return brenier(z)
 
     trace = pyro.poutine.trace(model).get_trace()
-    draws = trace.nodes["excess_logit"]["value"]
+    draws = trace.nodes["excess_raw"]["value"]
     assert draws.shape == (3, 1)
     expected = brenier.icnn.gradient(z) + (0.5 + F.softplus(draws)).unsqueeze(-1) * z
     torch.testing.assert_close(trace.nodes["_RETURN"]["value"], expected)
@@ -231,7 +231,7 @@ def test_a_prior_on_the_excess_is_drawn_and_the_constant_is_the_floor_of_all_dra
 
 def test_a_constraint_on_the_excess_is_kept_and_ends_with_a_number():
     brenier = BrenierMap(2, LearnedConstant(0.5, excess=0.1))
-    brenier.excess_logit = PyroParam(torch.tensor(1.0), constraint=dist.constraints.interval(0.0, 2.0))
+    brenier.excess_raw = PyroParam(torch.tensor(1.0), constraint=dist.constraints.interval(0.0, 2.0))
     assert brenier.inverse_lipschitz == pytest.approx(0.5 + float(F.softplus(torch.tensor(1.0))))
     brenier.inverse_lipschitz = brenier.inverse_lipschitz
     assert brenier.minimum_inverse_lipschitz is None
@@ -242,7 +242,7 @@ def test_a_constraint_on_the_excess_is_kept_and_ends_with_a_number():
 def test_nats_can_be_set_where_training_left_no_excess(logit):
     decoder = composition(LearnedConstant(Nats(0.5, likelihoods.Normal(0.3)), excess=0.1))
     with torch.no_grad():
-        decoder.outer.excess_logit.fill_(logit)
+        decoder.outer.excess_raw.fill_(logit)
     decoder.nats = 0.8
     assert decoder.inverse_lipschitz == pytest.approx(Nats(0.8, likelihoods.Normal(0.3)).constant())
     assert decoder.minimum_inverse_lipschitz is not None
