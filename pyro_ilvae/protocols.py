@@ -35,7 +35,9 @@ class Decoder(Protocol):
         context_dim: optional; the width of a context, if ``forward`` takes one.
         conditional: optional; True if ``forward`` needs more than z, so that f is no function of z alone.
         inverse_lipschitz: optional; the constant L of the whole map, with a setter if L may change.
-        lipschitz: optional; a constant :math:`\beta` with :math:`\|f(z) - f(z')\| \le \beta \|z - z'\|`, which gives a
+        minimum_inverse_lipschitz: optional; the floor of a constant that is trained, which schedulers and controllers
+            leave alone; None for a constant that is not trained.
+        lipschitz: optional; a constant :math:`M` with :math:`\|f(z) - f(z')\| \le M \|z - z'\|`, which gives a
             ceiling beside the floor.
         frame: optional; an object with ``coordinates(y)``, Q^T y, by which a ``SequenceDecoder`` checks that Q is
             centered.

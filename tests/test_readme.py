@@ -27,7 +27,9 @@ def test_examples_of_pages_run(page):
 
 @pytest.mark.slow
 def test_examples_run(capsys):
-    example, monitored, own, autoguide, graph, mixture, covariates, sequences, controlled, layers = blocks_of(README)
+    example, monitored, own, autoguide, graph, mixture, covariates, sequences, controlled, resumed, layers = blocks_of(
+        README
+    )
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
     variables = {}
     exec(compile(example, README.name, "exec"), variables)
@@ -51,6 +53,7 @@ def test_examples_run(capsys):
     exec(compile(controlled, README.name, "exec"), variables)
     assert variables["controller"].frozen
     assert variables["controller"].on_target
+    exec(compile(resumed, README.name, "exec"), variables)
     capsys.readouterr()
     assert variables["fit"]["posterior"]["z"].shape == (1, 200, 10, 4)
     exec(compile(layers, README.name, "exec"), variables)

@@ -95,7 +95,8 @@ fits[name] = fit(name, plain(), lambda vae: (remedies.FreeBitsELBO(TraceMeanFiel
 # %% [markdown]
 # ## At least half a nat in each dimension
 #
-# The controller follows the smallest KL of all dimensions, and raises L from 0 until that is half a nat. After 80
+# The controller follows the smallest KL of all dimensions in training batches, and raises L from 0 until that is half
+# a nat. This is an estimate: nats are guaranteed under Normal noise only. After 80
 # percent of the steps it freezes L. `measures` has other things to follow, and any function of a batch will do.
 
 # %%

@@ -28,18 +28,19 @@ ENTRY = 0.125  # of a free matrix at the start, as a root mean square: an optimi
 
 
 class BiLipschitzMap(ConditionalDecoder):
-    r"""A map of :math:`\mathbb{R}^K` to itself that stretches each distance by at least L and at most :math:`\beta`.
+    r"""A map of :math:`\mathbb{R}^K` to itself that stretches each distance by at least L and at most :math:`M`.
 
-    .. math:: L \|z - z'\| \le \|g(z) - g(z')\| \le \beta \|z - z'\|, \qquad
+    .. math:: L \|z - z'\| \le \|g(z) - g(z')\| \le M \|z - z'\|, \qquad
         g(z) = b + (g_n \circ \dots \circ g_1)(Q z), \qquad g_i(z) = \lambda z + (\mu - \lambda)\, W_i^\top s_i(W_i z),
 
-    with :math:`\lambda = L^{1/n}`, :math:`\mu = \beta^{1/n}`, :math:`W_i^\top W_i \preceq I` and the elementwise
+    with :math:`\lambda = L^{1/n}`, :math:`\mu = M^{1/n}`, :math:`W_i^\top W_i \preceq I` and the elementwise
     :math:`s(u) = (\operatorname{softplus}(t u + c) - \operatorname{softplus}(c)) / t`, whose slopes are from 0 to 1.
     Since :math:`0 \preceq W_i^\top \operatorname{diag}(s_i') W_i \preceq I`, each :math:`g_i` is the gradient of a
     convex function with a Hessian whose eigenvalues are from :math:`\lambda` to :math:`\mu`. Both inequalities hold for
-    such a gradient, and the constants of a composition multiply. Gradients hardly turn, which the rotation Q with
-    :math:`Q^\top Q = I` does for all of them. The constants cannot be improved: large shifts c make g(z) as near to
-    :math:`b + L Q z` or :math:`b + \beta Q z` as rounding allows. With :math:`L = \beta` the map is :math:`b + L Q z`.
+    such a gradient, and the constants of a composition multiply. The gradient of a convex function turns no difference
+    by 90 degrees or more, so one rotation Q with :math:`Q^\top Q = I` in front turns for all layers. The constants
+    cannot be improved: large shifts c make g(z) as near to :math:`b + L Q z` or :math:`b + M Q z` as rounding allows.
+    With :math:`L = M` the map is :math:`b + L Q z`.
 
     W is made from a free matrix A with the columns scaled by :math:`(\sum_k |A^\top A|_{jk})^{-1/2}`, which makes all
     singular values at most 1 whatever A is [2], and one step :math:`W \mapsto \tfrac12 W (3 I - W^\top W)` [3], which
@@ -49,15 +50,15 @@ class BiLipschitzMap(ConditionalDecoder):
 
     The map is a decoder with K = D too. Under Normal noise of scale :math:`\sigma` and the prior N(0, I) it has
 
-    .. math:: \tfrac K2 \log(1 + L^2 / \sigma^2) \le I(x; z) \le \tfrac K2 \log(1 + \beta^2 / \sigma^2)
+    .. math:: \tfrac K2 \log(1 + L^2 / \sigma^2) \le I(x; z) \le \tfrac K2 \log(1 + M^2 / \sigma^2)
 
     nats, see :func:`~pyro_ilvae.diagnostics.guaranteed_information`.
 
     Args:
         latent_dim: the dimension :math:`K`.
-        inverse_lipschitz: the constant :math:`L`, from 0 to :math:`\beta`. ``Nats(kappa, likelihood).constant()`` is
+        inverse_lipschitz: the constant :math:`L`, from 0 to :math:`M`. ``Nats(kappa, likelihood).constant()`` is
             the number for nats per dimension under noise that is fixed.
-        lipschitz: the constant :math:`\beta > 0`.
+        lipschitz: the constant :math:`M > 0`.
         hidden_features: the width of each layer, at least K; the larger of 64 and K if None.
         num_layers: the number of layers :math:`n`. More layers can do more.
 
@@ -138,7 +139,7 @@ class BiLipschitzMap(ConditionalDecoder):
 
     @property
     def lipschitz(self) -> float:
-        """The constant beta; it is saved in ``state_dict()`` and may be set to a number from ``inverse_lipschitz``."""
+        """The constant M; it is saved in ``state_dict()`` and may be set to a number from ``inverse_lipschitz``."""
         return self._lipschitz
 
     @lipschitz.setter
@@ -209,7 +210,7 @@ class BiLipschitzMap(ConditionalDecoder):
 
     @public_method
     def jacobian(self, z: Tensor) -> Tensor:
-        r"""The Jacobian at ``z`` of shape (..., K): (..., K, K), with singular values from L to :math:`\beta`."""
+        r"""The Jacobian at ``z`` of shape (..., K): (..., K, K), with singular values from L to :math:`M`."""
         z = points("z", z, self.latent_dim, self._dtype)
         with without_autocast(z.device.type):
             layers, rotation = self._layers(z.dtype), self.rotation.fixed()

@@ -150,7 +150,7 @@ class BrenierMap(Module):
             if "excess_raw" not in self._parameters:
                 self.excess_raw = nn.Parameter(self._factor.new_zeros(()))
             with torch.no_grad():  # the parameter that an optimizer may have
-                self.excess_raw.fill_(value.logit)
+                self.excess_raw.fill_(value.raw)
             return
         self._set_floor(value, other)
         if self._is_learned:

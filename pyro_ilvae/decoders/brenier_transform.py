@@ -19,7 +19,7 @@ class BrenierTransform(TransformModule):
 
     .. math:: \log |\det \nabla g(z)| = \log \det (c\, \nabla^2\psi(z) + L I) \ge D \log L,
 
-    and, for a bi-Lipschitz map, at most :math:`D \log \beta`. The inverse is :meth:`BrenierMap.inverse`; draws need
+    and, for a bi-Lipschitz map, at most :math:`D \log M`. The inverse is :meth:`BrenierMap.inverse`; draws need
     only the forward map. Register the transform like any Pyro transform, with ``pyro.module("transform", transform)``
     or as an attribute of a PyroModule.
 

@@ -13,13 +13,13 @@ class LearnedConstant:
 
     .. math:: L = L_{\min} + u \operatorname{softplus}(\theta) \ge L_{\min},
 
-    with :math:`\theta` trained like the decoder's other parameters. Pass it to a decoder as ``inverse_lipschitz``. The
-    unit u is 1 where :math:`L_{\min}` is a number, and the noise scale or noise unit of the likelihood where it is in
-    :class:`~pyro_ilvae.Nats`. The decoder's ``inverse_lipschitz`` is the present L, its ``minimum_inverse_lipschitz``
-    the floor, and its ``nats`` are the nats of the floor. To fix the constant where it is, set ``inverse_lipschitz`` to
-    its own value: an optimizer then moves it no longer. Where the floor is in nats, set it to ``Nats`` instead, as a
-    number follows no noise scale. Under a prior on the parameter ``excess_raw``, ``inverse_lipschitz`` is the floor,
-    which holds for every draw.
+    with :math:`\theta` trained like the decoder's other parameters. Pass it as ``inverse_lipschitz`` to a decoder with
+    a :class:`~pyro_ilvae.BrenierMap`. The unit u is 1 where :math:`L_{\min}` is a number, and the noise scale or noise
+    unit of the likelihood where it is in :class:`~pyro_ilvae.Nats`. The decoder's ``inverse_lipschitz`` is the present
+    L, its ``minimum_inverse_lipschitz`` the floor, and its ``nats`` are the nats of the floor. To fix the constant
+    where it is, set ``inverse_lipschitz`` to its own value: an optimizer then moves it no longer. Where the floor is in
+    nats, set it to ``Nats`` instead, as a number follows no noise scale. Under a prior on the parameter ``excess_raw``,
+    ``inverse_lipschitz`` is the floor, which holds for every draw.
 
     Args:
         minimum: the floor :math:`L_{\min} \ge 0`, a number or :class:`~pyro_ilvae.Nats`.
@@ -49,6 +49,6 @@ class LearnedConstant:
         return LearnedConstant(minimum, excess=self.excess)
 
     @property
-    def logit(self) -> float:
+    def raw(self) -> float:
         r"""The parameter :math:`\theta` at the start."""
         return self.excess + math.log(-math.expm1(-self.excess))

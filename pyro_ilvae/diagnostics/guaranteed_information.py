@@ -43,11 +43,11 @@ class GuaranteedInformation(NamedTuple):
     #: the most information that there can be, in nats; None for a decoder without ``lipschitz``
     ceiling: float | None
     ceiling_reason: str | None  #: why there is no ceiling; None where there is one
-    reason: str | None  #: why nothing is guaranteed; None where the numbers are guaranteed
+    reason: str | None  #: why no nats are guaranteed; None where the numbers are guaranteed
 
     def __repr__(self) -> str:
         if self.reason is not None:
-            return printing.described(self, f"nothing is guaranteed: {self.reason}")
+            return printing.described(self, f"no nats are guaranteed: {self.reason}")
         return printing.described(
             self,
             f"floor {printing.number(self.floor, self.floor_se or None)} nats",
@@ -118,16 +118,16 @@ def guaranteed_information(
     \bigr)^{1/K_t}`, with :math:`N_T = 1`. Of a coordinate given all others at least the noise is left:
     :math:`N_j \ge \sigma_{t,j}^2`.
 
-    A decoder that carries ``lipschitz``, a constant :math:`\beta` with
-    :math:`\|f(z) - f(z')\| \le \beta \|z - z'\|`, has a ceiling as well. Twice the summed variance of f(z) is the
+    A decoder that carries ``lipschitz``, a constant :math:`M` with
+    :math:`\|f(z) - f(z')\| \le M \|z - z'\|`, has a ceiling as well. Twice the summed variance of f(z) is the
     mean of :math:`\|f(z) - f(z')\|^2` over independent draws, so
 
-    .. math:: \operatorname{tr} \operatorname{Cov} f(z) \le P = \beta^2 \operatorname{tr} \operatorname{Cov} z, \qquad
+    .. math:: \operatorname{tr} \operatorname{Cov} f(z) \le P = M^2 \operatorname{tr} \operatorname{Cov} z, \qquad
         I(x; z) \le \tfrac D2 \log\Bigl(1 + \frac{P}{D \sigma^2}\Bigr),
 
     because Normal x have the largest entropy for their covariance. This is the capacity of D Normal channels that share
     the power P; with a scale for each entry the power is shared by water-filling [3]. It holds for every prior
-    with a variance, and is :math:`\tfrac K2 \log(1 + \beta^2 / \sigma^2)` for K = D and N(0, I).
+    with a variance, and is :math:`\tfrac K2 \log(1 + M^2 / \sigma^2)` for K = D and N(0, I).
 
     Args:
         model_or_decoder: a model with the attributes ``decoder``, ``likelihood`` and ``prior``, the distribution of the

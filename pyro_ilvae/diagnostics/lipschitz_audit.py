@@ -166,7 +166,7 @@ def lipschitz_audit(
             return torch.stack([at, at + 10 * nearest * directions], 1)
 
         def search(starts: Tensor, sign: float) -> tuple[Tensor, Tensor]:
-            move = partial(_descend, decoder, spread=spread, nearest=nearest, sign=sign)
+            move = partial(_moved_along_the_ratio, decoder, spread=spread, nearest=nearest, sign=sign)
             parts = split(starts, 2 * features, samples_per_pass, partial(move, steps=min(steps, 1)))
             ratios, found = zip(*(move(part, steps=steps) for part in parts), strict=True)
             return torch.cat(ratios), torch.cat(found)
@@ -246,10 +246,10 @@ def _singular_values(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 def _extreme_direction(decoder: Callable[[Tensor], Tensor], z: Tensor, *, end: int) -> Tensor:
     """The unit vector that the Jacobian stretches least (0) or most (1) at each row of ``z``, of shape (N, K)."""
     slopes = jacobian(decoder, z).double()
-    return torch.linalg.eigh(slopes.mT @ slopes).eigenvectors[..., -end].to(z.dtype)
+    return torch.linalg.eigh(slopes.mT @ slopes).eigenvectors[..., -1 if end else 0].to(z.dtype)
 
 
-def _descend(
+def _moved_along_the_ratio(
     decoder: Callable[[Tensor], Tensor], pairs: Tensor, *, steps: int, spread: float, nearest: float, sign: float
 ) -> tuple[Tensor, Tensor]:
     """The smallest ratio on the way down from each pair, of shape (P,), and where it is, of shape (P, 2, K).

@@ -48,7 +48,7 @@ def in_words(record: Mapping[str, Any], sites: tuple[str, ...]) -> str:
     counted = [prefix for prefix in prefixes if record[f"{prefix}active_units"] is not None]
     if counted:
         active = sum(record[f"{prefix}active_units"] for prefix in counted)
-        parts.append(f"active {active}/{sum(record[f'{prefix}num_units'] for prefix in counted)}")
+        parts.append(f"active units {active}/{sum(record[f'{prefix}num_units'] for prefix in counted)}")
     if constants := of_sites("inverse_lipschitz"):
         parts.append(f"L {', '.join(f'{constant:.3g}' for constant in constants)}")
     if floors := of_sites("guaranteed_floor"):

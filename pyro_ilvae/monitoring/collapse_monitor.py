@@ -40,8 +40,8 @@ class CollapseMonitor:
     - ``loss_per_datum``: the same divided by ``data_size``, in nats per datum; None if that is not known.
     - ``non_finite_losses``: how many of these losses are NaN or infinite.
     - ``elbo``: the ELBO of the held-out data at beta = 1, in nats per datum; sampled.
-    - ``kl``: the mean divergence from prior to posterior of a datum, in nats: of the site, or with several ones of all
-      latent sites together.
+    - ``kl``: the mean KL divergence of a datum's posterior from the prior, in nats: of the site, or with several sites
+      of all together.
     - ``kl_per_dimension``: a list of the mean divergence of each dimension (each unit of a site), in nats.
     - ``active_units``: the number of units whose posterior mean has a variance over the data above ``threshold``.
     - ``num_units``: the number of units of the site.
@@ -51,7 +51,8 @@ class CollapseMonitor:
     - ``guaranteed_floor``: the nats about z that L, the noise and the prior guarantee on the model's own data, see
       :func:`~pyro_ilvae.diagnostics.guaranteed_information`.
     - ``guaranteed_nats``: the same by the Jacobian of the decoder, at least the floor; sampled.
-    - ``inverse_lipschitz``: the constant L of the decoder, in units of x per unit of z.
+    - ``inverse_lipschitz``: the constant L of the decoder, in units of the natural
+      parameters (of x for Normal noise) per unit of z.
     - ``nats``: the nats per dimension from which L follows, of a decoder whose constant is given in ``Nats``.
     - ``noise_scale``: the scale of the likelihood's noise in units of x, a geometric mean if there are several.
     - ``beta``: the weight of the KL.
@@ -70,7 +71,7 @@ class CollapseMonitor:
             :func:`~pyro_ilvae.diagnostics.collapse_summary`. Some hundred data are enough, and take some tenths of a
             second.
         model_kwargs: keyword arguments of the same calls.
-        every: the number of steps from one record to the next.
+        every: the number of steps from one record to the next; call :meth:`measure` after the training for a last one.
         decoder: the decoder whose L and nats are recorded, or a model that has it as an attribute; if None, it is found
             in the model. With layers, each site has its own.
         beta: the weight of the KL, as the training has it: a number, a tensor, a

@@ -145,7 +145,7 @@ def _panels(runs: Sequence[Run]) -> list[_Panel]:
     if any_has(*(f"{prefix}active_units" for prefix in prefixes)):
         panels.append(_Panel("active units", 1.3, _active_units))
     if any_has(*(f"{prefix}inverse_lipschitz" for prefix in prefixes)):
-        panels.append(_Panel("constant $L$\n(x per z)", 1.1, _of_sites("inverse_lipschitz", "$L$", 1)))
+        panels.append(_Panel("constant $L$", 1.1, _of_sites("inverse_lipschitz", "$L$", 1)))
     if any_has("beta", *(f"{prefix}beta" for prefix in prefixes)):
         panels.append(_Panel(r"KL weight $\beta$", 1.1, _betas))
     if not panels:
@@ -188,9 +188,7 @@ def _divergences(ax: Axes, run: Run, prefix: str) -> None:
     for k, column in enumerate(drawn.T):
         label = "a dimension" if k == 0 else "_"
         ax.plot(run.values["step"], column, color=_drawing.color(0), alpha=0.45, linewidth=1, label=label, **point)
-    ax.axhline(
-        _ACTIVE_FROM, color=_drawing.color(1), linestyle="--", linewidth=1.2, label=f"{_ACTIVE_FROM:g} nats: active"
-    )
+    ax.axhline(_ACTIVE_FROM, color=_drawing.color(1), linestyle="--", linewidth=1.2, label=f"{_ACTIVE_FROM:g} nats")
     ax.set_yscale("log")
 
 

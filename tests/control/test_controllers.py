@@ -139,6 +139,8 @@ def test_resumed_in_the_middle_equals_uninterrupted(kind, stop):
     second = train(svi, controller, 60 - stop)
     assert first[0] + second[0] == whole[0]
     assert first[1] + second[1] == whole[1]
+    if kind == "L-and-beta":
+        assert controller.beta.num_steps_taken == controller.num_steps_taken == 60
     release(interrupted)
 
 

@@ -58,7 +58,7 @@ def test_each_measure_has_a_panel_with_its_unit(training):
         "KL (nats per dimension)",
         "information (nats)",
         "active units",
-        "constant $L$ (x per z)",
+        "constant $L$",
         r"KL weight $\beta$",
     ]
     losses, kl, information, active, constant, beta = axes[:, 0]
@@ -78,7 +78,7 @@ def test_each_measure_has_a_panel_with_its_unit(training):
     assert line(active, "all") == [2] * 4
     assert constant.lines[0].get_ydata().tolist() == [0.3] * 4
     assert beta.lines[0].get_ydata().tolist() == [0.5] * 4
-    assert legend(kl) == ["a dimension", "0.1 nats: active"]
+    assert legend(kl) == ["a dimension", "0.1 nats"]
     assert len(legend(information)) == 4
     assert axes[-1, 0].get_xlabel() == "step"
 

@@ -87,7 +87,7 @@ def fisher_bound(
     :func:`~pyro_ilvae.diagnostics.posterior_fisher_divergence`, and the inequality holds at each draw: the ratio is at
     least 1 up to rounding, however many draws there are. A projected decoder with K < D has no such bound, since
     :math:`J_f^\top s` may vanish where s does not. For a decoder with K = D that carries ``lipschitz``, a constant
-    :math:`\beta`, the ratio is at most :math:`\beta^2 / L^2`, since :math:`\|J_f^\top s\| \le \beta \|s\|`.
+    :math:`M`, the ratio is at most :math:`M^2 / L^2`, since :math:`\|J_f^\top s\| \le M \|s\|`.
 
     With a context and K = D the bound holds for each datum in its own context; with missing entries s is the score of
     the entries that are there. A composition with a context has no ``bounded_part``, because z is then a part of what

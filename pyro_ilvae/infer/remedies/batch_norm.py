@@ -8,6 +8,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_ilvae import _checks
+from pyro_ilvae.infer.remedies.minimum_kl import MinimumKLEncoder
 from pyro_ilvae.infer.remedies.wrapped_encoder import WrappedEncoder
 
 __all__ = ["BatchNormEncoder"]
@@ -58,13 +59,18 @@ class BatchNormEncoder(WrappedEncoder):
         self, encoder: Callable[..., Any], gamma: float | None, *, momentum: float = 0.1, epsilon: float = 1e-5
     ) -> None:
         super().__init__(encoder)
+        if isinstance(encoder, MinimumKLEncoder):
+            raise ValueError(
+                "Expected encoder without a bound on its divergence, which normalization would undo, got a "
+                "MinimumKLEncoder: write MinimumKLEncoder(BatchNormEncoder(...), delta)"
+            )
         self.gamma = None if gamma is None else _checks.positive("gamma", gamma)
         momentum, epsilon = _checks.fraction("momentum", momentum), _checks.positive("epsilon", epsilon)
         self.normalization: nn.Module | None = None
         if self.gamma is not None:
             if not hasattr(encoder, "latent_dim"):
                 raise ValueError("Expected encoder with the attribute latent_dim, the dimension K, got one without")
-            size = _checks.positive_int("latent_dim of encoder", encoder.latent_dim)
+            size = _checks.positive_int("latent_dim of encoder", encoder.latent_dim)  # type: ignore[attr-defined]
             options = {"eps": epsilon, "momentum": momentum, "affine": False}
             self.normalization = PyroModule[nn.BatchNorm1d](size, **options)  # type: ignore[arg-type,call-arg]
             self.shift = nn.Parameter(torch.zeros(size))

@@ -54,14 +54,7 @@ class WrappedEncoder(Module):
             mask: as for the inner encoder.
         """
         beside = {name: value for name, value in (("context", context), ("mask", mask)) if value is not None}
-        output = self.encoder(x, **beside)
-        if (
-            not isinstance(output, tuple | list)
-            or len(output) != 2
-            or not all(isinstance(one, Tensor) for one in output)
-        ):
-            raise ValueError("Expected encoder to return a location and a scale, got something else")
-        loc, scale = output
+        loc, scale = location_and_scale_of(self.encoder(x, **beside))
         if loc.shape != scale.shape or loc.dim() == 0:
             raise ValueError(
                 f"Expected encoder to return location and scale of one shape, got {tuple(loc.shape)} and "

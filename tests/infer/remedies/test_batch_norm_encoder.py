@@ -173,3 +173,9 @@ def test_state_and_copies():
     other.load_state_dict(encoder.state_dict())
     for same in (other.eval(), copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert torch.equal(same(X)[0], encoder(X)[0])
+
+
+def test_a_bound_that_normalization_would_undo_is_refused():
+    inner = MLPEncoder(event_shape=4, latent_dim=2, hidden_features=(8,))
+    with pytest.raises(ValueError, match="which normalization would undo"):
+        BatchNormEncoder(MinimumKLEncoder(inner, 1.0), 0.5)

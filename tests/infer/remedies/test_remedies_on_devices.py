@@ -51,7 +51,7 @@ def batch_norm():
 
 
 def all_at_once():
-    inner = remedies.BatchNormEncoder(remedies.MinimumKLEncoder(encoder(), 1.0), 0.5)
+    inner = remedies.MinimumKLEncoder(remedies.BatchNormEncoder(encoder(), 0.5), 1.0)
     vae = vae_with(encoder=inner, decoder=remedies.LinearPath(decoder()))
     elbo = remedies.FreeBitsELBO(TraceMeanField_ELBO(), 0.5, groups="site")
     return vae, elbo, lambda vae: remedies.LatentReconstruction(vae.encoder, weight=0.3)(vae.model)
