@@ -8,6 +8,7 @@ from pyro_ilvae import _checks
 from pyro_ilvae.control._multiplicative import MultiplicativeController
 from pyro_ilvae.control.measures import Measure
 from pyro_ilvae.infer.moving import MovingValue
+from pyro_ilvae.infer.schedulers import InverseLipschitzScheduler, NatsScheduler
 
 __all__ = ["InverseLipschitzController", "NatsController"]
 
@@ -31,6 +32,10 @@ class _ControlledBeta(MovingValue):
         self.was_read = True
         return self._value
 
+    @property
+    def _shown(self) -> float:
+        return self._value
+
     def _set(self, value: float) -> None:
         self.was_read = self.was_read and value == self._value
         self._value = value
@@ -43,6 +48,7 @@ class _ConstantController(MultiplicativeController):
     """Sets an attribute of a decoder to the number that it moves, and beta where that number is at its lower bound."""
 
     _attribute: str
+    _largest: float
     _more_information = True
     _unit: float  # relative to the upper bound: above it the number moves by factors, below it by steps
 
@@ -54,6 +60,8 @@ class _ConstantController(MultiplicativeController):
         #: the weight of the KL, for AnnealedELBO
         self.beta = _ControlledBeta(type(self).__name__, self.largest_beta)
         super().__init__(*args, start=float(getattr(decoder, self._attribute)), **options)
+        if self.bounds[1] > self._largest:
+            raise ValueError(f"Expected bounds up to {self._largest:g}, got {self.bounds}")
         largest = getattr(decoder, "lipschitz", None)
         if largest is not None and self.bounds[1] > largest:
             raise ValueError(f"Expected bounds up to the decoder's lipschitz, {largest:g}, got {self.bounds}")
@@ -138,7 +146,7 @@ class InverseLipschitzController(_ConstantController):
         num_steps: the number of steps after which L is frozen. The last tenth of training or more should come after it.
         every: the number of steps between two moves. Each takes about as long as one pass of guide and model. Some
             hundred moves before the freeze are enough.
-        bounds: the smallest and the largest L.
+        bounds: the smallest and the largest L, at most 1e18.
         tolerance: L rests where the estimate is so close to the target, relative to it, until it is twice as far off.
         window: the number of batches in the running mean.
         at_least: whether a measure above the target is as good. The controller aims at twice the tolerance above it. L
@@ -172,6 +180,7 @@ class InverseLipschitzController(_ConstantController):
     """
 
     _attribute = "inverse_lipschitz"
+    _largest = InverseLipschitzScheduler._largest
     _symbol = "L"
     _unit = 1e-3
 
@@ -243,6 +252,7 @@ class NatsController(_ConstantController):
     """
 
     _attribute = "nats"
+    _largest = NatsScheduler._largest
     _symbol = "kappa"
     _unit = 5e-3
 

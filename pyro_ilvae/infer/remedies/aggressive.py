@@ -159,6 +159,8 @@ class AggressiveInference:
         _checks.instance("state_dict", state_dict, Mapping, "a dictionary")  # type: ignore[type-abstract]
         if set(state_dict) != set(_STATE):
             raise ValueError(f"Expected state_dict with the names {list(_STATE)}, got {list(state_dict)}")
+        for name, value in state_dict.items():
+            _check_state(f"state_dict['{name}']", name, value)
         self._synchronize()
         for name, value in state_dict.items():
             setattr(self, name if name == "is_aggressive" else f"_{name}", value)
@@ -216,3 +218,13 @@ class AggressiveInference:
         ):
             model(*args, **kwargs)
         return {unconstrained(node["value"]) for node in capture.trace.nodes.values()}
+
+
+def _check_state(argument: str, name: str, value: Any) -> None:
+    """Raise for a value that no state has."""
+    if name in ("is_aggressive", "updates_guide"):
+        _checks.boolean(argument, value)
+    elif name.startswith("num_"):
+        _checks.positive_int(argument, value, at_least=0)
+    elif isinstance(value, bool) or not isinstance(value, int | float):  # it may be infinite, or NaN
+        raise ValueError(f"Expected {argument} to be a number, got {value!r}")
