@@ -18,6 +18,7 @@ from pyro_ilvae.infer.moving import MovingValue
 __all__ = ["Controller"]
 
 _CLOSE = 0.1  # an estimate as close to its target, relative to it, is on target
+_SMALLEST_BOUND = 1e-300  # parts of it are still numbers above 0
 _STATE = ("value", "num_steps_taken", "frozen", "mean", "weight", "law", "shape")
 
 
@@ -171,14 +172,14 @@ class Controller(MovingValue):
         if not low <= value <= high:
             raise ValueError(f"Expected state['value'] within the bounds {self.bounds}, got {value:g}")
         steps = _checks.positive_int("state['num_steps_taken']", state["num_steps_taken"], at_least=0)
+        weight = _checks.non_negative("state['weight']", state["weight"])
+        frozen = _checks.boolean("state['frozen']", state["frozen"])
+        mean = _checked_mean(state["mean"], state["shape"])
+        # The last that may raise: a state that is none changes nothing.
         self._load_law_state(state["law"])
-        mean = state["mean"]
-        self._mean = None if mean is None else torch.tensor(mean, dtype=torch.float64).reshape(state["shape"])
-        self._weight = _checks.finite("state['weight']", state["weight"])
-        self.num_steps_taken = steps
-        self.frozen = _checks.boolean("state['frozen']", state["frozen"])
+        self._mean, self._weight, self.num_steps_taken, self.frozen = mean, weight, steps, frozen
         self._set(value)
-        self._watched["moving"] = not self.frozen
+        self._watched["moving"] = self._has_to_freeze
 
     @abstractmethod
     def _moved(self, estimate: float) -> float:
@@ -231,9 +232,14 @@ class Controller(MovingValue):
             f"{self._value:.4g} was still moving. Call its freeze(), or give it a smaller num_steps."
         )
 
+    @property
+    def _has_to_freeze(self) -> bool:
+        """Whether the value is still to be fixed; without a number of steps it moves as long as the training goes."""
+        return not self.frozen and self.num_steps is not None
+
     def _watch(self) -> None:
         """Warn where the controller goes away while its value is still to be fixed."""
-        self._watched: dict[str, Any] = {"moving": not self.frozen and self.num_steps is not None, "text": ""}
+        self._watched: dict[str, Any] = {"moving": self._has_to_freeze, "text": ""}
         weakref.finalize(self, _warn_of_end, self._watched)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -249,12 +255,27 @@ def _warn_of_end(watched: Mapping[str, Any]) -> None:
         warnings.warn(watched["text"], stacklevel=2)
 
 
+def _checked_mean(mean: Any, shape: Any) -> Tensor | None:
+    """A running mean from a state."""
+    if mean is None:
+        return None
+    if not isinstance(mean, list | tuple):
+        raise ValueError(f"Expected state['mean'] to be a list of numbers or None, got {mean!r}")
+    values = torch.tensor([_checks.finite("state['mean']", value) for value in mean], dtype=torch.float64)
+    whole = isinstance(shape, list | tuple) and all(_checks.is_int(size) and size >= 0 for size in shape)
+    if not whole or math.prod(shape) != len(values):
+        raise ValueError(f"Expected state['shape'] to be the shape of {len(values)} numbers, got {shape!r}")
+    return values.reshape(tuple(shape))
+
+
 def _checked_bounds(bounds: Any) -> tuple[float, float]:
     try:
         low, high = bounds
     except (TypeError, ValueError) as error:
         raise ValueError(f"Expected bounds to be a pair of numbers, got {bounds!r}") from error
     low, high = _checks.non_negative("bounds[0]", low), _checks.positive("bounds[1]", high)
-    if not low < high or not math.isfinite(high):
+    if not low < high:
         raise ValueError(f"Expected bounds[0] < bounds[1], got {bounds!r}")
+    if high < _SMALLEST_BOUND:
+        raise ValueError(f"Expected bounds[1] >= {_SMALLEST_BOUND:g}, got {high:g}")
     return low, high
