@@ -78,8 +78,18 @@ class LogLaw:
         missing = sorted(set(self.state()) - set(state))
         if missing:
             raise ValueError(f"Expected state['law'] with {missing}")
-        for name in ("rate", "trend"):
-            setattr(self, name, _checks.finite(f"state['law']['{name}']", state[name]))
-        self.sign, self.inside, self.num_same = int(state["sign"]), bool(state["inside"]), int(state["num_same"])
-        self.error = None if state["error"] is None else _checks.finite("state['law']['error']", state["error"])
-        self.recent = [float(position) for position in state["recent"]]
+        error, recent = state["error"], state["recent"]
+        if not isinstance(recent, list | tuple):
+            raise ValueError(f"Expected state['law']['recent'] to be a list of numbers, got {recent!r}")
+        if not _checks.is_int(state["sign"]) or state["sign"] not in (-1, 0, 1):
+            raise ValueError(f"Expected state['law']['sign'] to be -1, 0 or 1, got {state['sign']!r}")
+        found = {
+            "rate": _checks.finite("state['law']['rate']", state["rate"]),
+            "trend": _checks.finite("state['law']['trend']", state["trend"]),
+            "sign": int(state["sign"]),
+            "num_same": _checks.positive_int("state['law']['num_same']", state["num_same"], at_least=0),
+            "inside": _checks.boolean("state['law']['inside']", state["inside"]),
+            "error": None if error is None else _checks.finite("state['law']['error']", error),
+            "recent": [_checks.finite("state['law']['recent']", position) for position in recent],
+        }
+        vars(self).update(found)

@@ -67,7 +67,7 @@ class MultiplicativeController(Controller):
         if self.at_least:  # a little more, so that the measure does not rest below
             goal *= (1.0 + 2.0 * self.tolerance) ** (1 if self.measure.rises else -1)
         # An estimate of 0 or below, as noise may give it, is far too small.
-        error = math.log(goal / estimate) if estimate > goal * 1e-6 else math.log(1e6)
+        error = math.log(goal) - math.log(estimate) if estimate > goal * 1e-6 else math.log(1e6)
         change = self._direction * self._law.change(error)
         self._position = min(max(self._position + change, self._lowest), self._position_of(self.bounds[1]))
         self._law.remember(self._position)
@@ -84,5 +84,6 @@ class MultiplicativeController(Controller):
     def _load_law_state(self, state: Mapping[str, Any]) -> None:
         if not isinstance(state, Mapping) or "position" not in state:
             raise ValueError(f"Expected state['law'] with a position, got {state!r}")
+        position = _checks.finite("state['law']['position']", state["position"])
         self._law.load(state)
-        self._position = _checks.finite("state['law']['position']", state["position"])
+        self._position = position

@@ -32,6 +32,10 @@ class _ControlledBeta(MovingValue):
         self.was_read = True
         return self._value
 
+    @property
+    def _shown(self) -> float:
+        return self._value
+
     def _set(self, value: float) -> None:
         self.was_read = self.was_read and value == self._value
         self._value = value
@@ -131,7 +135,7 @@ class InverseLipschitzController(_ConstantController):
             freeze when the loss has nearly stopped falling.
         every: the number of steps between two moves. Each takes about as long as one pass of guide and model. Some
             hundred moves before the freeze are enough.
-        bounds: the smallest and the largest L.
+        bounds: the smallest and the largest L, at most 1e18.
         tolerance: L rests while :math:`|e + H \dot e|` is below this, until it is above twice this. A freeze warns if
             the estimate is more than a tenth off.
         window: the number of batches in the running mean.

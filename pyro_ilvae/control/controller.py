@@ -21,6 +21,7 @@ __all__ = ["Controller", "checked_bounds"]
 _PACKAGE = f"{__name__.partition('.')[0]}."
 
 _CLOSE = 0.1  # an estimate as close to its target, relative to it, is on target
+_SMALLEST_BOUND = 1e-300  # parts of it are still numbers above 0
 _STATE = ("kind", "value", "num_steps_taken", "frozen", "frozen_at", "mean", "weight", "law", "shape")
 
 
@@ -181,15 +182,16 @@ class Controller(MovingValue):
         if not low <= value <= high:
             raise ValueError(f"Expected state['value'] within the bounds {self.bounds}, got {value:g}")
         steps = _checks.positive_int("state['num_steps_taken']", state["num_steps_taken"], at_least=0)
+        weight = _checks.non_negative("state['weight']", state["weight"])
+        frozen = _checks.boolean("state['frozen']", state["frozen"])
+        frozen_at = _checks.positive_int("state['frozen_at']", state["frozen_at"], at_least=0)
+        mean = _checked_mean(state["mean"], state["shape"])
+        # The last that may raise: a state that is none changes nothing.
         self._load_law_state(state["law"])
-        mean = state["mean"]
-        self._mean = None if mean is None else torch.tensor(mean, dtype=torch.float64).reshape(state["shape"])
-        self._weight = _checks.finite("state['weight']", state["weight"])
-        self.num_steps_taken = steps
-        self.frozen = _checks.boolean("state['frozen']", state["frozen"])
-        self._frozen_at = _checks.positive_int("state['frozen_at']", state["frozen_at"], at_least=0)
+        self._mean, self._weight, self.num_steps_taken = mean, weight, steps
+        self.frozen, self._frozen_at = frozen, frozen_at
         self._set(value)
-        self._watched["moving"] = self._will_freeze
+        self._watched["moving"] = self._has_to_freeze
 
     @abstractmethod
     def _moved(self, estimate: float) -> float:
@@ -232,10 +234,6 @@ class Controller(MovingValue):
         mean = measured if self._mean is None else self._mean + (measured - self._mean) / self._weight
         self._mean = mean
 
-    @property
-    def _will_freeze(self) -> bool:
-        return not self.frozen and self.num_steps is not None
-
     def _moves_after(self, step: int, num_steps: int) -> bool:
         return not self.frozen and num_steps >= self.every
 
@@ -246,9 +244,14 @@ class Controller(MovingValue):
             f"{self._value:.4g} was still moving. Call its freeze(), or give it a smaller num_steps."
         )
 
+    @property
+    def _has_to_freeze(self) -> bool:
+        """Whether the value is still to be fixed; without a number of steps it moves as long as the training goes."""
+        return not self.frozen and self.num_steps is not None
+
     def _watch(self) -> None:
         """Warn where the controller goes away while its value is still to be fixed."""
-        self._watched: dict[str, Any] = {"moving": self._will_freeze, "text": ""}
+        self._watched: dict[str, Any] = {"moving": self._has_to_freeze, "text": ""}
         weakref.finalize(self, _warn_of_end, self._watched)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -272,6 +275,19 @@ def _stacklevel() -> int:
     return level
 
 
+def _checked_mean(mean: Any, shape: Any) -> Tensor | None:
+    """A running mean from a state."""
+    if mean is None:
+        return None
+    if not isinstance(mean, list | tuple):
+        raise ValueError(f"Expected state['mean'] to be a list of numbers or None, got {mean!r}")
+    values = torch.tensor([_checks.finite("state['mean']", value) for value in mean], dtype=torch.float64)
+    whole = isinstance(shape, list | tuple) and all(_checks.is_int(size) and size >= 0 for size in shape)
+    if not whole or math.prod(shape) != len(values):
+        raise ValueError(f"Expected state['shape'] to be the shape of {len(values)} numbers, got {shape!r}")
+    return values.reshape(tuple(shape))
+
+
 def checked_bounds(bounds: Any) -> tuple[float, float]:
     """Return ``bounds`` as two numbers, or raise."""
     try:
@@ -279,6 +295,8 @@ def checked_bounds(bounds: Any) -> tuple[float, float]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"Expected bounds to be a pair of numbers, got {bounds!r}") from error
     low, high = _checks.non_negative("bounds[0]", low), _checks.positive("bounds[1]", high)
-    if not low < high or not math.isfinite(high):
+    if not low < high:
         raise ValueError(f"Expected bounds[0] < bounds[1], got {bounds!r}")
+    if high < _SMALLEST_BOUND:
+        raise ValueError(f"Expected bounds[1] >= {_SMALLEST_BOUND:g}, got {high:g}")
     return low, high

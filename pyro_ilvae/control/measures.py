@@ -63,14 +63,24 @@ class Measure:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The value for a batch, on the host and in double precision."""
         with torch.no_grad():
-            value = torch.as_tensor(self.function(*args, **kwargs)).detach().to("cpu", torch.float64)
+            value = self._numbers("", self.function(*args, **kwargs))
         if not value.isfinite().all():
             raise ValueError(f"Expected the measure '{self.name}' to be finite, got {value.tolist()}")
         return value
 
+    def _numbers(self, which: str, value: Any) -> Tensor:
+        """What a function returned, in double precision, as Python's numbers are."""
+        try:
+            found = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            found = None
+        if found is None or found.is_complex():
+            raise TypeError(f"Expected {which}the measure '{self.name}' to be real numbers, got {value!r}")
+        return found.detach().to("cpu", torch.float64)
+
     def estimate(self, mean: Tensor) -> float:
         """The estimate at a running mean."""
-        value = mean if self.summary is None else torch.as_tensor(self.summary(mean))
+        value = mean if self.summary is None else self._numbers("the summary of ", self.summary(mean))
         if value.numel() != 1:
             raise ValueError(
                 f"Expected the measure '{self.name}' to be one number, got shape {tuple(value.shape)}: give it a "

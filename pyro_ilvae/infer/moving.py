@@ -18,6 +18,11 @@ class MovingValue(ABC):
     def value(self) -> float:
         """The value at the current step."""
 
+    @property
+    def _shown(self) -> float:
+        """The value for those who only show it, and compute nothing from it."""
+        return self.value
+
     @abstractmethod
     def _moves_after(self, step: int, num_steps: int) -> bool:
         """Whether so many steps after a step would change the value."""

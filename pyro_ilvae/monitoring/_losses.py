@@ -51,10 +51,19 @@ class Losses:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Return to saved losses."""
-        self._kept = []
-        self._total = float(state["total"])
-        self._num_losses = _checks.positive_int("num_losses", state["num_losses"], at_least=0)
-        self._num_non_finite = _checks.positive_int("num_non_finite", state["num_non_finite"], at_least=0)
+        if not isinstance(state, Mapping) or not self.state_dict().keys() <= state.keys():
+            raise ValueError(
+                f"Expected state['losses'] to be a dictionary with {list(self.state_dict())}, got {state!r}"
+            )
+        total = state["total"]
+        if isinstance(total, bool) or not isinstance(total, int | float):  # it may be infinite, or none
+            raise ValueError(f"Expected state['losses']['total'] to be a number, got {total!r}")
+        counts = [
+            _checks.positive_int(f"state['losses']['{name}']", state[name], at_least=0)
+            for name in ("num_losses", "num_non_finite")
+        ]
+        self._kept, self._total = [], float(total)
+        self._num_losses, self._num_non_finite = counts
 
     def _read(self) -> None:
         kept, self._kept = self._kept, []

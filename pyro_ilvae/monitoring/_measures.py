@@ -202,7 +202,9 @@ class Measures:
 
 def current_beta(name: str, beta: Any) -> float | None:
     """The value now of a number, a tensor of one number, or an object with a ``value``; None for None."""
-    return None if beta is None else _checks.non_negative(name, getattr(beta, "value", beta))
+    # A controller takes note of an objective that reads its beta, which a monitor is not.
+    number = beta._shown if hasattr(beta, "_shown") else getattr(beta, "value", beta)
+    return None if number is None else _checks.non_negative(name, number)
 
 
 def _mean(values: Tensor) -> float:

@@ -191,11 +191,12 @@ class CollapseMonitor:
         """
         if loss is not None:
             self._losses.add(loss)
-        self._log()
+        # Counted before anything is logged: a log may raise.
         self.num_steps_taken += 1
-        if self.history and self.num_steps_taken % self.every:
-            return None
-        return self.measure()
+        if not self.history or self.num_steps_taken % self.every == 0:
+            return self.measure()
+        self._log()
+        return None
 
     def measure(self) -> dict[str, Any]:
         """Measure a record now, as after the last step; a step that has a record keeps it."""
@@ -254,10 +255,22 @@ class CollapseMonitor:
         expected = {"num_steps_taken", "num_logged", "losses", "history"}
         if not isinstance(state, Mapping) or not expected <= state.keys():
             raise ValueError(f"Expected state to be a dictionary with {sorted(expected)}, got {state!r}")
+        history = state["history"]
+        if not isinstance(history, list | tuple) or not all(isinstance(record, Mapping) for record in history):
+            raise ValueError(f"Expected state['history'] to be a list of records, got {history!r}")
+        keys = {"step", "loss", "loss_per_datum", "non_finite_losses", "elbo", "kl"}
+        if any(missing := keys - record.keys() for record in history):
+            raise ValueError(
+                f"Expected state['history'] to have records of a monitor, got one without {sorted(missing)}"
+            )
+        steps, num_logged = (
+            _checks.positive_int(f"state['{name}']", state[name], at_least=0)
+            for name in ("num_steps_taken", "num_logged")
+        )
+        # The last that may raise: a state that is none changes nothing.
         self._losses.load_state_dict(state["losses"])
-        self.num_steps_taken = _checks.positive_int("num_steps_taken", state["num_steps_taken"], at_least=0)
-        self.history = copy.deepcopy(list(state["history"]))
-        self._num_logged = _checks.positive_int("num_logged", state["num_logged"], at_least=0)
+        self.num_steps_taken, self._num_logged = steps, num_logged
+        self.history = copy.deepcopy(list(history))
 
     def _record(self) -> None:
         """Add a record of what model and guide are now."""

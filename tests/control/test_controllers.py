@@ -22,6 +22,7 @@ from pyro_ilvae import (
     BetaController,
     BiLipschitzMap,
     BrenierMap,
+    CollapseMonitor,
     GraphSVI,
     InverseLipschitzController,
     InverseLipschitzDecoder,
@@ -315,6 +316,20 @@ def test_a_beta_that_no_objective_reads_is_an_error():
     release(controller)
 
 
+def test_a_monitor_that_shows_beta_is_no_objective():
+    vae, controller, beta = fitted("L-and-beta", every=1, num_steps=400)
+    monitor = CollapseMonitor(vae.model, vae.guide, data(), every=1, beta=beta, num_samples=1)
+
+    def step(_):
+        controller.step(data())
+        return monitor.step()
+
+    with pytest.raises(ValueError, match=r"pass beta=controller\.beta to AnnealedELBO"):
+        deque(map(step, range(400)))
+    assert monitor.history[-1]["beta"] > 1
+    release(controller)
+
+
 def test_an_objective_warns_of_a_controller_that_nobody_steps():
     vae, _, beta = fitted("beta")
     elbo = AnnealedELBO(Trace_ELBO(), beta=beta)
@@ -362,8 +377,10 @@ def plain():
         (lambda: InverseLipschitzController(vae_with(), max, 1.0, num_steps=10), "whose decoder may have one"),
         (lambda: InverseLipschitzController(BrenierMap(2, 5.0), max, 1.0, num_steps=10, bounds=(0, 1)), "bounds"),
         (lambda: InverseLipschitzController(BiLipschitzMap(2), max, 1.0, num_steps=10), "bounds up to 10, the largest"),
+        (lambda: InverseLipschitzController(BrenierMap(2), max, 1.0, num_steps=10, bounds=(0, 1e30)), r"up to 1e\+18"),
         (lambda: NatsController(in_nats(), max, 1.0, num_steps=10, bounds=(0, 100)), "bounds up to 40"),
         (lambda: InverseLipschitzController(Fixed(), max, 1.0, num_steps=10), "cannot be set"),
+        (lambda: BetaController(max, 1.0, num_steps=50, start=0.0, bounds=(0.0, 1e-320)), r"bounds\[1\] >= 1e-300"),
         (lambda: InverseLipschitzScheduler(BiLipschitzMap(2), schedules.constant(11.0)), "schedule to give .* to 10"),
         (lambda: BetaController(max, 1.0, num_steps=5), "num_steps >= every"),
         (lambda: BetaController(max, 1.0, num_steps=50, bounds=(2.0, 1.0)), "bounds"),
@@ -390,6 +407,53 @@ def test_states_that_are_none(kind, change):
         controller.load_state_dict({**controller.state_dict(), **change})
     with pytest.raises(ValueError, match="state"):
         controller.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "value"),
+    [
+        *((kind, "mean", value) for kind in ("L", "PI") for value in ("a", [math.nan])),
+        *((kind, "shape", value) for kind in ("L", "PI") for value in (None, [7], [1.0])),
+        ("PI", "law", {"memory": math.nan}),
+        ("L", "law", {"position": math.inf}),
+        *(("L", "law", {"sign": value}) for value in ("a", 2)),
+        *(("L", "law", {"recent": value}) for value in (3, ["a"])),
+        *(("L", "law", {name: "a"}) for name in ("num_same", "inside", "error", "trend")),
+    ],
+)
+def test_a_state_that_is_none_names_the_entry_and_changes_nothing(kind, entry, value):
+    _, controller, _ = fitted(kind, every=1)
+    deque(map(controller.step, [data()] * 3))
+    before = controller.state_dict()
+    value = before["law"] | value if entry == "law" else value
+    with pytest.raises((ValueError, TypeError), match=rf"Expected state\['{entry}'\]"):
+        controller.load_state_dict({**before, "value": 0.9, "num_steps_taken": 9, entry: value})
+    assert controller.state_dict() == before
+    release(controller)
+
+
+@pytest.mark.parametrize("value", ["a", None, {}, [1.0, "b"], [[1.0], [2.0, 3.0]], 1j, torch.tensor(1j)], ids=str)
+def test_a_measure_that_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match="Expected the measure 'mine' to be real numbers"):
+        control.Measure(lambda: value, name="mine")()
+    with pytest.raises(TypeError, match="Expected the summary of the measure 'mine' to be real numbers"):
+        control.Measure(lambda: 1.0, name="mine", summary=lambda mean: value).estimate(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("value", [0.1, 1e300, 3])
+def test_a_measure_keeps_pythons_numbers(value):
+    measure = control.Measure(lambda: value, name="mine", summary=lambda mean: float(mean))
+    assert float(measure()) == measure.estimate(measure()) == value
+
+
+@pytest.mark.parametrize("target", [1e-300, 1e300])
+@pytest.mark.parametrize("measured", [1e-300, 1.0, 1e300, 0.0, -1.0])
+def test_numbers_of_any_size_move_a_controller_within_its_bounds(target, measured):
+    controller = BetaController(lambda: measured, target, num_steps=10, every=1)
+    controller.step()
+    assert 0.01 <= controller.value <= 10
+    assert (controller.value > 1) == (measured > target)
+    release(controller)
 
 
 def test_the_composition_keeps_its_split():

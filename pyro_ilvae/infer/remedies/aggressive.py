@@ -173,6 +173,8 @@ class AggressiveInference:
         names = [*_PUBLIC_STATE, *_STATE]
         if set(state_dict) != set(names):
             raise ValueError(f"Expected state_dict with the names {names}, got {list(state_dict)}")
+        for name, value in state_dict.items():
+            _check_state(f"state_dict['{name}']", name, value)
         self._synchronize()
         for name, value in state_dict.items():
             setattr(self, self._attribute(name), value)
@@ -234,3 +236,13 @@ class AggressiveInference:
         ):
             model(*args, **kwargs)
         return {unconstrained(node["value"]) for node in capture.trace.nodes.values()}
+
+
+def _check_state(argument: str, name: str, value: Any) -> None:
+    """Raise for a value that no state has."""
+    if name in ("is_aggressive", "updates_guide"):
+        _checks.boolean(argument, value)
+    elif name.startswith("num_"):
+        _checks.positive_int(argument, value, at_least=0)
+    elif isinstance(value, bool) or not isinstance(value, int | float):  # it may be infinite, or NaN
+        raise ValueError(f"Expected {argument} to be a number, got {value!r}")

@@ -41,8 +41,9 @@ class MinimumKLEncoder(WrappedEncoder):
             the equations hold for :math:`(\mu - a) / b` and :math:`\sigma / b`.
 
     Raises:
-        ValueError: for a negative delta, an encoder with ``num_components``, and a prior that is no Normal. ``forward``
-            raises it for an encoder that returns something else than location and scale.
+        ValueError: for a negative delta, an encoder with ``num_components``, and a prior that is no Normal or has
+            another number of dimensions. ``forward`` raises it for an encoder that returns something else than location
+            and scale.
         TypeError: for an encoder that cannot be called.
 
     References:
@@ -70,6 +71,7 @@ class MinimumKLEncoder(WrappedEncoder):
         for name in ("loc", "scale"):
             value = None if normal is None else getattr(normal, name).detach().clone()
             self.register_buffer(f"_prior_{name}", value, persistent=False)
+        self._check_width(getattr(encoder, "latent_dim", None))
 
     _prior_loc: Tensor | None
     _prior_scale: Tensor | None
@@ -83,11 +85,20 @@ class MinimumKLEncoder(WrappedEncoder):
             return loc, scale
         if self._prior_loc is None or self._prior_scale is None:
             return self._away_from_zero(loc, scale), scale
+        self._check_width(loc.shape[-1])
         own_loc, own_scale = self._prior_loc.to(loc), self._prior_scale.to(loc)
         return own_loc + own_scale * self._away_from_zero((loc - own_loc) / own_scale, scale / own_scale), scale
 
+    def _check_width(self, size: int | None) -> None:
+        """Raise for a prior of another number of dimensions than the encoder's."""
+        width = 1 if self._prior_loc is None or self._prior_loc.dim() == 0 else self._prior_loc.shape[-1]
+        if size is not None and width not in (1, size):
+            raise ValueError(f"Expected prior of {size} dimensions, as encoder has them, got one of {width}")
+
     def _away_from_zero(self, loc: Tensor, scale: Tensor) -> Tensor:
         """The locations, in units of the prior, far enough from 0."""
+        # In double precision: near a scale of 1 all digits of a shorter one cancel out.
+        dtype, loc, scale = loc.dtype, loc.double(), scale.double()
         each = self.delta / loc.shape[-1]
         lacking = 2 * each - (scale.square() - 1 - 2 * scale.log())
         root = (lacking.square() + each**2).sqrt()
@@ -95,7 +106,7 @@ class MinimumKLEncoder(WrappedEncoder):
         negative = lacking < 0
         added = torch.where(negative, each**2 / (root + lacking.abs()), root + lacking.clamp(min=0)) / 2
         size = (loc.square() + added).sqrt()
-        return torch.where(loc < 0, -size, size)
+        return torch.where(loc < 0, -size, size).to(dtype)
 
     def _check_prior(self, prior: Any) -> None:
         """Raise unless the bound is to this prior, of event shape (K,)."""

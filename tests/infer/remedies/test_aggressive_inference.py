@@ -279,6 +279,12 @@ def test_states_and_words():
         inference.load_state_dict(3)
     with pytest.raises(TypeError, match="svi"):
         AggressiveInference(Trace_ELBO())
+    before = inference.state_dict()
+    wrong = {"is_aggressive": "no", "updates_guide": 3, "num_inner": -1, "loss_sum": None, "best": "a"}
+    for name, value in (wrong | {"last_mean": True, "num_without_gain": 0.5}).items():
+        with pytest.raises((ValueError, TypeError), match=rf"state_dict\['{name}'\]"):
+            inference.load_state_dict({**before, "num_inner": 2, name: value})
+        assert inference.state_dict() == before
 
 
 def test_an_error_leaves_the_optimizer_in_place():

@@ -180,3 +180,25 @@ def test_graph_steps_and_copies():
     other.load_state_dict(vae.encoder.state_dict())
     for same in (other, copy.deepcopy(vae.encoder)):
         assert torch.equal(same(X)[0], vae.encoder(X)[0])
+
+
+def test_a_prior_of_another_number_of_dimensions_is_refused():
+    prior = torch.distributions.Normal(torch.zeros(3), 1.0)
+    with pytest.raises(ValueError, match="prior of 2 dimensions"):
+        MinimumKLEncoder(MLPEncoder(latent_dim=2, event_shape=6), delta=1.0, prior=prior)
+    encoder = MinimumKLEncoder(lambda x: (x, x.exp()), delta=1.0, prior=prior)
+    assert encoder(torch.zeros(5, 3))[0].shape == (5, 3)
+    with pytest.raises(ValueError, match="prior of 2 dimensions"):
+        encoder(torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("delta", [1e-8, 1e-6, 1e-4])
+def test_rounding_leaves_the_bound_where_scales_are_close_to_the_priors(dtype, delta):
+    away = torch.cat([torch.zeros(1), torch.logspace(-7, -1, 400)])
+    scale = torch.cat([1 + away, 1 - away]).to(dtype)[:, None].expand(-1, 2)
+    loc, scale = MinimumKLEncoder(lambda x: (0 * x, x), delta=delta)(scale)
+    posterior, prior = Normal(loc.double(), scale.double()), Normal(torch.zeros(2).double(), 1.0)
+    assert loc.dtype == dtype
+    # In double precision a formula for what lies above 0 has 16 digits of 1.
+    assert (kl_divergence(posterior, prior).sum(-1) >= delta * (1 - 1e-6)).all()
