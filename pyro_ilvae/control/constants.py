@@ -122,6 +122,11 @@ def _checked_decoder(decoder: Any, name: str) -> Any:
     if not hasattr(decoder, name):
         hint = ", whose decoder may have one" if hasattr(decoder, "decoder") else ""
         raise ValueError(f"Expected a decoder with an attribute {name} to set, got {type(decoder).__name__}{hint}")
+    own = getattr(type(decoder), name, None)
+    if isinstance(own, property) and own.fset is None:
+        raise ValueError(
+            f"Expected decoder whose {name} can be set, got a {type(decoder).__name__}, which only shows it"
+        )
     if getattr(decoder, "minimum_inverse_lipschitz", None) is not None:
         raise ValueError(f"Expected decoder whose constant is not learned, got a {type(decoder).__name__} with one")
     return decoder
