@@ -18,6 +18,8 @@ from pyro_ilvae.networks import Linear
 
 __all__ = ["InverseLipschitzDecoder"]
 
+_SMALLEST_INNER = 1e-6  # the constant of an inner map beside a learned one
+
 
 class InverseLipschitzDecoder(FramedDecoder):
     r"""The inverse Lipschitz decoder of Kinoshita et al. 2023 [1], a composition of two Brenier maps and a frame.
@@ -169,9 +171,9 @@ class InverseLipschitzDecoder(FramedDecoder):
             second = 0.0
         else:
             first, second = _split(given, ratio)
-        if isinstance(value, LearnedConstant):
+        if isinstance(value, LearnedConstant) and first < _SMALLEST_INNER:
             # With an inner constant of 0 nothing above a floor of 0 could be learned.
-            first = first or 1.0
+            first, second = 1.0, first * second
         other = first or 1.0
         self.inner.inverse_lipschitz = first
         if isinstance(given, Nats):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,8 +77,10 @@ def draw(runs: Sequence[Run]) -> npt.NDArray[Any]:
     for ax, run in zip(axes[0], runs, strict=True):
         ax.set_title(run.label)
     axes[0, 0].figure.align_ylabels(axes[:, 0])
-    for ax in axes[-1]:
+    for ax, run in zip(axes[-1], runs, strict=True):
         ax.set_xlabel("step")
+        if len(steps := set(run.values["step"].tolist())) == 1 and math.isfinite(step := steps.pop()):
+            ax.set_xlim(step - 1, step + 1)  # whole numbers
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return np.asarray(axes)
 
@@ -164,7 +167,16 @@ def _line(ax: Axes, run: Run, key: str, i: int, label: str, **style: Any) -> Non
         return
     points: dict[str, Any] = {"marker": _drawing.marker(i), "markersize": 3} if len(values) <= _MOST_POINTS else {}
     style = {"color": _drawing.color(i), "linestyle": _drawing.line_style(i), "linewidth": 1.5} | points | style
+    if style.get("marker", "none") == "none":
+        style |= _points_alone(values, _drawing.marker(i))
     ax.plot(run.values["step"], values, label=label, **style)
+
+
+def _points_alone(values: Floats, marker: str) -> dict[str, Any]:
+    """Points for values between missing ones, which have no line to a neighbor."""
+    there = np.pad(~np.isnan(values), 1)
+    alone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    return {"marker": marker, "markersize": 3, "markevery": alone.tolist()} if len(alone) else {}
 
 
 def _losses(ax: Axes, run: Run) -> None:
@@ -184,10 +196,11 @@ def _divergences(ax: Axes, run: Run, prefix: str) -> None:
     if kl is None:
         return
     drawn = np.maximum(kl, _LEAST_KL)
-    point: dict[str, Any] = {"marker": "o", "markersize": 3} if len(drawn) == 1 else {}
     for k, column in enumerate(drawn.T):
         label = "a dimension" if k == 0 else "_"
-        ax.plot(run.values["step"], column, color=_drawing.color(0), alpha=0.45, linewidth=1, label=label, **point)
+        style: dict[str, Any] = {"color": _drawing.color(0), "alpha": 0.45, "linewidth": 1}
+        style |= _points_alone(column, "o")
+        ax.plot(run.values["step"], column, label=label, **style)
     ax.axhline(_ACTIVE_FROM, color=_drawing.color(1), linestyle="--", linewidth=1.2, label=f"{_ACTIVE_FROM:g} nats")
     ax.set_yscale("log")
 
@@ -228,7 +241,8 @@ def _betas(ax: Axes, run: Run) -> None:
 def _set_limits(row: Sequence[Axes], *, is_loss: bool) -> None:
     """From 0, or from the least value; a loss without its first records, which are far from where it goes."""
     if row[0].get_yscale() == "log":
-        row[0].set_ylim(bottom=_LEAST_KL / 1.3)
+        highest = max(np.nanmax(line.get_ydata(), initial=_LEAST_KL) for ax in row for line in ax.lines)
+        row[0].set_ylim(_LEAST_KL / 1.3, 1.3 * highest)
         return
     drawn = [line for ax in row for line in ax.lines if line.get_transform() == ax.transData]
     values = [np.asarray(line.get_ydata(), dtype=np.float64) for line in drawn]

@@ -42,6 +42,7 @@ from pyro_ilvae import (
 )
 
 X = torch.randn(24, 4, 2, generator=torch.Generator().manual_seed(0))
+SIZES = {"latent_dim": 2, "event_shape": 6, "map_features": (8,), "context_dim": 2}
 KINDS = ["L", "L-and-beta", "nats", "beta", "GECO", "PI"]
 
 
@@ -382,6 +383,12 @@ def plain():
         (lambda: InverseLipschitzController(Fixed(), max, 1.0, num_steps=10), "cannot be set"),
         (lambda: BetaController(max, 1.0, num_steps=50, start=0.0, bounds=(0.0, 1e-320)), r"bounds\[1\] >= 1e-300"),
         (lambda: InverseLipschitzScheduler(BiLipschitzMap(2), schedules.constant(11.0)), "schedule to give .* to 10"),
+        (
+            lambda: InverseLipschitzController(
+                InverseLipschitzDecoder(**SIZES).given(torch.ones(2)), max, 1.0, num_steps=10
+            ),
+            "inverse_lipschitz cannot be set",
+        ),
         (lambda: BetaController(max, 1.0, num_steps=5), "num_steps >= every"),
         (lambda: BetaController(max, 1.0, num_steps=50, bounds=(2.0, 1.0)), "bounds"),
         (lambda: BetaController(max, 1.0, num_steps=50, bounds=3.0), "bounds"),
@@ -414,7 +421,7 @@ def test_states_that_are_none(kind, change):
     [
         *((kind, "mean", value) for kind in ("L", "PI") for value in ("a", [math.nan])),
         *((kind, "shape", value) for kind in ("L", "PI") for value in (None, [7], [1.0])),
-        ("PI", "law", {"memory": math.nan}),
+        ("PI", "law", {"sum_of_errors": math.nan}),
         ("L", "law", {"position": math.inf}),
         *(("L", "law", {"sign": value}) for value in ("a", 2)),
         *(("L", "law", {"recent": value}) for value in (3, ["a"])),

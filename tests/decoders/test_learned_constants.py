@@ -248,6 +248,15 @@ def test_nats_can_be_set_where_training_left_no_excess(logit):
     assert decoder.minimum_inverse_lipschitz is not None
 
 
+@pytest.mark.parametrize("floor", [0.0, 1e-300, 1e-40, 1e-20, 1e-9, 1e17])
+def test_floors_of_any_size_start_at_their_sum_with_the_excess(floor):
+    for build in BUILD.values():
+        decoder = build(LearnedConstant(floor, excess=0.5))
+        assert decoder.inverse_lipschitz == pytest.approx(floor + 0.5)
+        assert decoder.minimum_inverse_lipschitz == pytest.approx(floor, rel=1e-6, abs=0)
+        assert decoder(torch.randn(3, LATENT)).isfinite().all()
+
+
 @pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
 def test_an_excess_beyond_the_largest_constant_is_refused(build):
     with pytest.raises(ValueError, match="excess <= 1e\\+18"):

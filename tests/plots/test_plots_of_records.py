@@ -154,6 +154,26 @@ def test_one_record_is_a_point(history):
     assert all(one.get_marker() != "None" for one in axes[0, 0].lines)
 
 
+def test_values_without_a_neighbor_are_points():
+    for num_records, shown in ((1, {0}), (60, {30})):
+        nothing = dict.fromkeys(("loss_per_datum", "mutual_information_limit", "num_units", "kl_per_dimension", "beta"))
+        history = [record(step) | ({} if step in shown else nothing) for step in range(num_records)]
+        for ax in plot_training(history)[:, 0]:
+            for one in ax.lines:
+                there = np.flatnonzero(~np.isnan(np.asarray(one.get_ydata(), dtype=float)))
+                if len(there) == 1 and one.get_transform() == ax.transData:
+                    assert one.get_marker() not in ("None", "none", ""), one.get_label()
+
+
+def test_one_record_stands_at_whole_steps_and_below_the_upper_end():
+    axes = plot_training([record(7)])
+    axes[0, 0].figure.canvas.draw()
+    ticks = axes[-1, 0].get_xticks()
+    assert np.array_equal(ticks, ticks.round())
+    [panel] = [ax for ax in axes[:, 0] if ax.get_yscale() == "log"]
+    assert panel.get_ylim()[1] >= 1.2 * 8.0
+
+
 def test_nothing_is_cut_off_and_no_style_changes():
     before = dict(plt.rcParams)
     axes = plot_training({"a": LAYERS, "b": HISTORY})
