@@ -148,7 +148,7 @@ def fit_names(family: str, setting: float, seed: int) -> Run:
     return {"seconds": seconds, **own, **state_of(how.controller, vae), **measure_sequences(vae, data.test)}
 
 
-def land(data: str, likelihood: str, target: float, start: float, seed: int) -> Run:
+def fit_to_target(data: str, likelihood: str, target: float, start: float, seed: int) -> Run:
     """Where a controller of L, and of beta where L = 0 leaves too much, arrives from another L.
 
     The training has a fixed length, and a learning rate that falls to 0.3 and 0.09 of itself. The controller freezes
@@ -180,7 +180,7 @@ def land(data: str, likelihood: str, target: float, start: float, seed: int) -> 
     return {**state_of(how.controller, vae), **kl, "off": kl["train_kl"] / goal - 1, "swing": swing}
 
 
-def drown(family: str, setting: float, seed: int) -> Run:
+def fit_with_noise(family: str, setting: float, seed: int) -> Run:
     """Measures of held-out digits with the noise scale fixed far too large."""
     vae, part = images_model("digits", "Normal", family, setting, seed, likelihoods.Normal(TOO_LARGE))
     return fitted(vae, part, "digits", family, setting) | measured(vae, part)

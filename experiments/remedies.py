@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _remedy_fits import ENDS, LANDING_EPOCHS, NAMES_EPOCHS, TOO_LARGE, drown, fit, land
+from _remedy_fits import ENDS, LANDING_EPOCHS, NAMES_EPOCHS, TOO_LARGE, fit, fit_to_target, fit_with_noise
 from _sweep import FULL, OUTPUT, SMOKE, Run, Sweep, chosen, median_and_range, print_table
 
 SEEDS = chosen(smoke=[0], short=[0], full=[0, 1, 2])
@@ -38,25 +38,24 @@ PANELS: list[Panel] = [
 if not FULL:
     PANELS = PANELS[:1]
 
-# The settings by remedy, for images of 16 and names of 8 latent dimensions: kappa of projected decoders (L for names);
-# the weight of the KL; free nats of each dimension, or of all; the total KL that is aimed at; delta in nats; gamma; the
-# weight of the loss; the largest number of steps of the guide.
+# The settings by remedy, for images of 16 latent dimensions.
 IMAGES: dict[str, list[float]] = {
     "plain": [0],
     "linear path": [0],
-    "projected": [0, 0.1, 0.25, 0.5, 1],
-    "beta": [0.25, 0.5, 2, 4, 8],
-    "free bits": [0.25, 0.5, 1, 2],
-    "PI control": [5, 10, 20],
-    "controlled": [5, 10, 20],
-    "delta-VAE": [4, 8, 16],
-    "BN-VAE": [0.5, 1, 2],
-    "free bits of all": [10, 20],
-    "latent reconstruction": [0.5, 5, 50],
-    "aggressive inference": [10],
+    "projected": [0, 0.1, 0.25, 0.5, 1],  # kappa
+    "beta": [0.25, 0.5, 2, 4, 8],  # the weight of the KL
+    "free bits": [0.25, 0.5, 1, 2],  # nats of each dimension
+    "PI control": [5, 10, 20],  # nats of all dimensions, by beta
+    "controlled": [5, 10, 20],  # nats of all dimensions, by L and beta
+    "delta-VAE": [4, 8, 16],  # delta, in nats of all dimensions
+    "BN-VAE": [0.5, 1, 2],  # gamma
+    "free bits of all": [10, 20],  # nats of all dimensions
+    "latent reconstruction": [0.5, 5, 50],  # the weight, in nats per squared unit of z
+    "aggressive inference": [10],  # the largest number of steps of the guide between two of the model
     "annealing": [1],
     "cyclical annealing": [1],
 }
+# The same for names of 8 latent dimensions; of the projected decoder, L.
 NAMES: dict[str, list[float]] = {
     "plain": [0],
     "linear path": [0],
@@ -93,8 +92,8 @@ WITH_NOISE["projected"] = 0.5
 
 # Digits come first, because they take a fraction of the time, and then one seed after the other.
 FITS: dict[tuple[Any, ...], Run] = {}
-LANDED: dict[tuple[Any, ...], Run] = {}
-DROWNED: dict[tuple[Any, ...], Run] = {}
+ON_TARGET: dict[tuple[Any, ...], Run] = {}
+NOISY: dict[tuple[Any, ...], Run] = {}
 
 
 def sweep_of(panel: Panel) -> Sweep:
@@ -109,9 +108,11 @@ for panel, seed in sorted(itertools.product(PANELS, SEEDS), key=lambda job: (job
     if panel in LANDING:
         goals = itertools.product(TARGETS, STARTS)
         sweep = Sweep("remedies", f"epochs{LANDING_EPOCHS[panel[0]]}")
-        LANDED |= sweep.run(land, [(*panel, target, start, seed) for target, start in goals])
+        ON_TARGET |= sweep.run(fit_to_target, [(*panel, target, start, seed) for target, start in goals])
     if panel == ("digits", "Normal"):
-        DROWNED |= sweep_of(panel).run(drown, [(family, setting, seed) for family, setting in WITH_NOISE.items()])
+        NOISY |= sweep_of(panel).run(
+            fit_with_noise, [(family, setting, seed) for family, setting in WITH_NOISE.items()]
+        )
 
 COLUMNS = {
     "IW log lik. (nats)": median_and_range("log_likelihood", 2),
@@ -174,18 +175,18 @@ for panel, amount in itertools.product(PANELS, AMOUNTS):
     words = [f"{family} {np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})" for family, values in ranked]
     print(f"{', '.join(panel)}, {amount:g} nats: {'; '.join(words) or 'no remedy with settings on both sides'}")
 
-if LANDED:
-    off = [abs(run["off"]) for run in LANDED.values()]
+if ON_TARGET:
+    off = [abs(run["off"]) for run in ON_TARGET.values()]
     close = sum(value <= 0.1 for value in off)
     print(
         f"\nControllers: {close} of {len(off)} within 10 percent of the target, the farthest {100 * max(off):.0f} off"
     )
-    cases = dict.fromkeys(job[:4] for job in LANDED)
-    landed = {case: [run for job, run in LANDED.items() if job[:4] == case] for case in cases}
+    cases = dict.fromkeys(job[:4] for job in ON_TARGET)
+    landed = {case: [run for job, run in ON_TARGET.items() if job[:4] == case] for case in cases}
     rows = {f"{', '.join(case[:2])}: {case[2]:g} from L = {case[3]:g}": found for case, found in landed.items()}
     print_table("target (nats per dimension) and L at the start", rows, LANDING_COLUMNS)
-if DROWNED:
-    kept = {row: [DROWNED[(*row, seed)] for seed in SEEDS if (*row, seed) in DROWNED] for row in WITH_NOISE.items()}
+if NOISY:
+    kept = {row: [NOISY[(*row, seed)] for seed in SEEDS if (*row, seed) in NOISY] for row in WITH_NOISE.items()}
     print_table(f"digits, noise scale {TOO_LARGE:g}", {named(*row): found for row, found in kept.items()}, COLUMNS)
 
 # The picture: each fit is a point, to the right the information and upwards the likelihood. A line joins the medians of
