@@ -63,6 +63,7 @@ class _ConstantController(MultiplicativeController):
         if self.bounds[1] > largest:
             raise ValueError(f"Expected bounds up to {largest:g}, the largest {self._attribute}, got {self.bounds}")
         set_first(decoder, self._attribute, self._value)
+        self._seen = getattr(decoder, self._attribute)
 
     def __repr__(self) -> str:
         return super().__repr__() + (f", beta = {self.beta._value:.4g}" if self.largest_beta > 1 else "")
@@ -75,8 +76,15 @@ class _ConstantController(MultiplicativeController):
             **kwargs: their named arguments.
 
         Raises:
-            ValueError: for a measure that is not finite, and if beta has moved and no objective read it.
+            ValueError: for a measure that is not finite, if beta has moved and no objective read it, and if something
+                else has set the number of the decoder before it froze.
         """
+        if not self.frozen and getattr(self.decoder, self._attribute) != self._seen:
+            raise ValueError(
+                f"Expected only this {self.name} to set {self._attribute} of the decoder before it freezes, got "
+                f"{getattr(self.decoder, self._attribute):g} in place of {self._seen:g}: a second controller or a "
+                "scheduler would undo its moves, and with a state of the model belongs the state of its controller"
+            )
         if not self.beta.was_read and self.beta._value != 1:
             raise ValueError(
                 f"Expected an objective with the beta of this {self.name}, got none that read it: pass "
@@ -99,6 +107,7 @@ class _ConstantController(MultiplicativeController):
     def _set(self, value: float) -> None:
         if value != getattr(self.decoder, self._attribute):
             setattr(self.decoder, self._attribute, value)
+        self._seen = getattr(self.decoder, self._attribute)
         self.beta._set(min(math.exp(max(super()._lowest - self._position, 0.0)), self.largest_beta))
         super()._set(value)
 

@@ -29,6 +29,7 @@ from pyro_ilvae.infer.loss_module import LossModule, unconstrained
 from pyro_ilvae.infer.moving import MovingValue
 from pyro_ilvae.infer.remedies.free_bits import FreeBitsELBO
 from pyro_ilvae.infer.step_watch import StepWatch
+from pyro_ilvae.infer.wrapped_elbo import WrappedELBO
 
 __all__ = ["AnnealedELBO", "NonFiniteLossError"]
 
@@ -57,7 +58,7 @@ class NonFiniteLossError(ValueError):
         return str(self.args[0])
 
 
-class AnnealedELBO(ELBO):
+class AnnealedELBO(WrappedELBO):
     r"""One of Pyro's ELBO objectives, with its latent sites weighted by beta.
 
     .. math:: \mathcal{L}_\beta = E_{q(z \mid x)}[\log p(x \mid z)] - \beta\,\mathrm{KL}(q(z \mid x) \| p(z)).
@@ -107,7 +108,6 @@ class AnnealedELBO(ELBO):
     """
 
     def __init__(self, elbo: ELBO, beta: Beta | Mapping[str, Beta] = 1.0) -> None:
-        # ELBO.__init__ is not called, because __getattr__ reads the settings from ``elbo``: each exists only once.
         if isinstance(elbo, _COMPILED):
             raise ValueError(
                 f"Expected an objective that is not compiled, got {type(elbo).__name__}, which would keep the first "
@@ -121,7 +121,7 @@ class AnnealedELBO(ELBO):
                 "Expected elbo to be one of Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, "
                 f"RenyiELBO, FreeBitsELBO, got {got}"
             )
-        self.elbo = elbo
+        super().__init__(elbo)
         self.beta = beta
         AnnealMessenger(beta)
         self._step_watch = StepWatch(self._schedules())
@@ -170,18 +170,6 @@ class AnnealedELBO(ELBO):
         inside = repr(self.elbo) if isinstance(self.elbo, FreeBitsELBO) else type(self.elbo).__name__
         return f"{type(self).__name__}({inside}, beta={self.beta!r})"
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "elbo":  # unpickling asks for attributes before ``elbo`` is set
-            raise AttributeError(name)
-        return getattr(self.elbo, name)
-
-    def _get_trace(self, model: Stochastic, guide: Stochastic, args: Any, kwargs: Any) -> Any:
-        return self.elbo._get_trace(model, guide, args, kwargs)
-
-    def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The negative objective at beta = 1, in nats, without gradients."""
-        return float(torch_item(self.elbo.loss(model, guide, *args, **kwargs)))
-
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
         """The negative annealed objective, in nats; its gradients are added to the parameters' gradients."""
         rng_state = torch.get_rng_state()
@@ -201,7 +189,7 @@ class AnnealedELBO(ELBO):
         """The negative annealed objective, in nats, as a tensor to differentiate."""
         self._check_differentiable()
         rng_state = torch.get_rng_state()
-        compute = self.elbo.differentiable_loss  # type: ignore[union-attr]
+        compute = self.elbo.differentiable_loss
         loss: Tensor = self._annealed(compute, rng_state, model, guide, *args, **kwargs)
         self._check_loss(torch_item(loss), rng_state, model, guide, *args, **kwargs)
         return loss

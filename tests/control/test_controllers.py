@@ -291,6 +291,20 @@ def test_warnings_name_the_line_of_the_caller(kind):
         assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("kind", ["L", "L-and-beta", "nats"])
+def test_something_else_that_sets_the_constant_is_an_error(kind):
+    vae, controller, _ = fitted(kind, every=1)
+    controller.step(data())
+    value, attribute = controller.value, controller._attribute
+    setattr(vae.decoder, attribute, 0.123)
+    with pytest.raises(ValueError, match=rf"Expected only this \w+ to set {attribute} .* got 0\.123"):
+        controller.step(data())
+    setattr(vae.decoder, attribute, value)
+    release(controller)
+    setattr(vae.decoder, attribute, 0.123)  # after the freeze it is the user's
+    controller.step(data())
+
+
 def test_a_state_of_another_controller_is_refused():
     states = {kind: fitted(kind)[1] for kind in ("L", "nats", "beta", "GECO", "PI")}
     for kind, controller in states.items():

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_ilvae import _checks
 from pyro_ilvae.infer.loss_module import LossModule
 from pyro_ilvae.infer.remedies.site_divergences import SiteDivergence, SiteDivergences
+from pyro_ilvae.infer.wrapped_elbo import WrappedELBO
 
 __all__ = ["FreeBitsELBO"]
 
@@ -29,7 +30,7 @@ _SUPPORTED = (Trace_ELBO, TraceEnum_ELBO)
 _REFUSED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO, TraceTailAdaptive_ELBO)
 
 
-class FreeBitsELBO(ELBO):
+class FreeBitsELBO(WrappedELBO):
     r"""One of Pyro's ELBO objectives, in which a number of nats of each latent dimension is free.
 
     .. math:: \mathcal{L}_\lambda = E_q[\log p(x \mid z)] - W \sum_g \max(\lambda, \overline{\mathrm{KL}}_g), \qquad
@@ -90,14 +91,13 @@ class FreeBitsELBO(ELBO):
         groups: Literal["dimension", "site"] | int = "dimension",
         sites: Sequence[str] | None = None,
     ) -> None:
-        # ELBO.__init__ is not called, because __getattr__ reads the settings from ``elbo``: each exists only once.
         if not isinstance(elbo, _SUPPORTED) or isinstance(elbo, _REFUSED):
             got = f"the class {elbo.__name__}" if isinstance(elbo, type) else f"a {type(elbo).__name__}"
             hint = "; write AnnealedELBO(FreeBitsELBO(...), beta)" if hasattr(elbo, "beta") else ""
             raise ValueError(
                 f"Expected elbo to be a Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO, got {got}{hint}"
             )
-        self.elbo = elbo
+        super().__init__(elbo)
         self.nats = _checked_nats(nats)
         self.groups = _checked_groups(groups)
         self.sites = None if sites is None else _checked_sites(sites)
@@ -124,18 +124,6 @@ class FreeBitsELBO(ELBO):
         sites = "" if self.sites is None else f", sites={list(self.sites)}"
         return f"{type(self).__name__}({type(self.elbo).__name__}, nats={self.nats}, groups={self.groups!r}{sites})"
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "elbo":  # unpickling asks for attributes before ``elbo`` is set
-            raise AttributeError(name)
-        return getattr(self.elbo, name)
-
-    def _get_trace(self, model: Stochastic, guide: Stochastic, args: Any, kwargs: Any) -> Any:
-        return self.elbo._get_trace(model, guide, args, kwargs)
-
-    def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO, without free bits, in nats, and without gradients."""
-        return float(torch_item(self.elbo.loss(model, guide, *args, **kwargs)))
-
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
         """The negative objective with free bits, in nats; its gradients are added to the parameters' gradients."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
@@ -145,7 +133,7 @@ class FreeBitsELBO(ELBO):
 
     def differentiable_loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Tensor:
         """The negative objective with free bits, in nats, as a tensor to differentiate."""
-        compute: Callable[..., Tensor] = self.elbo.differentiable_loss  # type: ignore[union-attr, assignment]
+        compute: Callable[..., Tensor] = self.elbo.differentiable_loss
         names = self.nats if isinstance(self.nats, Mapping) else self.sites
         if not any(self.nats.values() if isinstance(self.nats, Mapping) else [self.nats]):
             return compute(model, guide, *args, **kwargs)
