@@ -14,6 +14,7 @@ from pyro_ilvae.plots._drawing import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 _ACTIVE_FROM = 0.1  # nats, from which on the summary of collapse calls a unit active
 _LEAST_KL = 1e-3  # nats: what is below is drawn there, on a logarithmic axis
@@ -241,14 +242,19 @@ def _betas(ax: Axes, run: Run) -> None:
 def _set_limits(row: Sequence[Axes], *, is_loss: bool) -> None:
     """From 0, or from the least value; a loss without its first records, which are far from where it goes."""
     if row[0].get_yscale() == "log":
-        highest = max(np.nanmax(line.get_ydata(), initial=_LEAST_KL) for ax in row for line in ax.lines)
+        drawn = [_heights(line) for ax in row for line in ax.lines]
+        highest = max(np.max(heights, initial=_LEAST_KL) for heights in drawn)
         row[0].set_ylim(_LEAST_KL / 1.3, 1.3 * highest)
         return
-    drawn = [line for ax in row for line in ax.lines if line.get_transform() == ax.transData]
-    values = [np.asarray(line.get_ydata(), dtype=np.float64) for line in drawn]
-    values = [found[~np.isnan(found)] for found in values]
+    values = [_heights(line) for ax in row for line in ax.lines if line.get_transform() == ax.transData]
     whole = np.concatenate([np.zeros(0 if is_loss else 1), *values])
     later = np.concatenate([found[len(found) // 8 :] for found in values]) if is_loss else whole
     low, high = min(whole), max(later)
     pad = 0.06 * ((high - low) or 1.0)
     row[0].set_ylim(low - (pad if low < 0 or is_loss else 0), high + pad)
+
+
+def _heights(line: Line2D) -> Floats:
+    """What a line shows, without what is missing."""
+    heights = np.asarray(line.get_ydata(), dtype=np.float64)
+    return heights[~np.isnan(heights)]
