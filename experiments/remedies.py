@@ -3,9 +3,9 @@
 Each remedy is fitted at several settings, and each setting has an amount of information between data and latent
 variable and a held-out log likelihood. All decoders start from the data and have one budget, which ``_images.py`` says.
 Remedies have the plain decoder with a linear path, which is a remedy itself and shares the start of the projected
-decoder. The fits of plain and projected decoders are those of ``nats.py`` and ``text.py``, by the same recipes.
+decoder.
 
-Four questions are answered, seed by seed:
+Three questions are answered, seed by seed:
 
 1. At 5, 10 and 20 nats of information, which remedy has the highest held-out likelihood, between its settings? Is any
    more than 1 percent above the projected decoder?

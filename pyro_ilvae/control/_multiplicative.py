@@ -55,7 +55,7 @@ class MultiplicativeController(Controller):
 
     @abstractmethod
     def _value_at(self, position: float) -> float:
-        """The value at a position between those of the bounds."""
+        """The value at a position, which lies between the positions of the bounds."""
 
     @property
     def _lowest(self) -> float:

@@ -51,19 +51,51 @@ class _ConstantController(MultiplicativeController):
     _more_information = True
     _unit: float  # relative to the upper bound: above it the number moves by factors, below it by steps
 
-    def __init__(self, decoder: Any, *args: Any, largest_beta: float, **options: Any) -> None:
+    _bounds: tuple[float, float]
+
+    def __init__(
+        self,
+        decoder: Any,
+        measure: Measure | Callable[..., Any],
+        target: float,
+        *,
+        num_steps: int,
+        every: int = 10,
+        bounds: tuple[float, float] | None = None,
+        tolerance: float = 0.02,
+        window: int = 10,
+        at_least: bool = False,
+        largest_beta: float = 1.0,
+        planned_steps: int | None = None,
+    ) -> None:
+        self._check(getattr(decoder_with(self._attribute, decoder), "nats", None), decoder)
         self.decoder = decoder
         self.largest_beta = _checks.positive("largest_beta", largest_beta)
         if self.largest_beta < 1:
             raise ValueError(f"Expected largest_beta >= 1, got {largest_beta}")
         #: the weight of the KL, for AnnealedELBO
         self.beta = _ControlledBeta(type(self).__name__, self.largest_beta)
-        super().__init__(*args, start=float(getattr(decoder, self._attribute)), **options)
+        super().__init__(
+            measure,
+            target,
+            start=float(getattr(decoder, self._attribute)),
+            num_steps=num_steps,
+            every=every,
+            bounds=self._bounds if bounds is None else bounds,
+            tolerance=tolerance,
+            window=window,
+            at_least=at_least,
+            planned_steps=planned_steps,
+        )
         largest = largest_of(decoder, self._attribute)
         if self.bounds[1] > largest:
             raise ValueError(f"Expected bounds up to {largest:g}, the largest {self._attribute}, got {self.bounds}")
         set_first(decoder, self._attribute, self._value)
         self._seen = getattr(decoder, self._attribute)
+
+    def _check(self, nats: float | None, decoder: Any) -> None:
+        """Raise for a decoder whose constant is given in another way."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return super().__repr__() + (f", beta = {self.beta._value:.4g}" if self.largest_beta > 1 else "")
@@ -144,7 +176,7 @@ class InverseLipschitzController(_ConstantController):
             freeze when the loss has nearly stopped falling.
         every: the number of steps between two moves. Each takes about as long as one pass of guide and model. Some
             hundred moves before the freeze are enough.
-        bounds: the smallest and the largest L, at most 1e18.
+        bounds: the smallest and the largest L, at most 1e18; 0 and 100 if None.
         tolerance: L rests while :math:`|e + H \dot e|` is below this, until it is above twice this. A freeze warns if
             the estimate is more than a tenth off.
         window: the number of batches in the running mean.
@@ -182,37 +214,11 @@ class InverseLipschitzController(_ConstantController):
     _attribute = "inverse_lipschitz"
     _symbol = "L"
     _unit = 1e-3
+    _bounds = (0.0, 100.0)
 
-    def __init__(
-        self,
-        decoder: Any,
-        measure: Measure | Callable[..., Any],
-        target: float,
-        *,
-        num_steps: int,
-        every: int = 10,
-        bounds: tuple[float, float] = (0.0, 100.0),
-        tolerance: float = 0.02,
-        window: int = 10,
-        at_least: bool = False,
-        largest_beta: float = 1.0,
-        planned_steps: int | None = None,
-    ) -> None:
-        if getattr(decoder_with(self._attribute, decoder), "nats", None) is not None:
+    def _check(self, nats: float | None, decoder: Any) -> None:
+        if nats is not None:
             raise ValueError("Expected decoder with a number as inverse_lipschitz, got nats: use a NatsController")
-        super().__init__(
-            decoder,
-            measure,
-            target,
-            num_steps=num_steps,
-            every=every,
-            bounds=bounds,
-            tolerance=tolerance,
-            window=window,
-            at_least=at_least,
-            largest_beta=largest_beta,
-            planned_steps=planned_steps,
-        )
 
 
 class NatsController(_ConstantController):
@@ -231,7 +237,7 @@ class NatsController(_ConstantController):
         target: as for :class:`InverseLipschitzController`.
         num_steps: as for :class:`InverseLipschitzController`.
         every: as for :class:`InverseLipschitzController`.
-        bounds: the smallest and the largest :math:`\kappa`, at most 40.
+        bounds: the smallest and the largest :math:`\kappa`, at most 40; 0 and 10 if None.
         tolerance: as for :class:`InverseLipschitzController`.
         window: as for :class:`InverseLipschitzController`.
         at_least: as for :class:`InverseLipschitzController`.
@@ -255,37 +261,11 @@ class NatsController(_ConstantController):
     _attribute = "nats"
     _symbol = "nats"
     _unit = 5e-3
+    _bounds = (0.0, 10.0)
 
-    def __init__(
-        self,
-        decoder: Any,
-        measure: Measure | Callable[..., Any],
-        target: float,
-        *,
-        num_steps: int,
-        every: int = 10,
-        bounds: tuple[float, float] = (0.0, 10.0),
-        tolerance: float = 0.02,
-        window: int = 10,
-        at_least: bool = False,
-        largest_beta: float = 1.0,
-        planned_steps: int | None = None,
-    ) -> None:
-        if getattr(decoder_with(self._attribute, decoder), "nats", None) is None:
+    def _check(self, nats: float | None, decoder: Any) -> None:
+        if nats is None:
             raise ValueError(
                 f"Expected decoder whose inverse_lipschitz was given in nats, got a {type(decoder).__name__} with a "
                 "number: use an InverseLipschitzController"
             )
-        super().__init__(
-            decoder,
-            measure,
-            target,
-            num_steps=num_steps,
-            every=every,
-            bounds=bounds,
-            tolerance=tolerance,
-            window=window,
-            at_least=at_least,
-            largest_beta=largest_beta,
-            planned_steps=planned_steps,
-        )

@@ -9,7 +9,7 @@ __all__ = ["WrappedELBO"]
 
 
 class WrappedELBO(ELBO):
-    """An objective whose settings and losses without gradients are those of the objective inside."""
+    """An objective around another one, from which it has its settings and its loss without gradients."""
 
     def __init__(self, elbo: ELBO) -> None:
         # ELBO.__init__ is not called, because __getattr__ reads the settings from ``elbo``: each exists only once.
