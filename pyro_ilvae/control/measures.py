@@ -95,36 +95,32 @@ class Measure:
 class _OfPrograms:
     """A diagnostic of a model and a guide as a function of a batch; a class, so that controllers can be pickled."""
 
-    def __init__(self, model: Program, guide: Program, *, num_samples: int, **options: Any) -> None:
+    def __init__(
+        self, compute: Callable[..., Tensor], model: Program, guide: Program, *, num_samples: int, **options: Any
+    ) -> None:
+        self.compute = compute
         self.model = _checks.function("model", model, "a model")
         self.guide = _checks.function("guide", guide, "a guide")
         self.options = {"num_samples": _checks.positive_int("num_samples", num_samples), **options}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._measured(self.model, self.guide, args, model_kwargs=kwargs or None, **self.options)
-
-    def _measured(self, *args: Any, **options: Any) -> Tensor:
-        raise NotImplementedError
+        return self.compute(self.model, self.guide, args, model_kwargs=kwargs or None, **self.options)
 
 
-class _SmallestKL(_OfPrograms):
-    def _measured(self, *args: Any, **options: Any) -> Tensor:
-        return kl_per_dimension(*args, **options).values.mean(0)
+def _mean_kl_per_dimension(*args: Any, **options: Any) -> Tensor:
+    return kl_per_dimension(*args, **options).values.mean(0)
 
 
-class _TotalKL(_OfPrograms):
-    def _measured(self, *args: Any, **options: Any) -> Tensor:
-        return kl_divergence(*args, **options).values.mean()
+def _mean_kl(*args: Any, **options: Any) -> Tensor:
+    return kl_divergence(*args, **options).values.mean()
 
 
-class _FisherDivergence(_OfPrograms):
-    def _measured(self, *args: Any, **options: Any) -> Tensor:
-        return guide_fisher_divergence(*args, **options).values.mean()
+def _mean_fisher_divergence(*args: Any, **options: Any) -> Tensor:
+    return guide_fisher_divergence(*args, **options).values.mean()
 
 
-class _Distortion(_OfPrograms):
-    def _measured(self, *args: Any, **options: Any) -> Tensor:
-        return -kl_divergence(*args, **options).values.mean() - evidence(*args, **options).elbo.mean()
+def _mean_distortion(*args: Any, **options: Any) -> Tensor:
+    return -_mean_kl(*args, **options) - evidence(*args, **options).elbo.mean()
 
 
 def smallest_kl(
@@ -153,7 +149,7 @@ def smallest_kl(
         >>> smallest_kl(vae.model, vae.guide)(torch.randn(20, 6)).shape
         torch.Size([2])
     """
-    function = _SmallestKL(model, guide, site=site, num_samples=num_samples, plate=plate)
+    function = _OfPrograms(_mean_kl_per_dimension, model, guide, site=site, num_samples=num_samples, plate=plate)
     return Measure(function, name="smallest KL", summary=torch.min)
 
 
@@ -174,7 +170,9 @@ def total_kl(
     Returns:
         the measure.
     """
-    return Measure(_TotalKL(model, guide, site=site, num_samples=num_samples, plate=plate), name="total KL")
+    return Measure(
+        _OfPrograms(_mean_kl, model, guide, site=site, num_samples=num_samples, plate=plate), name="total KL"
+    )
 
 
 def fisher_divergence(
@@ -197,7 +195,7 @@ def fisher_divergence(
     Returns:
         the measure, in one over squared units of z.
     """
-    function = _FisherDivergence(model, guide, site=site, num_samples=num_samples, plate=plate)
+    function = _OfPrograms(_mean_fisher_divergence, model, guide, site=site, num_samples=num_samples, plate=plate)
     return Measure(function, name="Fisher divergence", unit="per squared unit of z")
 
 
@@ -215,5 +213,5 @@ def distortion(model: Program, guide: Program, *, num_samples: int = 1, plate: s
     Returns:
         the measure.
     """
-    function = _Distortion(model, guide, num_samples=num_samples, plate=plate)
+    function = _OfPrograms(_mean_distortion, model, guide, num_samples=num_samples, plate=plate)
     return Measure(function, name="distortion", rises=False)

@@ -56,7 +56,7 @@ def run(controller, plant, num_steps=TOTAL):
 
 
 def information(constant, beta=1.0):
-    """A total KL like that of 16 dimensions with a noise scale of 0.1, of which data fill 20 nats."""
+    """The total KL of 16 dimensions with a noise scale of 0.1, roughly; data alone fill 20 nats."""
     return (20.0 + 8.0 * math.log1p((constant / 0.1) ** 2)) * beta**-1.3
 
 

@@ -208,7 +208,7 @@ class AggressiveInference:
 
     @contextmanager
     def _one_part(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-        """A context in which the optimizer sees the parameters of the guide alone, or those of the model."""
+        """A context in which the optimizer sees the guide's parameters alone, or the model's."""
         optim = self.svi.optim
 
         def choose(params: set[Tensor]) -> set[Tensor]:

@@ -47,7 +47,7 @@ class FreeBitsELBO(WrappedELBO):
 
     The divergences have formulas, given the draws of sites that the guide draws before, whatever ``elbo`` does. Those
     given components that the guide enumerates (:class:`~pyro.infer.TraceEnum_ELBO`) are weighted by
-    :math:`q(y \mid x)`. Scales and masks are those of the site in the guide. The divergence of a site in several plates
+    :math:`q(y \mid x)`. The guide's scales and masks of the site count. The divergence of a site in several plates
     is averaged over all of them. Of Pyro's AutoGuides, AutoNormal has formulas for sites of real numbers.
 
     Args:

@@ -99,7 +99,7 @@ def test_no_free_nats_are_the_plain_elbo(make):
 def test_dimensions_below_the_free_nats_have_no_gradient_of_their_divergence():
     pair = Pair()
     free = FreeBitsELBO(MEAN_FIELD(), 1e6)
-    pair.weight = torch.zeros_like(pair.weight)  # x tells nothing, so that all gradients are those of the divergence
+    pair.weight = torch.zeros_like(pair.weight)  # x tells nothing, so that all gradients come from the divergence
     _, *gradients = value_and_gradients(free, pair.model, pair.guide, pair.x)
     assert all(gradient.abs().max() < 1e-8 for gradient in gradients)
 
